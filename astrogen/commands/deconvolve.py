@@ -1,0 +1,185 @@
+"""`astrogen deconvolve`: survey images in; FITS files, a table and a page out."""
+import math
+import sys
+from functools import partial
+from pathlib import Path
+
+from astrogen.commands.words import (
+    ALL_FAILED, DONE, SOME_FAILED, complain, count, note_failure, number_or_name, number_or_path, positive, progress, short_warnings,
+)
+
+TEXT = "Deconvolve images of galaxies and say how far the result can be trusted."
+NOISE = ("variance", "sigma", "weight")
+COMPANIONS = ("psf", *NOISE, "mask")
+
+
+def add_options(verb):
+    verb.add_argument("images", nargs="*", metavar="IMAGE", help="FITS or .npy image, or FILE[HDU]; stands before the options")
+    verb.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for index.html, results.ecsv, and a FITS file and a figure per object")
+
+    planes = verb.add_argument_group("PSF, noise and mask", "each may be one for all images, or one for each in their order")
+    planes.add_argument("--psf", nargs="+", action="extend", default=[], metavar="FILE", help="FITS or .npy image, or a PsfEx model")
+    noise = planes.add_mutually_exclusive_group()
+    for kind, text in zip(NOISE, ("variance of the noise", "its standard deviation", "inverse variance, 0 = masked"), strict=True):
+        noise.add_argument(f"--{kind}", nargs="+", action="extend", default=[], metavar="FILE",
+                           help=f"{text}: a file, or a number; by default the plane in the image's own file, or estimated from the border")
+    planes.add_argument("--mask", nargs="+", action="extend", default=[], metavar="FILE", help="nonzero = bad, unless --bad-bits says more")
+    planes.add_argument("--bad-bits", nargs="+", metavar="BIT", type=number_or_name, help="names or values of the mask's bits that make a pixel bad")
+
+    psf = verb.add_argument_group("how the PSF is sampled")
+    psf.add_argument("--psf-oversampling", type=positive, default=1.0, metavar="K", help="pixels of the PSF image per observed pixel (default 1)")
+    psf.add_argument("--psf-without-pixel", action="store_true", help="the PSF image does not contain the pixel response")
+    psf.add_argument("--psf-recentre", action="store_true", help="the PSF image has even sides, its centre between the middle pixels")
+    psf.add_argument("--psf-position", nargs=2, type=float, metavar=("X", "Y"), help="pixel (from 0) of the exposure where a PsfEx model is evaluated")
+    psf.add_argument("--psf-hdu", type=number_or_name, metavar="HDU", help="which HDU of the PSF file")
+    psf.add_argument("--psf-plane", type=int, metavar="N", help="which plane of a cube of PSFs, or row of a merged PsfEx table")
+
+    image = verb.add_argument_group("which pixels")
+    image.add_argument("--hdu", type=number_or_name, metavar="HDU", help="which HDU of the image file")
+    image.add_argument("--plane", type=int, metavar="N", help="which plane of a cube")
+    image.add_argument("--position", nargs=2, type=float, metavar=("X", "Y"), help="centre of a cutout, pixels from 0")
+    image.add_argument("--size", type=count, metavar="N", help="side of the cutout in pixels")
+    image.add_argument("--pixel-scale", type=positive, metavar="ARCSEC", help="per pixel of the image (default: from its WCS)")
+
+    how = verb.add_argument_group("inference")
+    how.add_argument("--prior", default="galaxy", metavar="NAME", help="galaxy (default), galaxy-conv, or the folder of a trained prior")
+    how.add_argument("--prior-scale", type=positive, metavar="ARCSEC", help="per pixel of the deconvolved image (default: chosen so that the galaxy fits)")
+    how.add_argument("--method", choices=("map", "laplace", "hmc", "auto"), default="laplace", help="(default laplace)")
+    how.add_argument("--draws", type=count, default=200, metavar="N", help="posterior draws (default 200)")
+    how.add_argument("--chains", type=count, default=4, metavar="N", help="chains of hmc (default 4)")
+    how.add_argument("--background", choices=("fit", "fixed"), default="fit", help="fit a constant, or take it as subtracted (default fit)")
+    how.add_argument("--seed", type=int, default=1, metavar="N", help="(default 1)")
+    how.add_argument("--strict", action="store_true", help="exit with 3 where a posterior did not converge")
+
+    output = verb.add_argument_group("output")
+    output.add_argument("--figures", type=int, default=24, metavar="N", help="objects with a figure, in the page and as PNG (default 24)")
+    output.add_argument("--keep-draws", type=int, metavar="N", help="draws that each FITS file holds (default: all)")
+
+
+def run(options):
+    tasks = _match_companions(options)
+    options.out.mkdir(parents=True, exist_ok=True)
+    observations, failures = _read_all(tasks, options)
+    if not observations:
+        return _finish([], failures, options)
+    from astrogen import load_prior
+    results = _deconvolve_all(observations, load_prior(options.prior), failures, options)
+    _write_all(results, failures, options)
+    return _finish([result for _, result in results], failures, options)
+
+
+def _match_companions(options):
+    """For each image, the files that belong to it; wrong counts are usage errors."""
+    if not options.images:
+        options.parser.error("no IMAGE given; the images stand before the options")
+    if not options.psf:
+        options.parser.error("no PSF given; give --psf FILE")
+    if (options.position is None) != (options.size is None):
+        options.parser.error("--position and --size belong together")
+    tasks = [{"image": image} for image in options.images]
+    for kind in COMPANIONS:
+        given = getattr(options, kind)
+        if len(given) not in (0, 1, len(tasks)):
+            options.parser.error(f"--{kind} must be one for all images or one for each of the {len(tasks)}, got {len(given)}")
+        for task, path in zip(tasks, given * len(tasks) if len(given) == 1 else given, strict=bool(given)):
+            task[kind] = path
+    return tasks
+
+
+def _read_all(tasks, options):
+    """([(path, Observation)], [(path, reason)]): one bad input does not stop the others."""
+    observations, failures = [], []
+    for task in progress(tasks, "reading"):
+        try:
+            with short_warnings(task["image"]):
+                observations.append((task["image"], _read_one(task, options)))
+        except Exception as error:
+            note_failure(error, task["image"], failures, options)
+    return observations, failures
+
+
+def _read_one(task, options):
+    from astrogen.observation import read_observation
+    from astrogen.psf import make_psf, read_psf
+    planes = {kind: number_or_path(task[kind]) for kind in NOISE if kind in task}
+    read = partial(read_observation, task["image"], **planes, mask=task.get("mask"), bad_bits=options.bad_bits, hdu=options.hdu, plane=options.plane,
+                   pixel_scale=options.pixel_scale, position=options.position, size=options.size)
+    # A PSF needs the pixel scale, which may stand in the image's WCS: then the image is read with a point first.
+    pixel_scale = options.pixel_scale or read(psf=make_psf([[1.0]], pixel_scale=1e-6, pixel_response=0.0)).pixel_scale
+    return read(psf=read_psf(
+        task["psf"], pixel_scale=pixel_scale, oversampling=options.psf_oversampling, includes_pixel=not options.psf_without_pixel,
+        recentre=options.psf_recentre, position=options.psf_position or options.position, hdu=options.psf_hdu, plane=options.psf_plane))
+
+
+def _deconvolve_all(observations, prior, failures, options):
+    """[(path, Result)]: all together, and one by one where something is wrong with one of them."""
+    from astrogen import deconvolve
+    fit = partial(deconvolve, prior=prior, method=options.method, num_draws=options.draws, seed=options.seed, pixel_scale=options.prior_scale,
+                  background=options.background, num_chains=options.chains, progress=sys.stderr.isatty())
+    paths, stamps = zip(*observations, strict=True)
+    try:
+        return list(zip(paths, fit(list(stamps)), strict=True))
+    except ValueError as error:
+        if len(stamps) == 1:
+            note_failure(error, paths[0], failures, options)
+            return []
+    results = []
+    for path, stamp in progress(observations, "one by one"):
+        try:
+            results.append((path, fit([stamp])[0]))
+        except ValueError as error:
+            note_failure(error, path, failures, options)
+    return results
+
+
+def _write_all(results, failures, options):
+    """A FITS file for each result, the table, the page and its figures."""
+    if not results:
+        return
+    from astrogen.report import write_report
+    from astrogen.result import file_names
+    plain = [result for _, result in results]
+    for name, result in progress(list(zip(file_names(plain), plain, strict=True)), "writing"):
+        result.write_fits(options.out / f"{name}.fits", num_draws_kept=options.keep_draws)
+    _table(results, failures).write(options.out / "results.ecsv", format="ascii.ecsv", overwrite=True)
+    write_report(plain, options.out, title="Deconvolved galaxies", failures=failures, max_figures=options.figures)
+
+
+def _table(results, failures):
+    """One row for each image, those that failed included, as an astropy Table."""
+    from astropy.table import Table
+
+    from astrogen.result import QUANTITIES, all_status, file_names
+    plain = [result for _, result in results]
+    columns = {"name": [result.name for result in plain], "image": [path for path, _ in results], "file": [f"{name}.fits" for name in file_names(plain)]}
+    for quantity in QUANTITIES:
+        columns[quantity] = [getattr(result, quantity)[0] for result in plain]
+        columns[f"{quantity}_err"] = [getattr(result, quantity)[1] for result in plain]
+    columns |= {name: [getattr(result, name) for result in plain] for name in ("chi2", "p_value", "pixel_scale", "target_fwhm", "method", "converged")}
+    columns["unit"] = [str(result.observation.unit) for result in plain]
+    columns["status"] = [" | ".join(all_status(result)) for result in plain]
+    blank = {name: False if name == "converged" else "" if isinstance(values[0], str) else math.nan for name, values in columns.items()}
+    rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    rows += [{**blank, "image": path, "status": f"failed: {reason}"} for path, reason in failures]
+    table = Table(rows, names=list(columns))
+    for name in ("half_light_radius", "half_light_radius_err", "target_fwhm"):
+        table[name].unit = "arcsec"
+    table["pixel_scale"].unit = "arcsec/pix"
+    return table
+
+
+def _finish(results, failures, options):
+    """Print what was found, and choose the exit code."""
+    for result in results:
+        print(result.summary())
+    if results:
+        print(f"{len(results)} of {len(results) + len(failures)} objects: {options.out / 'index.html'}")
+    num_empty = sum(result.observation.status == "no_data" for result in results)
+    if num_empty:
+        complain(f"{num_empty} of {len(results)} images hold no good pixel")
+    if num_empty == len(results):
+        return ALL_FAILED
+    num_unconverged = sum(not result.converged for result in results) if options.strict else 0
+    if num_unconverged:
+        complain(f"{num_unconverged} of {len(results)} posteriors did not converge")
+    return SOME_FAILED if failures or num_empty or num_unconverged else DONE

@@ -1,0 +1,77 @@
+"""What the verbs share: exit codes, types of options, progress, and errors as one line."""
+import argparse
+import contextlib
+import math
+import sys
+import warnings
+from pathlib import Path
+
+DONE, SOME_FAILED, ALL_FAILED, INTERRUPTED = 0, 3, 4, 130
+
+
+def count(text):
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
+    return value
+
+
+def positive(text):
+    value = float(text)
+    if not (math.isfinite(value) and value > 0):
+        raise argparse.ArgumentTypeError(f"must be positive, got {text}")
+    return value
+
+
+def number_or_name(text):
+    return int(text) if text.isdecimal() else text
+
+
+def number_or_path(text):
+    """A constant noise level, unless a file of that name exists."""
+    with contextlib.suppress(ValueError):
+        return text if Path(text).exists() else float(text)
+    return text
+
+
+def progress(items, words):
+    from tqdm import tqdm
+    return tqdm(items, desc=words, file=sys.stderr, leave=False, disable=None if len(items) > 1 else True)
+
+
+@contextlib.contextmanager
+def short_warnings(path):
+    """Print each different warning of the package as one line, without the place in the code."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    for text in dict.fromkeys(one_line(w.message) for w in caught if w.category.__module__.startswith("astrogen.")):
+        complain(f"warning: {path}: {text}")
+
+
+def note_failure(error, path, failures, options):
+    """Record what a user can mend; let errors of the package through."""
+    if options.traceback or not is_users(error):
+        raise error
+    words = reason(error)
+    failures.append((path, words))
+    complain(words if str(path) in words else f"{path}: {words}")
+
+
+def is_users(error):
+    """Errors about input, options or the disk; anything else is a fault of the package and keeps its traceback."""
+    return isinstance(error, (ValueError, OSError)) or type(error).__module__.startswith("astrogen.")
+
+
+def reason(error):
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return one_line(error)
+
+
+def one_line(message):
+    return " ".join(str(message).split())
+
+
+def complain(text):
+    print(f"astrogen: {text}", file=sys.stderr)

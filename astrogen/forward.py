@@ -1,0 +1,191 @@
+"""What a telescope does: convolve a galaxy at the prior's resolution with its PSF, and sample it on the observed pixels.
+
+The prior's images are band-limited by a Gaussian target PSF, so the operation is a multiplication in Fourier space by
+
+    kernel(k) = psf(k) * pixel(k) / target(k)
+
+and a band-limited (trigonometric) interpolation at the centres of the observed pixels, whatever their scale and wherever the galaxy lies. Rows and columns
+are interpolated by two small matrices. Agrees with GalSim to 1e-4 of the peak (tests/test_forward.py).
+
+Geometry: both grids are measured in arcsec from the centre of the observed stamp; `shift` is the position of the prior image's centre, (x, y).
+"""
+import numpy as np
+import tensorflow as tf
+
+GRID = 128  # side of the padded grid, in prior pixels: twice the prior's stamp, so that nothing wraps around onto the galaxy
+
+
+def target_transform(frequency, target_fwhm):
+    """Fourier transform of the Gaussian target PSF at angular frequencies [...] in radian/arcsec."""
+    sigma = target_fwhm / np.sqrt(8 * np.log(2))
+    return np.exp(-0.5 * (sigma * frequency) ** 2)
+
+
+def psf_transform(psf_image, psf_scale, frequency_x, frequency_y):
+    """Fourier transform of a sampled PSF, by direct summation over its pixels.
+
+    Zero beyond the Nyquist frequency of the PSF image's own grid, where the samples say nothing.
+
+    Parameters
+    ----------
+    psf_image : array [k, k], k odd, sums to 1
+    psf_scale : float, arcsec/pixel of the PSF image
+    frequency_x, frequency_y : arrays [m], [n], radian/arcsec
+
+    Returns
+    -------
+    array [n, m], complex128
+    """
+    half = psf_image.shape[0] // 2
+    position = (np.arange(psf_image.shape[0]) - half) * psf_scale
+    nyquist = np.pi / psf_scale * (1 + 1e-9)
+    along = np.exp(-1j * frequency_y[:, None] * position) * (np.abs(frequency_y) <= nyquist)[:, None]
+    across = np.exp(-1j * frequency_x[:, None] * position) * (np.abs(frequency_x) <= nyquist)[:, None]
+    return along @ psf_image @ across.T
+
+
+def grid_frequencies(prior_scale):
+    """Angular frequencies (radian/arcsec) of the padded grid: (x [GRID // 2 + 1], y [GRID])."""
+    return 2 * np.pi * np.fft.rfftfreq(GRID, prior_scale), 2 * np.pi * np.fft.fftfreq(GRID, prior_scale)
+
+
+def kernel_transform(psf_image, *, psf_scale, pixel_response, pixel_scale, prior_scale, target_fwhm):
+    """Fourier transform of (observed PSF with the pixel response) / (target PSF) on the padded grid.
+
+    Parameters
+    ----------
+    psf_image : array [k, k], k odd, sums to 1
+    psf_scale : float, arcsec/pixel of the PSF image
+    pixel_response : float, side (arcsec) of the square pixel that the PSF image already contains; 0 for none
+    pixel_scale : float, arcsec/pixel of the observation
+    prior_scale : float, arcsec/pixel of the prior's image
+    target_fwhm : float, arcsec, of the prior's Gaussian target PSF
+
+    Returns
+    -------
+    array [GRID, GRID // 2 + 1], complex64
+    """
+    kx, ky = grid_frequencies(prior_scale)
+    psf = psf_transform(psf_image, psf_scale, kx, ky)
+    pixel = _box_ratio(ky, pixel_scale, pixel_response)[:, None] * _box_ratio(kx, pixel_scale, pixel_response)
+    target = target_transform(np.hypot(ky[:, None], kx), target_fwhm)
+    return (psf * pixel / target).astype(np.complex64)
+
+
+def _box_ratio(frequency, wanted, contained):
+    """Transform of a box of side `wanted` over that of the box that is already there."""
+    if np.isclose(wanted, contained):
+        return np.ones_like(frequency)
+    below = np.sinc(frequency * contained / (2 * np.pi))
+    # A box that is already there has zeros; beyond its first one nothing can be restored.
+    alive = np.abs(frequency) * contained < 2 * np.pi * 0.95
+    return np.where(alive, np.sinc(frequency * wanted / (2 * np.pi)) / np.where(alive, below, 1.0), 0.0)
+
+
+def convolve(images, kernels):
+    """Convolve images at the prior's resolution with kernels given by their transforms, on the padded grid.
+
+    Parameters
+    ----------
+    images : Tensor [..., height, width], flux per prior pixel, sides at most GRID
+    kernels : Tensor [..., GRID, GRID // 2 + 1], complex64; broadcasts against the images
+
+    Returns
+    -------
+    Tensor [..., GRID, GRID], centred where the images are
+    """
+    height, width = images.shape[-2:]
+    top, left = (GRID - height) // 2, (GRID - width) // 2
+    padded = tf.pad(images, [[0, 0]] * (len(images.shape) - 2) + [[top, GRID - height - top], [left, GRID - width - left]])
+    return tf.signal.irfft2d(tf.signal.rfft2d(padded) * kernels, fft_length=[GRID, GRID])
+
+
+def interpolation_matrix(num_pixels, pixel_scale, prior_scale, shift, grid=GRID):
+    """Rows of a band-limited interpolation from the padded prior grid to the centres of the observed pixels along one axis.
+
+    Pixels outside the padded grid see nothing: their rows are zero.
+
+    Parameters
+    ----------
+    num_pixels : int, observed pixels along the axis
+    pixel_scale, prior_scale : float or Tensor [batch], arcsec/pixel
+    shift : Tensor [batch], arcsec, position of the prior's centre from the stamp's centre
+    grid : int, even, side of the prior grid
+
+    Returns
+    -------
+    Tensor [batch, num_pixels, grid]
+    """
+    shift = tf.convert_to_tensor(shift)
+    pixel_scale, prior_scale = (tf.broadcast_to(tf.cast(scale, shift.dtype), shift.shape)[:, None] for scale in (pixel_scale, prior_scale))
+    observed = tf.range(num_pixels, dtype=shift.dtype) - (num_pixels - 1) / 2
+    position = (observed * pixel_scale - shift[:, None]) / prior_scale                        # [batch, num_pixels], in prior pixels
+    offset = position[..., None] - (tf.range(grid, dtype=shift.dtype) - (grid - 1) / 2)
+    weight = _dirichlet(offset, grid)
+    return tf.where(tf.abs(position)[..., None] <= grid / 2, weight, tf.zeros_like(weight))
+
+
+def _dirichlet(offset, grid):
+    """Periodic sinc for an even number of samples: sin(pi t) / (grid tan(pi t / grid)), 1 at t = 0. Differentiable there too."""
+    # t is reduced to the nearest period first: float32 sines of large arguments lose the digits that the flux needs.
+    period = offset - grid * tf.round(offset / grid)
+    near = tf.abs(period) < 1e-3
+    safe = tf.where(near, tf.ones_like(period), period)
+    nearest = tf.round(safe)
+    sign = 1.0 - 2.0 * tf.math.floormod(nearest, 2.0)
+    value = sign * tf.sin(np.pi * (safe - nearest)) / (grid * tf.tan(np.pi * safe / grid))
+    return tf.where(near, 1.0 - (np.pi**2 / 6 + np.pi**2 / (3 * grid**2)) * period**2, value)
+
+
+def sample(convolved, rows, columns, flux_scale):
+    """Observed flux per pixel from images on the padded grid.
+
+    Parameters
+    ----------
+    convolved : Tensor [batch or 1, ..., GRID, GRID], flux per prior pixel
+    rows, columns : Tensors [batch, height, GRID], [batch, width, GRID]
+    flux_scale : Tensor [batch], (pixel_scale / prior_scale)^2: the ratio of the pixels' areas
+
+    Returns
+    -------
+    Tensor [batch, ..., height, width], flux per observed pixel
+    """
+    extra = len(convolved.shape) - 3
+    rows = tf.reshape(rows, [rows.shape[0]] + [1] * extra + rows.shape[1:])
+    columns = tf.reshape(columns, [columns.shape[0]] + [1] * extra + columns.shape[1:])
+    scale = tf.reshape(flux_scale, [-1] + [1] * (extra + 2))
+    return tf.matmul(tf.matmul(rows, convolved), columns, transpose_b=True) * scale
+
+
+def render(images, kernels, *, shape, pixel_scale, prior_scale, shift, background=0.0):
+    """What the telescope records of galaxies given at the prior's resolution.
+
+    Parameters
+    ----------
+    images : Tensor [batch, height, width], flux per prior pixel
+    kernels : Tensor [batch or 1, GRID, GRID // 2 + 1], from `kernel_transform`
+    shape : (int, int), height and width of the observed stamp
+    pixel_scale, prior_scale : float or Tensor [batch], arcsec/pixel
+    shift : Tensor [batch, 2], arcsec, (x, y) of the galaxy from the stamp's centre
+    background : float or Tensor [batch, 1, 1], flux per observed pixel
+
+    Returns
+    -------
+    Tensor [batch, *shape], flux per observed pixel
+    """
+    rows = interpolation_matrix(shape[0], pixel_scale, prior_scale, shift[:, 1])
+    columns = interpolation_matrix(shape[1], pixel_scale, prior_scale, shift[:, 0])
+    scale = tf.broadcast_to((tf.cast(pixel_scale, tf.float32) / tf.cast(prior_scale, tf.float32)) ** 2, [images.shape[0]])
+    return sample(convolve(images, kernels), rows, columns, scale) + background
+
+
+def move(images, shift, prior_scale):
+    """Images [draw, height, width] moved together by `shift` (x, y) arcsec on their own grid, band-limited; light that leaves the stamp is lost.
+
+    prior_scale : float, arcsec/pixel
+    """
+    height, width = images.shape[1:]
+    shift = tf.cast(shift, tf.float32)
+    rows = interpolation_matrix(height, prior_scale, prior_scale, shift[1:], grid=height)
+    columns = interpolation_matrix(width, prior_scale, prior_scale, shift[:1], grid=width)
+    return tf.matmul(tf.matmul(rows, images), columns, transpose_b=True)

@@ -1,0 +1,487 @@
+"""What we believe now: the posterior over one galaxy's unconvolved image, in numbers, images and words.
+
+A `Result` is made by `make_result` from posterior draws. The deconvolved grid and the observed stamp share their geometric
+centres; every draw stands where the galaxy stands on the sky. Catalogue quantities come from the draws, one by one: the mean
+of many images is rounder and larger than any of them.
+"""
+import json
+import math
+import re
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from astropy.table import Table
+from astropy.units import Unit
+from astropy.wcs.utils import fit_wcs_from_points
+from scipy import stats
+
+from astrogen.galsim_objects import measure_image
+from astrogen.images import InputFileError, read_plane_wcs, read_planes, write_planes
+from astrogen.observation import Observation
+from astrogen.psf import PSF
+
+R_HAT_MAX = 1.01      # Vehtari et al. 2021, section 4
+K_HAT_MAX = 0.7       # Vehtari et al. 2024, section 3.2.4
+POOR_FIT_P = 1e-3
+SMALLEST_P = 1e-9     # smaller ones are printed as smaller
+MIN_PIXELS = 9        # fewer pixels are no test of a fit
+MIN_DRAWS = 8         # fewer draws give no error
+FORMAT = "astrogen result 1"
+QUANTITIES = ("flux", "half_light_radius", "e1", "e2")
+
+
+@dataclass(frozen=True)
+class Quantities:
+    """Catalogue quantities, each (value, error): the median over the draws and half of their central 68 % interval.
+
+    Of the image at the target resolution. The error is nan with fewer than 8 draws, everything is nan where nothing could be
+    measured. flux: in the units of the observation; half_light_radius: arcsec; e1, e2: distortion convention, along the pixel
+    axes; num_failed: draws on which the adaptive moments did not converge (left out of e1, e2); covariance [4, 4] of the four in this
+    order over the draws where all of them could be measured, as nested tuples, nan with fewer than 8.
+    """
+
+    flux: tuple
+    half_light_radius: tuple
+    e1: tuple
+    e2: tuple
+    num_failed: int
+    covariance: tuple
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """The posterior of one object. Made by `make_result`; written by `write_fits`, read by `read_result`.
+
+    observation : Observation
+    pixel_scale : float, arcsec per pixel of the deconvolved image
+    target_fwhm : float, arcsec, Gaussian resolution of the deconvolved image
+    image, image_std : float32 [64, 64], flux per deconvolved pixel, posterior mean and standard deviation
+    model : float32 [h, w], flux per observed pixel: posterior mean convolved with the PSF, plus background
+    residual : float32 [h, w], observed minus model, 0 at masked pixels
+    draws : float32 [num_draws, 64, 64], flux per deconvolved pixel: equally probable images, standing where the galaxy stands
+    latent_draws : [num_draws, d]; flux_draws : [num_draws]; shift_draws : [num_draws, 2], (x, y) arcsec from the stamp's centre;
+    background_draws : [num_draws], flux per observed pixel
+    chi2, p_value : float, reduced chi-square inside the galaxy, and the probability of a larger one
+    method : str, map, laplace or hmc
+    status : tuple of sentences `word: explanation`, empty where nothing is to be said
+    converged : bool, the draws can be taken for the posterior
+    diagnostics : dict of str -> float
+    provenance : dict, what made this (seed, versions, weights, options); JSON types only
+    """
+
+    observation: Observation
+    pixel_scale: float
+    target_fwhm: float
+    image: np.ndarray
+    image_std: np.ndarray
+    model: np.ndarray
+    residual: np.ndarray
+    draws: np.ndarray
+    latent_draws: np.ndarray
+    flux_draws: np.ndarray
+    shift_draws: np.ndarray
+    background_draws: np.ndarray
+    chi2: float
+    p_value: float
+    method: str
+    status: tuple
+    converged: bool
+    diagnostics: dict
+    provenance: dict
+    measured: Quantities | None = None
+
+    @cached_property
+    def quantities(self):
+        """Quantities, measured on first use (about 1 ms per draw)."""
+        return self.measured or measure(self.draws, pixel_scale=self.pixel_scale)
+
+    @property
+    def flux(self):
+        """(value, error) in the units of the observation."""
+        return self.quantities.flux
+
+    @property
+    def half_light_radius(self):
+        """(value, error) in arcsec, at the target resolution."""
+        return self.quantities.half_light_radius
+
+    @property
+    def e1(self):
+        """(value, error), distortion convention, along the pixel axes."""
+        return self.quantities.e1
+
+    @property
+    def e2(self):
+        """(value, error), distortion convention, along the pixels' diagonal."""
+        return self.quantities.e2
+
+    @property
+    def name(self):
+        """Name of the object."""
+        return self.observation.name
+
+    @property
+    def wcs(self):
+        """WCS of the deconvolved grid, or None where the observation has none."""
+        if self.observation.wcs is None:
+            return None
+        return deconvolved_wcs(self.observation.wcs, self.observation.image.shape, ratio=self.observation.pixel_scale / self.pixel_scale,
+                               shape=self.image.shape)
+
+    def draw_images(self, num, *, seed):
+        """Imagined solutions: `num` different images drawn from the posterior.
+
+        Parameters
+        ----------
+        num : int, at most the number of draws
+        seed : int
+
+        Returns
+        -------
+        float32 [num, 64, 64], flux per deconvolved pixel
+        """
+        if not 0 <= num <= len(self.draws):
+            raise ValueError(f"draw_images: num must be between 0 and the {len(self.draws)} draws that this result holds, got {num}; "
+                             "deconvolve with more draws")
+        return self.draws[np.random.default_rng(seed).choice(len(self.draws), num, replace=False)]
+
+    def summary(self):
+        """What was found and how far it can be trusted, as text of several lines."""
+        height, width = self.observation.image.shape
+        lines = [f"{self.name}: {width} x {height} pixels of {self.observation.pixel_scale:.4g} arcsec, deconvolved to "
+                 f"{self.target_fwhm:.4g} arcsec (FWHM) by {self.method}, {len(self.draws)} draws"]
+        unit = f" {self.observation.unit}".rstrip()
+        for label, pair, suffix in (("flux", self.flux, unit), ("half-light radius", self.half_light_radius, " arcsec"),
+                                    ("e1", self.e1, ""), ("e2", self.e2, "")):
+            lines.append(f"  {label:18s} {format_value(pair)}{suffix}")
+        lines.append(f"  {'reduced chi2':18s} {self.chi2:.2f} inside the galaxy ({format_p(self.p_value)})")
+        lines += [f"  {note}" for note in self.observation.notes]
+        lines += [f"  {sentence}" for sentence in all_status(self)] or ["  ok"]
+        return "\n".join(lines)
+
+    def write_fits(self, path, *, num_draws_kept=None):
+        """Write everything to one FITS file, whole or not at all; see `write_result`."""
+        write_result(self, path, num_draws_kept=num_draws_kept)
+
+
+# --- making
+
+def make_result(observation, *, pixel_scale, target_fwhm, draws, model, latent_draws, flux_draws, shift_draws, background_draws, method,
+                diagnostics, provenance, num_fitted=0.0, status=()):
+    """Turn posterior draws into a Result.
+
+    Parameters
+    ----------
+    observation : Observation
+    pixel_scale, target_fwhm : float, arcsec per pixel of the draws, and their resolution
+    draws : array [num_draws, height, width], flux per pixel, moved to where the galaxy stands
+    model : array [h, w], posterior mean convolved with the PSF, with background, flux per observed pixel
+    latent_draws [num_draws, d], flux_draws [num_draws], shift_draws [num_draws, 2] (arcsec), background_draws [num_draws]
+    method : str, how the draws were made
+    diagnostics : dict of str -> float; r_hat, k_hat, num_divergent and map_converged (0 or 1) are judged where present
+    provenance : dict of JSON types
+    num_fitted : float, effective number of parameters that the data fixed; taken off the degrees of freedom
+    status : further sentences, each `word: explanation`; one that begins with `not_converged` makes converged False
+
+    Returns
+    -------
+    Result
+
+    Raises
+    ------
+    ValueError : shapes that do not belong together.
+    """
+    draws, model = np.asarray(draws, np.float32), np.asarray(model, np.float32)
+    per_draw = {"latent_draws": latent_draws, "flux_draws": flux_draws, "shift_draws": shift_draws, "background_draws": background_draws}
+    per_draw = {name: np.asarray(values, np.float32) for name, values in per_draw.items()}
+    _check_shapes(observation, draws, model, per_draw)
+    finite = np.isfinite(draws).all(axis=(1, 2)) & np.all([np.isfinite(v.reshape(len(v), -1)).all(1) for v in per_draw.values()], axis=0)
+    if observation.status == "no_data" or not finite.any() or not np.isfinite(model).all():
+        return _empty_result(observation, pixel_scale, target_fwhm, draws, per_draw, method, diagnostics, provenance)
+    draws, per_draw = draws[finite], {name: values[finite] for name, values in per_draw.items()}
+    residual = np.where(observation.mask, 0, observation.image - model).astype(np.float32)
+    background = per_draw["background_draws"].mean()
+    chi2, p_value = goodness_of_fit(residual, model - background, observation, num_fitted=num_fitted)
+    status = (*judge(diagnostics, chi2, p_value, num_lost=int((~finite).sum())), *status)
+    image = draws.mean(0, np.float64).astype(np.float32)
+    return Result(
+        observation=observation, pixel_scale=float(pixel_scale), target_fwhm=float(target_fwhm), image=image,
+        image_std=np.sqrt(np.square(draws - image).mean(0)), model=model, residual=residual, draws=draws, **per_draw, chi2=chi2,
+        p_value=p_value, method=method, status=status, converged=not any(sentence.startswith("not_converged") for sentence in status),
+        diagnostics=dict(diagnostics), provenance=dict(provenance))
+
+
+def _check_shapes(observation, draws, model, per_draw):
+    if draws.ndim != 3:
+        raise ValueError(f"make_result: draws must be [num_draws, height, width], got shape {draws.shape}; keep the axis of the draws")
+    if model.shape != observation.image.shape:
+        raise ValueError(f"make_result: model must have the observation's shape {observation.image.shape}, got {model.shape}; "
+                         "render it on the observed grid")
+    for name, values in per_draw.items():
+        if len(values) != len(draws):
+            raise ValueError(f"make_result: {name} must have one row for each of the {len(draws)} draws, got {len(values)}; pass the same draws")
+
+
+def _empty_result(observation, pixel_scale, target_fwhm, draws, per_draw, method, diagnostics, provenance):
+    """Zeros and a reason, for an object that cannot be deconvolved."""
+    no_data = observation.status == "no_data"
+    reason = "no_data: every pixel is masked" if no_data else "not_converged: the posterior is not finite; look at the input images"
+    blank, stamp = np.zeros(draws.shape[1:], np.float32), np.zeros(observation.image.shape, np.float32)
+    return Result(
+        observation=observation, pixel_scale=float(pixel_scale), target_fwhm=float(target_fwhm), image=blank, image_std=blank, model=stamp,
+        residual=stamp, draws=draws[:0], **{name: values[:0] for name, values in per_draw.items()}, chi2=math.nan, p_value=math.nan,
+        method=method, status=(reason,), converged=False, diagnostics=dict(diagnostics), provenance=dict(provenance))
+
+
+def goodness_of_fit(residual, source, observation, *, num_fitted=0.0):
+    """Reduced chi-square of the residual inside the galaxy, and the probability of a larger one.
+
+    Inside means unmasked pixels where the model (not the data, which would select its own noise) exceeds the noise's standard
+    deviation, or the nine most significant ones where the galaxy is fainter than that. Pixels are taken as independent.
+
+    Parameters
+    ----------
+    residual, source : arrays [h, w], flux per pixel: observed minus model; model without background
+    observation : Observation
+    num_fitted : float, effective number of fitted parameters
+
+    Returns
+    -------
+    (chi2, p_value) : floats
+    """
+    sigma = np.sqrt(observation.variance)
+    significance = np.where(observation.mask, -np.inf, source / sigma)
+    num_good = int((~observation.mask).sum())
+    threshold = min(1.0, np.sort(significance, axis=None)[-min(MIN_PIXELS, num_good)])
+    pixels = residual[significance >= threshold] / sigma[significance >= threshold]
+    freedom = max(pixels.size - num_fitted, 1.0)
+    total = float(np.square(pixels, dtype=np.float64).sum())
+    return total / freedom, float(stats.chi2.sf(total, freedom))
+
+
+def judge(diagnostics, chi2, p_value, *, num_lost=0):
+    """Sentences on what stands against a result; none where nothing does.
+
+    Parameters
+    ----------
+    diagnostics : dict of str -> float; r_hat, k_hat, num_divergent, map_converged are looked at
+    chi2, p_value : float
+    num_lost : int, draws that were not finite
+
+    Returns
+    -------
+    tuple of str, `not_converged: ...` or `poor_fit: ...`
+    """
+    sentences = []
+    if diagnostics.get("map_converged", 1) < 1:
+        sentences.append("not_converged: the search for the best fit stopped before its end; give a smaller stamp or better starting values")
+    if not diagnostics.get("r_hat", 1) <= R_HAT_MAX:
+        sentences.append(f"not_converged: R-hat is {diagnostics['r_hat']:.3f}, more than {R_HAT_MAX}: the chains disagree; take more draws or chains")
+    if not diagnostics.get("k_hat", 0) <= K_HAT_MAX:
+        sentences.append(f"not_converged: k-hat is {diagnostics['k_hat']:.2f}, more than {K_HAT_MAX}: the posterior is not Gaussian enough "
+                         "for the Laplace approximation; use method hmc")
+    if diagnostics.get("num_divergent", 0) > 0:
+        sentences.append(f"not_converged: {int(diagnostics['num_divergent'])} divergent steps: a corner of the posterior was missed; take more draws")
+    if num_lost:
+        sentences.append(f"not_converged: {num_lost} draws were not finite and were left out")
+    if p_value < POOR_FIT_P:
+        sentences.append(f"poor_fit: reduced chi2 is {chi2:.2f} inside the galaxy ({format_p(p_value)}): star, blend or artefact outside the prior, "
+                         "or the variance or the PSF is wrong; look at the residual")
+    return tuple(sentences)
+
+
+def all_status(result):
+    """The sentences of `result.status`, and what measuring its draws adds."""
+    num_failed = result.quantities.num_failed
+    if not num_failed:
+        return tuple(result.status)
+    return (*result.status, f"poor_shape: the adaptive moments did not converge on {num_failed} draws, which e1 and e2 leave out")
+
+
+# --- measuring
+
+def measure(draws, *, pixel_scale):
+    """Flux, half-light radius and ellipticity of each draw by GalSim, summed up over the draws.
+
+    Parameters
+    ----------
+    draws : array [num_draws, height, width], flux per pixel
+    pixel_scale : float, arcsec per pixel
+
+    Returns
+    -------
+    Quantities
+    """
+    rows = np.array([measure_image(draw, pixel_scale=pixel_scale) for draw in draws]).reshape(-1, 4)
+    return Quantities(*(_median_and_error(column) for column in rows.T), num_failed=int(np.isnan(rows[:, 2]).sum()), covariance=_covariance(rows))
+
+
+def _covariance(rows):
+    whole = rows[np.isfinite(rows).all(1)]
+    matrix = np.cov(whole.T) if len(whole) >= MIN_DRAWS else np.full((4, 4), np.nan)
+    return tuple(tuple(float(value) for value in line) for line in matrix)
+
+
+def _median_and_error(values):
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return math.nan, math.nan
+    low, middle, high = np.quantile(values, [0.16, 0.5, 0.84])
+    return float(middle), float((high - low) / 2) if len(values) >= MIN_DRAWS else math.nan
+
+
+def format_value(pair):
+    """`value ± error` with as many digits as the error allows; a dash for what could not be measured."""
+    value, error = pair
+    if not math.isfinite(value):
+        return "-"
+    if not (math.isfinite(error) and error > 0):
+        return f"{value:.4g}"
+    exponent = math.floor(math.log10(max(abs(value), error)))
+    if not -4 < exponent < 6:
+        return f"({format_value((value / 10.0**exponent, error / 10.0**exponent))})e{exponent:+03d}"
+    digits = max(0, 1 - math.floor(math.log10(error)))
+    return f"{value:.{digits}f} ± {error:.{digits}f}"
+
+
+def format_p(p_value):
+    """A p-value as `p = 0.12` or `p < 1e-09`."""
+    return f"p < {SMALLEST_P:.0e}" if p_value < SMALLEST_P else f"p = {p_value:.2g}"
+
+
+def file_names(results):
+    """One file name without ending for each result, made from the objects' names: safe in any file system, all different."""
+    names = []
+    for result in results:
+        plain = re.sub(r"[^A-Za-z0-9+_-]+", "_", result.name)[:100].strip("_") or "object"
+        number = sum(re.fullmatch(re.escape(plain) + r"(\.\d+)?", other) is not None for other in names)
+        names.append(f"{plain}.{number + 1}" if number else plain)
+    return names
+
+
+# --- the sky
+
+def deconvolved_wcs(wcs, observed_shape, *, ratio, shape):
+    """WCS of a grid with the same geometric centre and orientation, and another pixel scale.
+
+    The centre of n pixels is the FITS pixel coordinate (n + 1) / 2. Distortions of the observed WCS beyond the projection are
+    replaced by their linear part over the stamp.
+
+    Parameters
+    ----------
+    wcs : astropy WCS [2 axes] of the observed stamp
+    observed_shape, shape : (height, width) of the stamp and of the new grid
+    ratio : float, observed over new pixel scale
+
+    Returns
+    -------
+    astropy WCS
+    """
+    linear = _without_distortion(wcs, observed_shape) if wcs.has_distortion else wcs.deepcopy()
+    old_centre, new_centre = ((np.array(sides[::-1]) + 1) / 2 for sides in (observed_shape, shape))
+    linear.wcs.crpix = (linear.wcs.crpix - old_centre) * ratio + new_centre
+    if linear.wcs.has_cd():
+        linear.wcs.cd = linear.wcs.cd / ratio
+    else:
+        linear.wcs.cdelt = linear.wcs.cdelt / ratio
+    linear.pixel_shape = shape[::-1]
+    linear.wcs.set()
+    return linear
+
+
+def _without_distortion(wcs, shape):
+    x, y = (axis.ravel() for axis in np.meshgrid(*(np.linspace(0, side - 1, 5) for side in shape[::-1])))
+    return fit_wcs_from_points((x, y), wcs.pixel_to_world(x, y), projection=wcs)
+
+
+# --- files
+
+def write_result(result, path, *, num_draws_kept=None):
+    """Write a Result to one FITS file, whole or not at all.
+
+    Planes: IMAGE, IMAGE_STD and the cube DRAWS on the deconvolved grid with its WCS; MODEL, RESIDUAL, OBSERVED, VARIANCE and MASK on
+    the observed one; PSF. Tables: LATENT (a row for each draw: latent, flux, shift, background), ABOUT (name, value as JSON:
+    status, diagnostics, provenance). The primary header repeats the numbers that a catalogue needs.
+
+    Parameters
+    ----------
+    result : Result
+    path : path
+    num_draws_kept : int or None, how many draws to write (the first ones); None: all. The quantities stay those of all draws
+    """
+    observation, kept = result.observation, slice(num_draws_kept)
+    deconvolved = {"IMAGE": result.image, "IMAGE_STD": result.image_std, "DRAWS": result.draws[kept]}
+    observed = {"MODEL": result.model, "RESIDUAL": result.residual, "OBSERVED": observation.image, "VARIANCE": observation.variance,
+                "MASK": observation.mask}
+    if not len(deconvolved["DRAWS"]):
+        del deconvolved["DRAWS"]
+    wcs = {name: result.wcs for name in deconvolved} | {name: observation.wcs for name in observed}
+    unit = dict.fromkeys([*deconvolved, "MODEL", "RESIDUAL", "OBSERVED", "VARIANCE"], observation.unit)
+    latent = Table({"latent": result.latent_draws[kept], "flux": result.flux_draws[kept], "shift": result.shift_draws[kept],
+                    "background": result.background_draws[kept]})
+    about = _about(result)
+    tables = {"LATENT": latent, "ABOUT": Table({"name": list(about), "value": [json.dumps(value) for value in about.values()]})}
+    write_planes(path, {**deconvolved, **observed, "PSF": observation.psf.image}, wcs=wcs, unit=unit, header=_header(result), tables=tables)
+
+
+def _about(result):
+    observation = result.observation
+    return {
+        "format": FORMAT, "name": observation.name, "unit": observation.unit.to_string(),
+        "observed_pixel_scale": observation.pixel_scale, "notes": list(observation.notes), "observation_status": observation.status,
+        "psf_pixel_scale": observation.psf.pixel_scale, "psf_pixel_response": observation.psf.pixel_response,
+        "pixel_scale": result.pixel_scale, "target_fwhm": result.target_fwhm, "chi2": result.chi2, "p_value": result.p_value,
+        "method": result.method, "status": list(result.status), "converged": bool(result.converged),
+        "num_failed": result.quantities.num_failed, "covariance": result.quantities.covariance, "diagnostics": {name: float(value) for name, value in result.diagnostics.items()},
+        "provenance": result.provenance, **{name: getattr(result.quantities, name) for name in QUANTITIES}}
+
+
+def _header(result):
+    header = {"OBJECT": result.name, "METHOD": result.method, "CONVERGD": bool(result.converged), "PIXSCALE": result.pixel_scale,
+              "TARGFWHM": result.target_fwhm, "OBSSCALE": result.observation.pixel_scale, "CHI2": result.chi2, "P_VALUE": result.p_value,
+              "NUMDRAWS": len(result.draws), "NUMFAIL": result.quantities.num_failed}
+    for keyword, pair in zip(("FLUX", "HLR", "E1", "E2"), (getattr(result, name) for name in QUANTITIES), strict=True):
+        header |= {keyword: pair[0], f"{keyword}_ERR": pair[1]}
+    return header | {f"STATUS{number}": sentence for number, sentence in enumerate(all_status(result), 1)}
+
+
+def read_result(path):
+    """Read what `write_fits` wrote.
+
+    Parameters
+    ----------
+    path : path
+
+    Returns
+    -------
+    Result, with the draws that were kept and the quantities of all
+
+    Raises
+    ------
+    InputFileError : the file is damaged, or no result of astrogen.
+    """
+    planes, _, tables = read_planes(path)
+    try:
+        about = {str(row["name"]): json.loads(row["value"]) for row in tables["ABOUT"]}
+        if about["format"] != FORMAT:
+            raise InputFileError(path, f"is {about['format']!r}; this version reads {FORMAT!r}")
+        return _assemble(path, planes, tables["LATENT"], about)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputFileError(path, f"is no result of astrogen, or a damaged one ({type(error).__name__}: {error})") from error
+
+
+def _assemble(path, planes, latent, about):
+    observation = Observation(
+        image=planes["OBSERVED"], variance=planes["VARIANCE"], mask=planes["MASK"].astype(bool),
+        psf=PSF(planes["PSF"], about["psf_pixel_scale"], about["psf_pixel_response"]), pixel_scale=about["observed_pixel_scale"],
+        name=about["name"], wcs=read_plane_wcs(path, "OBSERVED"), unit=Unit(about["unit"], parse_strict="silent"),
+        notes=tuple(about["notes"]), status=about["observation_status"])
+    draws = planes.get("DRAWS", np.zeros((0, *planes["IMAGE"].shape), np.float32))
+    return Result(
+        observation=observation, image=planes["IMAGE"], image_std=planes["IMAGE_STD"], model=planes["MODEL"], residual=planes["RESIDUAL"],
+        draws=draws, **{f"{name}_draws": np.asarray(latent[name], np.float32) for name in ("latent", "flux", "shift", "background")},
+        **{name: about[name] for name in ("pixel_scale", "target_fwhm", "chi2", "p_value", "method", "converged", "diagnostics", "provenance")},
+        status=tuple(about["status"]),
+        measured=Quantities(*(tuple(about[name]) for name in QUANTITIES), num_failed=about["num_failed"],
+                            covariance=tuple(map(tuple, about["covariance"]))))

@@ -1,0 +1,226 @@
+"""What a survey run reads: a catalogue of objects, exposures with their companions, and the cutout of one object."""
+import hashlib
+import importlib
+import re
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from astropy.coordinates import SkyCoord
+from astropy.nddata import Cutout2D
+from astropy.table import Table
+
+from astrogen.observation import make_observation, make_psf, read_observation, read_psf
+
+NAMES = {    # column names that catalogues use, in the order in which they are looked for
+    "id": ("id", "object_id", "objid", "objectid", "source_id", "number", "name", "ident"),
+    "ra": ("ra", "ra_deg", "alpha_j2000", "alphawin_j2000", "raj2000", "coord_ra"),
+    "dec": ("dec", "dec_deg", "delta_j2000", "deltawin_j2000", "dej2000", "dedeg", "coord_dec"),
+    "x": ("x", "x_image", "xwin_image", "xcentroid"),
+    "y": ("y", "y_image", "ywin_image", "ycentroid"),
+}
+ONE_BASED = ("x_image", "y_image", "xwin_image", "ywin_image")     # SExtractor counts from 1
+COMPANIONS = ("psf", "variance", "sigma", "weight", "mask")
+POINT = [[1.0]]              # stands for the PSF while an exposure is read as a whole
+
+
+class Exposure(NamedTuple):
+    """Paths (str, or None) of an image and of what belongs to it; noise may be a number. band: "" where none is said."""
+
+    image: str
+    psf: str
+    variance: str | float | None = None
+    sigma: str | float | None = None
+    weight: str | float | None = None
+    mask: str | None = None
+    band: str = ""
+
+
+class Target(NamedTuple):
+    """One object in one exposure: its identifier, the exposure's number, and its position (x, y), pixels from 0."""
+
+    ident: str
+    exposure: int
+    x: float
+    y: float
+
+
+def read_catalogue(path):
+    """The objects of a table that Astropy reads: identifiers, and positions.
+
+    Parameters
+    ----------
+    path : path of FITS, ECSV, CSV, Parquet, VOTable, ...
+
+    Returns
+    -------
+    (ident, sky, pixels) : list of str; SkyCoord or None; array [num, 2] from 0 or None, one of which is there
+
+    Raises
+    ------
+    ValueError : the file is no table, has no positions, or an identifier occurs twice.
+    """
+    try:
+        table = Table.read(path)
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        raise ValueError(f"read_catalogue: catalogue must be a table that Astropy reads, got {path}: {error}; see `Table.read`") from error
+    found = {role: _column(table, names) for role, names in NAMES.items()}
+    ident = [str(value) for value in (table[found["id"]] if found["id"] else range(1, len(table) + 1))]
+    if not ident:
+        raise ValueError(f"read_catalogue: catalogue must hold objects, got an empty table in {path}")
+    if len(set(ident)) < len(ident):
+        twice = next(value for value in ident if ident.count(value) > 1)
+        raise ValueError(f"read_catalogue: identifiers must be different, got {twice!r} twice in {path}; results could not be told apart")
+    if found["ra"] and found["dec"]:
+        ra, dec = (np.ma.filled(np.ma.asarray(getattr(table[found[role]], "to_value", lambda unit: table[found[role]])("deg"), float), np.nan) for role in ("ra", "dec"))
+        return ident, SkyCoord(ra, dec, unit="deg"), None
+    if found["x"] and found["y"]:
+        columns = (np.ma.filled(np.ma.asarray(table[found[role]], float), np.nan) - (found[role].lower() in ONE_BASED) for role in ("x", "y"))
+        return ident, None, np.stack(list(columns), 1)
+    raise ValueError(f"read_catalogue: catalogue must have ra and dec, or x and y, got the columns {', '.join(table.colnames)} in {path}; rename two")
+
+
+def _column(table, names):
+    lowered = {name.lower(): name for name in table.colnames}
+    return next((lowered[name] for name in names if name in lowered), None)
+
+
+def list_exposures(images, **companions):
+    """Exposures of a list of images, or of a table of them.
+
+    Parameters
+    ----------
+    images : sequence of paths; or one path of a table with the column `image` and any of psf, variance, sigma, weight, mask, band, whose paths may be relative to it
+    companions : for each of psf, variance, sigma, weight, mask a sequence of one path, or of one for each image; what the table has counts first
+
+    Raises
+    ------
+    ValueError : a wrong number of companions, no PSF, or a table without images.
+    """
+    images, companions = [str(path) for path in images], {kind: [str(value) for value in values or ()] for kind, values in companions.items()}
+    if len(images) == 1 and not re.search(r"\.(fits?|fts|npy)(\.(gz|fz))?(\[.*\])?$", images[0], re.IGNORECASE) or (len(images) == 1 and _is_table(images[0])):
+        return _exposures_of_table(Path(images[0]), companions)
+    for kind, values in companions.items():
+        if len(values) not in (0, 1, len(images)):
+            raise ValueError(f"list_exposures: {kind} must be one for all images or one for each of the {len(images)}, got {len(values)}")
+    if not companions.get("psf"):
+        raise ValueError("list_exposures: psf must be given, got none; give one for all images, or one for each")
+    columns = {kind: values * len(images) if len(values) == 1 else values for kind, values in companions.items() if values}
+    return [Exposure(image, **{kind: values[row] for kind, values in columns.items()}) for row, image in enumerate(images)]
+
+
+def _is_table(path):
+    try:
+        return "image" in Table.read(path).colnames
+    except Exception:
+        return False
+
+
+def _exposures_of_table(path, companions):
+    try:
+        table = Table.read(path)
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        raise ValueError(f"list_exposures: images must be FITS or .npy files, or a table of them, got {path}: {error}") from error
+    if "image" not in table.colnames or not len(table):
+        raise ValueError(f"list_exposures: a table of images must have the column image, and rows, got {', '.join(table.colnames)} with {len(table)} rows in {path}")
+    exposures = []
+    for row in table:
+        fields = {kind: values[0] for kind, values in companions.items() if values}
+        fields |= {kind: _beside(path, str(row[kind])) for kind in (*COMPANIONS, "image") if kind in table.colnames and str(row[kind]).strip() not in ("", "--")}
+        exposures.append(Exposure(**{"psf": "", **fields}, band=str(row["band"]) if "band" in table.colnames else ""))
+    if not all(exposure.psf for exposure in exposures):
+        raise ValueError(f"list_exposures: psf must be given for every image, got none for {next(e.image for e in exposures if not e.psf)}; add a column psf to {path}, or give one")
+    return exposures
+
+
+def _beside(table, name):
+    """A number stays one; a path that is not there is looked for beside the table."""
+    return name if Path(name).exists() or re.fullmatch(r"[-+.\deE]+", name) or ":" in name else str(table.parent / name)
+
+
+def match(catalogue, exposures):
+    """Every object in every exposure that holds its position, and the objects that no exposure holds.
+
+    Parameters
+    ----------
+    catalogue : of `read_catalogue`
+    exposures : list of Exposure
+
+    Returns
+    -------
+    (targets, lost) : list of Target in the order of exposures and objects, list of (identifier, reason)
+
+    Raises
+    ------
+    ValueError : pixel positions with several exposures; an exposure without a WCS where positions are on the sky.
+    """
+    ident, sky, pixels = catalogue
+    if sky is None and len(exposures) > 1:
+        raise ValueError(f"match: positions must be on the sky (ra, dec) where there are several images, got x and y for {len(exposures)}")
+    targets, seen = [], set()
+    for number, exposure in enumerate(exposures):
+        whole = _whole(exposure, None)
+        if sky is not None and whole.wcs is None:
+            raise ValueError(f"match: images must have a WCS where the catalogue has ra and dec, got none in {exposure.image}; give x and y")
+        x, y = whole.wcs.world_to_pixel(sky) if sky is not None else pixels.T
+        inside = (x > -0.5) & (y > -0.5) & (x < whole.image.shape[1] - 0.5) & (y < whole.image.shape[0] - 0.5)       # False where NaN
+        targets += [Target(ident[row], number, float(x[row]), float(y[row])) for row in np.flatnonzero(inside)]
+        seen.update(np.flatnonzero(inside).tolist())
+    return targets, [(ident[row], "no image holds its position") for row in range(len(ident)) if row not in seen]
+
+
+@lru_cache(maxsize=2)
+def _whole(exposure, bad_bits):
+    """An exposure as one large Observation."""
+    noise = {kind: _number(getattr(exposure, kind)) for kind in ("variance", "sigma", "weight") if getattr(exposure, kind) is not None}
+    return read_observation(exposure.image, psf=make_psf(POINT, pixel_scale=1e-6, pixel_response=0.0), mask=exposure.mask, bad_bits=bad_bits, max_bad_fraction=1.0, **noise)
+
+
+def _number(text):
+    try:
+        return text if Path(str(text)).exists() else float(text)
+    except ValueError:
+        return text
+
+
+def cut_out(target, exposure, *, size, bad_bits=None):
+    """The Observation of one target: its stamp of `size` pixels with its own PSF; what lies beyond the exposure is masked."""
+    whole = _whole(exposure, bad_bits)
+    centre = (target.x, target.y)
+    stamp = Cutout2D(whole.image, centre, size, wcs=whole.wcs, mode="partial", fill_value=0)
+    bad, variance = (Cutout2D(plane, centre, size, mode="partial", fill_value=filler).data for plane, filler in ((whole.mask, True), (whole.variance, 1.0)))
+    psf = _psf(exposure, whole, centre)
+    return make_observation(stamp.data, psf=psf, variance=variance, mask=bad, wcs=stamp.wcs, pixel_scale=whole.pixel_scale, unit=whole.unit, name=target.ident)
+
+
+def _psf(exposure, whole, centre):
+    """The PSF at a position: of an image, a PsfEx model, or what a function `module:function` makes of it."""
+    if not is_callable(exposure.psf):
+        return read_psf(exposure.psf, pixel_scale=whole.pixel_scale, position=centre)
+    made = _function(exposure.psf)(image=exposure.image, x=centre[0], y=centre[1], pixel_scale=whole.pixel_scale)
+    return made if hasattr(made, "pixel_response") else make_psf(np.asarray(made), pixel_scale=whole.pixel_scale)
+
+
+def is_callable(name):
+    """Whether a PSF is named as module:function."""
+    return bool(re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name)) and not Path(name).exists()
+
+
+@lru_cache
+def _function(name):
+    module, function = name.split(":")
+    try:
+        return getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"cut_out: psf must name a function that can be imported, got {name!r}: {error}") from error
+
+
+def file_hash(path):
+    """The sha256 of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

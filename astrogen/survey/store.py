@@ -1,0 +1,237 @@
+"""What a survey run writes: chunk files (HDF5), the catalogue (Parquet), the list of failures, the manifest; and how they are read back.
+
+    DIR/manifest.json             configuration, hashes of catalogue, images, weights and code; at the end, the chunks' sha256
+    DIR/chunks/000012.h5          images, imagined solutions, latent draws and catalogue rows of one chunk
+    DIR/catalogue.parquet         one row for each object and exposure
+    DIR/failures.ecsv             what gave no result, and why
+"""
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import h5py
+import numpy as np
+from astropy.table import Table, vstack
+
+from astrogen.observation import make_observation, make_psf
+from astrogen.result import QUANTITIES, Quantities, Result, all_status
+
+FORMAT = "astrogen survey 1"
+MANIFEST, CATALOGUE, FAILURES = "manifest.json", "catalogue.parquet", "failures.ecsv"
+NUMBERS = ("chi2", "p_value", "pixel_scale", "target_fwhm")
+DIAGNOSTICS = ("k_hat", "ess", "r_hat", "num_divergent", "residual_amplitude")
+COVARIANCE = [(one, other) for index, one in enumerate(QUANTITIES) for other in QUANTITIES[index + 1:]]
+UNITS = {"half_light_radius": "arcsec", "half_light_radius_err": "arcsec", "target_fwhm": "arcsec", "pixel_scale": "arcsec"}
+
+
+class SurveyError(Exception):
+    """A run that cannot be started, gone on with, or read. `path` is the folder or file, `reason` says what is wrong and what to do."""
+
+    def __init__(self, path, reason):
+        super().__init__(f"{path}: {reason}")
+        self.path, self.reason = Path(path), reason
+
+
+def chunk_path(out, number):
+    """The file of one chunk."""
+    return Path(out) / "chunks" / f"{number:06d}.h5"
+
+
+def replace_whole(path, write_fn):
+    """Write a file beside `path` with `write_fn(temporary)`, see it on the disk, and put it in its place."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write_fn(temporary)
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+# --- chunks
+
+def pack(result, *, exposure, band, num_kept):
+    """What is kept of a Result: a row of the catalogue, and arrays."""
+    observation = result.observation
+    row = {"id": observation.name, "image": exposure, "band": band, "unit": str(observation.unit)}
+    for quantity in QUANTITIES:
+        row[quantity], row[f"{quantity}_err"] = getattr(result, quantity)
+    covariance = result.quantities.covariance
+    row |= {f"cov_{one}_{other}": covariance[QUANTITIES.index(one)][QUANTITIES.index(other)] for one, other in COVARIANCE}
+    row |= {name: getattr(result, name) for name in NUMBERS} | {name: result.diagnostics.get(name, np.nan) for name in DIAGNOSTICS}
+    row |= {"converged": result.converged, "method": result.method, "status": " | ".join(all_status(result))}
+    chosen = result.draw_images(min(num_kept, len(result.draws)), seed=0) if len(result.draws) else result.draws
+    arrays = {"image": result.image, "image_std": result.image_std, "draws": np.resize(chosen, (num_kept, *result.image.shape)),
+              "latent": result.latent_draws.astype(np.float16), "flux": result.flux_draws, "shift": result.shift_draws, "background": result.background_draws,
+              "observed": observation.image, "variance": observation.variance, "mask": observation.mask, "model": result.model,
+              "psf": observation.psf.image}
+    about = {"psf": [observation.psf.pixel_scale, observation.psf.pixel_response], "pixel_scale": observation.pixel_scale, "notes": observation.notes,
+             "status": result.status, "diagnostics": result.diagnostics, "provenance": result.provenance,
+             "num_failed": result.quantities.num_failed, "covariance": result.quantities.covariance}
+    return row, arrays, json.dumps(about, sort_keys=True)
+
+
+def write_chunk(path, packed, failures):
+    """Write packed results and failures, (identifier, reason), of one chunk: equal input makes equal bytes."""
+    def write(temporary):
+        with h5py.File(temporary, "w") as file:
+            file.attrs["format"] = FORMAT
+            text = h5py.string_dtype()
+            file.create_dataset("failures", data=np.array(failures, object).reshape(-1, 2), dtype=text)
+            file.create_dataset("about", data=[about for *_, about in packed], dtype=text)
+            for name in packed[0][0] if packed else ():
+                values = [row[name] for row, *_ in packed]
+                file.create_dataset(f"row/{name}", data=values, dtype=text if isinstance(values[0], str) else None)
+            for name in packed[0][1] if packed else ():
+                _write_arrays(file.create_group(f"array/{name}"), [arrays[name] for _, arrays, _ in packed])
+
+    replace_whole(path, write)
+
+
+def _write_arrays(group, arrays):
+    """Arrays of one rank as one flat dataset with their shapes: stamps and PSFs may differ."""
+    group.create_dataset("shape", data=[array.shape for array in arrays])
+    group.create_dataset("values", data=np.concatenate([np.ravel(array) for array in arrays]), compression="gzip", compression_opts=1, shuffle=True)
+
+
+def read_rows(path):
+    """(Table of the chunk's catalogue rows, list of (identifier, reason) that failed)."""
+    try:
+        with h5py.File(path) as file:
+            if file.attrs.get("format") != FORMAT:
+                raise OSError(f"format {file.attrs.get('format')!r}")
+            rows = {name: (np.array(values.asstr()[:], str) if values.dtype.kind == "O" else values[:]) for name, values in file.get("row", {}).items()}
+            return Table(rows), [tuple(pair) for pair in file["failures"].asstr()[:]]
+    except (OSError, KeyError) as error:
+        raise SurveyError(path, f"read_rows: chunk must be whole, got {error}; delete it and run again with --resume") from error
+
+
+def is_whole(path):
+    """Whether a chunk's file can be read to its end."""
+    try:
+        with h5py.File(path) as file:
+            file.visititems(lambda _, item: item[()] if isinstance(item, h5py.Dataset) else None)
+            return file.attrs.get("format") == FORMAT
+    except (OSError, RuntimeError):
+        return False
+
+
+def read_object(out, ident, *, image=None):
+    """One object of a survey run, as a Result with the imagined solutions that were kept.
+
+    Parameters
+    ----------
+    out : path of the run
+    ident : str, identifier in the catalogue
+    image : str or None, which exposure, where the object was in several
+
+    Raises
+    ------
+    SurveyError : no such object, or several exposures to choose from.
+    """
+    found = []
+    for path in sorted((Path(out) / "chunks").glob("*.h5")):
+        table, failures = read_rows(path)
+        found += [(path, row, table[row]["image"]) for row in np.flatnonzero(table["id"] == str(ident)) if image in (None, table[row]["image"])] if len(table) else []
+        for name, reason in failures:
+            if name == str(ident):
+                raise SurveyError(out, f"read_object: object {ident!r} has no result: {reason}")
+    if not found:
+        raise SurveyError(out, f"read_object: ident must be an object of the run, got {ident!r}; see {CATALOGUE}")
+    if len(found) > 1:
+        raise SurveyError(out, f"read_object: image must be given for {ident!r}, which is in {', '.join(str(name) for *_, name in found)}")
+    return _unpack(*found[0][:2])
+
+
+def _unpack(path, number):
+    with h5py.File(path) as file:
+        row = {name: (values.asstr()[number] if values.dtype.kind == "O" else values[number]) for name, values in file["row"].items()}
+        arrays = {name: _read_array(group, number) for name, group in file["array"].items()}
+        about = json.loads(file["about"].asstr()[number])
+    psf = make_psf(arrays["psf"], pixel_scale=about["psf"][0], pixel_response=about["psf"][1])
+    observation = make_observation(arrays["observed"], psf=psf, variance=arrays["variance"], mask=arrays["mask"], pixel_scale=about["pixel_scale"], unit=row["unit"] or None,
+                                   name=row["id"])
+    pairs = [(float(row[name]), float(row[f"{name}_err"])) for name in QUANTITIES]
+    residual = np.where(observation.mask, 0, observation.image - arrays["model"]).astype(np.float32)
+    return Result(observation=observation, pixel_scale=float(row["pixel_scale"]), target_fwhm=float(row["target_fwhm"]), image=arrays["image"],
+                  image_std=arrays["image_std"], model=arrays["model"], residual=residual, draws=arrays["draws"], latent_draws=arrays["latent"].astype(np.float32),
+                  flux_draws=arrays["flux"], shift_draws=arrays["shift"], background_draws=arrays["background"], chi2=float(row["chi2"]), p_value=float(row["p_value"]),
+                  method=row["method"], status=tuple(about["status"]), converged=bool(row["converged"]), diagnostics=about["diagnostics"],
+                  provenance=about["provenance"], measured=Quantities(*pairs, num_failed=about["num_failed"], covariance=tuple(map(tuple, about["covariance"]))))
+
+
+def _read_array(group, number):
+    shapes = group["shape"][:]
+    ends = np.cumsum(shapes.prod(1))
+    return group["values"][ends[number] - shapes[number].prod():ends[number]].reshape(shapes[number])
+
+
+# --- the run
+
+def read_survey(out):
+    """The catalogue of a finished run, as an astropy Table.
+
+    Raises
+    ------
+    SurveyError : the run has not finished.
+    """
+    path = Path(out) / CATALOGUE
+    if not path.is_file():
+        raise SurveyError(path, "read_survey: run must have finished, got no catalogue; go on with --resume")
+    return Table.read(path)
+
+
+def write_catalogue(out, num_chunks, lost):
+    """The rows of all chunks as one table, the failures as another; returns (number of rows, number of failures)."""
+    parts = [read_rows(chunk_path(out, number)) for number in range(num_chunks)]
+    tables, failures = [table for table, _ in parts if len(table)], [pair for _, some in parts for pair in some] + list(lost)
+    catalogue = vstack(tables) if tables else Table()
+    for name, unit in UNITS.items():
+        if name in catalogue.colnames:
+            catalogue[name].unit = unit
+    if tables:
+        replace_whole(Path(out) / CATALOGUE, lambda temporary: catalogue.write(temporary, format="parquet", overwrite=True))
+    listed = Table({"id": np.array([name for name, _ in failures], str), "reason": np.array([reason for _, reason in failures], str)})
+    replace_whole(Path(out) / FAILURES, lambda temporary: listed.write(temporary, format="ascii.ecsv", overwrite=True))
+    return len(catalogue), len(failures)
+
+
+def settle_manifest(out, wanted, *, resume, force=False):
+    """Write the manifest of a new run, or see that an old one is of the same configuration.
+
+    Raises
+    ------
+    SurveyError : the folder holds a run and `resume` is not set, or its configuration, weights or code were others.
+    """
+    path = Path(out) / MANIFEST
+    if path.is_file():
+        if not resume:
+            raise SurveyError(path, "run_survey: out must hold no run, got a manifest; go on with --resume, or choose another folder")
+        found = read_manifest(path)
+        differing = [name for name in wanted if found.get(name) != wanted[name]]
+        if differing and not force:
+            told = "; ".join(f"{name} {_short(found.get(name))} now {_short(wanted[name])}" for name in differing)
+            raise SurveyError(path, f"run_survey: a resumed run must be of the same {' and '.join(differing)}, got {told}; choose another folder, or mix them with --force")
+        if not differing:
+            return
+    replace_whole(path, lambda temporary: temporary.write_text(json.dumps({"format": FORMAT, **wanted}, indent=1, sort_keys=True) + "\n"))
+
+
+def _short(value):
+    text = json.dumps(value, sort_keys=True)
+    return text if len(text) < 80 else hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def read_manifest(path):
+    """The manifest of a run, as a dict."""
+    try:
+        manifest = json.loads(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise SurveyError(path, f"read_manifest: manifest must be JSON, got {error}; start again in another folder") from error
+    if manifest.get("format") != FORMAT:
+        raise SurveyError(path, f"read_manifest: format must be {FORMAT!r}, got {manifest.get('format')!r}; use the release that wrote it")
+    return manifest

@@ -1,0 +1,34 @@
+"""Training: plain loops that write weights and cards."""
+
+
+def train_prior(name, *, records, out, num_steps=None, seed=1, resume=False, real=None, validation=None, loss=None):
+    """Train the prior `name` from records and write its weights; see the module of each.
+
+    Parameters
+    ----------
+    name : str, "galaxy", "galaxy-conv" or "kappa"
+    records : path, of `python -m data_pipelines galaxies`, or convergence for "kappa"
+    out : path, for checkpoints, logs, the weights and a contact sheet
+    num_steps : int or None for the length that the shipped weights were trained for
+    real : path or None, of `python -m data_pipelines real`; for "galaxy" only
+    validation : path or None, records of other simulations; for "kappa" only
+    loss : str or None, "wgan-gp" or "gan"; for "kappa" only
+
+    Returns
+    -------
+    path : of the weights, for `load_prior`
+    """
+    given = {word: value for word, value in (("real", real), ("validation", validation), ("loss", loss)) if value is not None}
+    allowed = {"galaxy": {"real"}, "galaxy-conv": set(), "kappa": {"validation", "loss"}}
+    if name not in allowed:
+        raise ValueError(f"train_prior: name must be {', '.join(map(repr, allowed))}, got {name!r}; see `astrogen train --help`")
+    for word in sorted(given.keys() - allowed[name]):
+        raise ValueError(f"train_prior: {word} must be None for {name!r}, got {str(given[word])!r}; it is for another prior")
+    if name == "galaxy":
+        from astrogen.training.galaxy import train_galaxy
+        return train_galaxy(records, out, num_steps=num_steps or 20000, seed=seed, resume=resume, real=real)
+    if name == "galaxy-conv":
+        from astrogen.training.convolutional import train_convolutional
+        return train_convolutional(records, out, num_steps=num_steps or 4000, seed=seed, resume=resume)
+    from astrogen.training.kappa import train_kappa
+    return train_kappa(records, out, validation=validation, num_steps=num_steps or 1000, seed=seed, loss=loss or "wgan-gp", resume=resume)

@@ -1,0 +1,137 @@
+"""Spectrum and shift of convergence maps from simulations, as smooth functions of the cosmology, and fields whose drawn maps have that spectrum.
+
+A map cut from the sky is not periodic, and the exponential changes a spectrum: instead of correcting for both, maps are drawn and cut in the same way, measured
+with the same estimator, and the spectrum that colours the noise is changed until the two agree.
+"""
+import numpy as np
+import tensorflow as tf
+
+from astrogen.priors.convergence import ARCMIN, TERMS, Table, draw_latent, hat_weights, polynomial_terms
+from astrogen.training.map_features import band_edges, band_matrix
+
+LOG_L = np.linspace(np.log(50.0), np.log(6700.0), 24)
+NUM_BANDS, LAST = 20, 6700.0
+SHIFT_MARGIN = 1.1            # lambda over the deepest void in the simulations
+LOW_SLOPE = -0.6              # of log C below the first measured band: where the spectrum bends towards its maximum at l of 20 or so
+BATCH = 32
+
+
+def measured_bands(kappa, pixel_scale):
+    """Band powers [num, NUM_BANDS] (steradian) of maps [num, n, m]; pixel_scale in arcmin per pixel."""
+    n, m = kappa.shape[1:]
+    matrix, _ = band_matrix(n, m, pixel_scale, band_edges(NUM_BANDS, last=LAST))
+    power = np.abs(np.fft.rfft2(kappa).reshape(len(kappa), -1)) ** 2 @ matrix.T
+    return power * (pixel_scale * ARCMIN) ** 2 / (n * m)
+
+
+def band_multipoles(shape, pixel_scale):
+    """The mean multipole [NUM_BANDS] of each band of maps of a shape."""
+    return band_matrix(*shape, pixel_scale, band_edges(NUM_BANDS, last=LAST))[1]
+
+
+def fit_polynomial(cosmology, values, *, num_terms=TERMS):
+    """Coefficients [TERMS, ...] of least squares, of values [num, ...] at cosmologies [num, 2]; only the first terms are used if the design is too small."""
+    terms = polynomial_terms(cosmology).numpy().astype(np.float64)[:, :num_terms]
+    found = np.linalg.lstsq(terms, np.asarray(values, np.float64), rcond=None)[0]
+    return np.concatenate([found, np.zeros((TERMS - num_terms, *found.shape[1:]))])
+
+
+def by_simulation(maps, value_fn):
+    """The cosmology [S, 2] of every simulation, and the mean of value_fn(kappa) over its maps [S, ...]."""
+    simulations, first = np.unique(maps["simulation"], return_index=True)
+    values = [np.mean(value_fn(maps["kappa"][maps["simulation"] == one]), 0) for one in simulations]
+    return maps["cosmology"][first], np.stack(values)
+
+
+def fit_shift(maps):
+    """log lambda [TERMS]: a power law of the cosmology that lies SHIFT_MARGIN below the deepest void of every simulation."""
+    cosmology, deepest = by_simulation(maps, lambda kappa: [-kappa.min()])
+    coefficients = fit_polynomial(cosmology, np.log(deepest), num_terms=3)
+    above = np.log(deepest) - polynomial_terms(cosmology).numpy() @ coefficients
+    coefficients[0] += above.max() + np.log(SHIFT_MARGIN)
+    return coefficients.astype(np.float32)
+
+
+def fit_target(maps):
+    """Coefficients [TERMS, NUM_BANDS] of the log of the simulations' mean band powers.
+
+    How the spectrum changes with the cosmology is smooth in l: the coefficients but the first are quadratic in log l, which keeps the noise of few boxes out.
+    """
+    cosmology, power = by_simulation(maps, lambda kappa: measured_bands(kappa, maps["pixel_scale"]))
+    terms, log_power = polynomial_terms(cosmology).numpy().astype(np.float64), np.log(power)
+    coefficients = fit_polynomial(cosmology, log_power, num_terms=TERMS if len(power) >= 3 * TERMS else 3)
+    log_l, weight = np.log(band_multipoles(maps["kappa"].shape[1:], maps["pixel_scale"])), 1 / (log_power - terms @ coefficients).std(0)
+    for term in range(1, TERMS):
+        coefficients[term] = np.polyval(np.polyfit(log_l, coefficients[term], 2, w=weight), log_l)
+    coefficients[0] = (log_power - terms[:, 1:] @ coefficients[1:]).mean(0)
+    return coefficients
+
+
+def start_table(target, pixel_scale, shape):
+    """A table whose spectrum is that of the bands, extended to lower multipoles, as the first guess of a Gaussian field."""
+    l = band_multipoles(shape, pixel_scale)
+    knots = np.stack([np.interp(LOG_L, np.log(l), row) for row in target])
+    knots[0] += LOW_SLOPE * np.minimum(0.0, LOG_L - np.log(l[0]))
+    return Table(knots, np.zeros(TERMS), np.zeros(TERMS))
+
+
+def match_spectrum(prior, target, *, num_maps, num_iterations, seed):
+    """Change the prior's table, in place, until cut maps have the band powers of the target, at nine cosmologies of its range.
+
+    The mean convergence of the maps becomes zero; with a network it stays as it was learnt, together with the density of pixels.
+
+    Parameters
+    ----------
+    prior : ConvergencePrior
+    target : array [TERMS, NUM_BANDS], of `fit_target`
+    num_maps : int, per cosmology
+
+    Returns
+    -------
+    float : the largest relative difference of a band of 250 < l < 3000, before the last change
+    """
+    limits = [np.linspace(*prior.cosmology_range[name], 3) for name in ("omega_m", "sigma_8")]
+    design = np.stack(np.meshgrid(*limits, indexing="ij"), -1).reshape(-1, 2).astype(np.float32)
+    terms, l = polynomial_terms(design).numpy(), band_multipoles(prior.image_shape, prior.pixel_scale)
+    wanted = None
+    for _ in range(num_iterations):
+        draw = tf.function(prior.draw)                                   # traced anew: the table is a constant of the graph
+        summaries = [_summarise(draw, prior, one[None], num_maps, seed) for one in design]
+        power, mean, std = (np.stack(x) for x in zip(*summaries))
+        error = terms @ target - np.log(power)
+        wanted = (mean if prior.kind == "network" else 0 * mean) if wanted is None else wanted
+        _change_table(prior, design, l, error, (mean, wanted), std)
+    return float(np.abs(np.expm1(error[:, (l > 250) & (l < 3000)])).max())
+
+
+def _summarise(draw, prior, cosmology, num_maps, seed):
+    """Mean band powers, mean convergence, and log standard deviation of g, of maps cut from one cosmology."""
+    power, mean, variance = [], [], []
+    for start in range(0, num_maps, BATCH):
+        latent = draw_latent(range(start, start + BATCH), prior.image_shape, seed=seed)
+        kappa = draw(latent, cosmology).numpy()
+        power.append(measured_bands(kappa, prior.pixel_scale).mean(0))
+        mean.append(kappa.mean())
+        variance.append(prior.colour(latent, cosmology).numpy().var())
+    return np.mean(power, 0), np.mean(mean), 0.5 * np.log(np.mean(variance))
+
+
+def _change_table(prior, design, l, error, mean, std):
+    # A shift of the mean of g multiplies the density: what it does to the spectrum is not to be corrected twice.
+    found, wanted = (x + prior.shift(design).numpy() for x in mean)
+    move = 0 * found if prior.kind == "gaussian" else np.log(wanted / found)
+    correction = fit_polynomial(design, error - 2 * move[:, None]) @ hat_weights(np.exp(LOG_L), np.log(l)).T
+    spectrum = prior.table.log_spectrum.numpy() + correction
+    unit = prior.table.log_std.numpy() if prior.kind == "network" else fit_polynomial(design, std)      # the network goes on in the unit that it learned in
+    prior.table = Table(*(tf.constant(x, tf.float32) for x in (spectrum, prior.table.mean.numpy() + fit_polynomial(design, move), unit)))
+
+
+def lognormal_start(gaussian, log_shift, design):
+    """First guess of the table of a lognormal field: the Gaussian's divided by lambda^2, with the mean that makes the convergence vanish on average."""
+    spectrum, std = gaussian.log_spectrum.copy(), gaussian.log_std.copy()
+    spectrum -= 2 * log_shift[:, None]
+    std = std - log_shift
+    variance = np.exp(2 * polynomial_terms(design).numpy() @ std)
+    mean = polynomial_terms(design).numpy() @ log_shift - 0.5 * variance
+    return Table(spectrum, fit_polynomial(design, mean), std)
+
