@@ -1,0 +1,171 @@
+"""The priors as GalSim objects: against the prior's own images, the package's forward model, GalSim's lensing, and a configuration against Python."""
+import galsim
+import numpy as np
+import pytest
+import yaml
+from galsim import config as galsim_config
+
+import astrogen
+from astrogen import forward
+from astrogen.galsim_objects import AstrogenCatalog, AstrogenGalaxy, KappaMap, psf_from_galsim
+from astrogen.galsim_objects.galaxies import CHUNK, latent_size
+
+SEED = 77
+PSF = galsim.Kolmogorov(fwhm=0.7)
+
+
+@pytest.fixture(scope="module")
+def prior():
+    return astrogen.load_prior("galaxy")
+
+
+@pytest.fixture(scope="module")
+def catalog(prior):
+    return AstrogenCatalog(300, rng=galsim.BaseDeviate(SEED), prior=prior)
+
+
+# Galaxies
+
+def test_seen_through_the_target_psf_it_is_the_priors_image(catalog):
+    image, galaxy = catalog.image(2), catalog.galaxy(2, flux=50)
+    seen = galsim.Convolve(galaxy, galsim.Gaussian(fwhm=galaxy.target_fwhm)).drawImage(nx=64, ny=64, scale=galaxy.pixel_scale, method="no_pixel").array
+    np.testing.assert_allclose(seen, 50 * image, atol=2e-4 * 50 * image.max())
+
+
+@pytest.mark.parametrize("pixel_scale", [0.1, 0.06], ids=["the prior's scale", "smaller"])
+def test_through_a_telescope_it_is_what_the_forward_model_says(catalog, prior, pixel_scale):
+    galaxy = catalog.galaxy(5, flux=20, pixel_scale=pixel_scale)
+    drawn = galsim.Convolve(galaxy, PSF).drawImage(nx=40, ny=40, scale=0.2).array
+    psf = psf_from_galsim(PSF, pixel_scale=0.2)
+    kernel = forward.kernel_transform(psf.image, psf_scale=psf.pixel_scale, pixel_response=0.0, pixel_scale=0.2, prior_scale=pixel_scale, target_fwhm=2 * pixel_scale)
+    images, scales = 20 * catalog.image(5)[None].astype(np.float32), {"pixel_scale": [np.float32(0.2)], "prior_scale": [np.float32(pixel_scale)]}
+    expected = forward.render(images, kernel[None], shape=(40, 40), shift=np.zeros((1, 2), np.float32), **scales)
+    np.testing.assert_allclose(drawn, expected[0], atol=1e-3 * drawn.max())
+
+
+def test_flux_size_and_bands(catalog):
+    fluxes = {"g": 3.0, "r": 7.0}
+    for band, flux in fluxes.items():
+        galaxy = catalog.galaxy(0, flux=fluxes, band=band, half_light_radius=0.5)
+        assert galaxy.flux == pytest.approx(flux)
+        seen = galsim.Convolve(galaxy, galsim.Gaussian(fwhm=galaxy.target_fwhm)).drawImage(nx=64, ny=64, scale=galaxy.pixel_scale, method="no_pixel")
+        assert seen.calculateHLR() == pytest.approx(0.5, rel=0.02)
+    one, other = (catalog.galaxy(0, flux=fluxes, band=band) for band in fluxes)
+    np.testing.assert_allclose(*(galsim.Convolve(galaxy, PSF).drawImage(nx=32, ny=32, scale=0.2).array / galaxy.flux for galaxy in (one, other)), rtol=1e-4, atol=1e-8)
+
+
+def test_a_latent_is_the_galaxy_that_the_prior_decodes(prior, rng):
+    latent = rng.normal(size=prior.latent_size)
+    galaxy = AstrogenGalaxy(latent, prior=prior, flux=2)
+    expected = prior.decode(latent[None].astype(np.float32))[0].numpy()
+    seen = galsim.Convolve(galaxy, galsim.Gaussian(fwhm=0.2)).drawImage(nx=64, ny=64, scale=0.1, method="no_pixel").array
+    np.testing.assert_allclose(seen, 2 * expected / expected.sum(), atol=2e-4 * seen.max())
+
+
+@pytest.mark.parametrize("options, message", [
+    ({"latent": np.zeros(3)}, "AstrogenGalaxy: latent must be 64 finite numbers, or 464 .*got shape \\(3,\\)"),
+    ({"latent": np.full(64, np.nan)}, "latent must be 64 finite numbers"),
+    ({"flux": {"g": 1.0}, "band": "r"}, "band must be one of \\['g'\\], got 'r'"),
+    ({"band": "r"}, "flux must be a dict of bands where band is given \\('r'\\), got 1.0"),
+    ({"flux": np.inf}, "flux must be finite, got inf"),
+    ({"half_light_radius": -1.0}, "half_light_radius must be positive, got -1.0"),
+    ({"half_light_radius": 1.0, "pixel_scale": 0.1}, "one of half_light_radius and pixel_scale must be given, got 1.0 and 0.1"),
+])
+def test_galaxies_that_cannot_be(prior, options, message):
+    with pytest.raises(ValueError, match=message):
+        AstrogenGalaxy(**{"latent": np.zeros(prior.latent_size), "prior": prior, **options})
+
+
+# Catalogues
+
+def test_a_catalogue_is_its_seed_in_any_order(catalog, prior):
+    again = AstrogenCatalog(300, rng=galsim.BaseDeviate(SEED), prior=prior)
+    for index in (299, 0, 257, 3):
+        np.testing.assert_array_equal(again.image(index), catalog.image(index))
+    assert not np.array_equal(AstrogenCatalog(1, rng=galsim.BaseDeviate(SEED + 1), prior=prior).image(0), catalog.image(0))
+    latents = np.concatenate([catalog.latents(0), catalog.latents(1)])
+    assert latents.shape == (2 * CHUNK, latent_size(prior))
+    assert latents.mean() == pytest.approx(0, abs=0.01) and latents.std() == pytest.approx(1, abs=0.01)
+
+
+def test_catalogue_faults(catalog, prior):
+    with pytest.raises(IndexError, match="AstrogenCatalog: index must be from 0 to 299, got 300"):
+        catalog.galaxy(300)
+    with pytest.raises(ValueError, match="AstrogenCatalog: num must be at least 1, got 0"):
+        AstrogenCatalog(0, rng=galsim.BaseDeviate(1), prior=prior)
+
+
+CONFIGURATION = """
+modules: [astrogen.galsim_objects]
+input:
+    astrogen_catalog: {num: 40}
+gal:
+    type: AstrogenGalaxy
+    index: {type: Sequence}
+    flux: 100
+    half_light_radius: 0.4
+psf: {type: Kolmogorov, fwhm: 0.7}
+image: {type: Tiled, nx_tiles: 3, ny_tiles: 2, stamp_size: 32, pixel_scale: 0.2, random_seed: 77}
+output: {dir: OUT, file_name: sky.fits}
+"""
+
+
+def test_yaml_and_python_give_the_same_bytes(tmp_path, prior):
+    galsim_config.Process(yaml.safe_load(CONFIGURATION.replace("OUT", str(tmp_path))))
+    written = galsim.fits.read(str(tmp_path / "sky.fits")).array
+    catalog = AstrogenCatalog(40, rng=galsim.BaseDeviate(galsim.BaseDeviate(77).raw()), prior=prior)
+    for index in range(6):
+        galaxy = catalog.galaxy(index, flux=100, half_light_radius=0.4)
+        stamp = galsim.Convolve(PSF, galaxy).drawImage(nx=32, ny=32, scale=0.2).array
+        row, column = 32 * (index // 3), 32 * (index % 3)
+        np.testing.assert_array_equal(written[row:row + 32, column:column + 32], stamp)
+
+
+# Lensing
+
+@pytest.fixture(scope="module")
+def grid():
+    """Shear and convergence of one realisation, by GalSim: arrays [64, 64], 60 arcsec apart."""
+    spectrum = galsim.PowerSpectrum(lambda k: 1e-3 * k ** -1.5, units=galsim.arcsec)
+    return spectrum.buildGrid(grid_spacing=60.0, ngrid=64, rng=galsim.BaseDeviate(3), get_convergence=True)
+
+
+def test_shear_of_a_convergence_is_that_of_galsim(grid):
+    g1, g2, kappa = grid
+    field = KappaMap(kappa, pixel_scale=1.0)
+    y, x = (60.0 * (index - 31.5) for index in np.mgrid[:64, :64])
+    inside = (x.ravel(), y.ravel())
+    # Between the two, GalSim leaves out the Nyquist modes' share.
+    for ours, theirs in zip(field.getShear(inside, reduced=False), (g1, g2), strict=True):
+        assert np.abs(ours - theirs.ravel()).max() < 0.03 * np.std(theirs)
+    np.testing.assert_allclose(field.getConvergence(inside), kappa.ravel(), atol=1e-6)
+
+
+def test_a_single_mode_is_followed_between_pixels_and_reduced():
+    x = np.arange(64)
+    kappa = np.tile(0.1 * np.cos(2 * np.pi * 2 * x / 64), (64, 1))
+    field = KappaMap(kappa, pixel_scale=2.0)
+    position = galsim.PositionD(120 * 3.3, 0.0)
+    expected = 0.1 * np.cos(2 * np.pi * 2 * (3.3 + 31.5) / 64)
+    gamma1, gamma2 = field.getShear(position, reduced=False)
+    assert (gamma1, gamma2) == (pytest.approx(expected, abs=1e-4), pytest.approx(0, abs=1e-6))
+    g1, g2, mu = field.getLensing(position)
+    assert g1 == pytest.approx(expected / (1 - expected), abs=2e-4) and g2 == pytest.approx(0, abs=1e-6)
+    assert mu == pytest.approx(1 / ((1 - expected) ** 2 - expected**2), rel=1e-3) == field.getMagnification(position)
+
+
+def test_beyond_the_map_is_an_error():
+    field = KappaMap(np.zeros((64, 64)), pixel_scale=1.0, shape=(32, 32))
+    with pytest.raises(galsim.GalSimError):
+        field.getShear(galsim.PositionD(60 * 17.0, 0.0))
+
+
+@pytest.mark.parametrize("kappa, options, message", [
+    (np.zeros((5, 6)), {}, "kappa must be a finite map with even sides of at least 4, got shape \\(5, 6\\)"),
+    (np.full((6, 6), np.nan), {}, "kappa must be a finite map"),
+    (np.zeros((6, 6)), {"shape": (8, 6)}, "shape must fit into the map of \\(6, 6\\), got \\(8, 6\\)"),
+    (np.zeros((6, 6)), {"pixel_scale": 0.0}, "pixel_scale must be positive, got 0.0"),
+])
+def test_maps_that_cannot_be(kappa, options, message):
+    with pytest.raises(ValueError, match=message):
+        KappaMap(kappa, **{"pixel_scale": 1.0, **options})
