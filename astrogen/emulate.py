@@ -52,17 +52,11 @@ def draw_galaxies(num, *, seed, prior="galaxy"):
     iterator of arrays float32 [chunk, height, width]
     """
     prior = _loaded(prior, "galaxy")
-
-    @tf.function
-    def draw(latent, normals):
-        mean, scale = prior.components(latent)
-        images = prior.images(mean + scale * normals)
-        return images / tf.reduce_sum(images, [1, 2], keepdims=True)
+    draw, sizes = tf.function(prior.draw), prior.draw_sizes
 
     def one_chunk(start):
-        indices, sizes = range(start, start + CHUNK_GALAXIES), (prior.latent_size, prior.coefficient_std.shape[0])
-        latent, normals = tf.split(tf.stack([tf.random.stateless_normal([sum(sizes)], [seed, index]) for index in indices]), sizes, 1)
-        return draw(latent, normals).numpy()[:num - start]
+        numbers = [tf.random.stateless_normal([sum(sizes)], [seed, index]) for index in range(start, start + CHUNK_GALAXIES)]
+        return draw(*tf.split(tf.stack(numbers), sizes, 1)).numpy()[:num - start]
 
     return (one_chunk(start) for start in range(0, num, CHUNK_GALAXIES))
 

@@ -8,7 +8,6 @@ import contextlib
 import gzip
 import io
 import math
-import os
 import re
 import warnings
 from dataclasses import dataclass
@@ -19,6 +18,8 @@ from astropy.io import fits
 from astropy.table import Table
 from astropy.units import UnrecognizedUnit
 from astropy.wcs import WCS
+
+from astrogen.files import whole_file, write_whole
 
 MAX_PIXELS = 100_000_000  # a full DECam chip has 8e6, an HSC coadd patch 2e7
 BYTES_PER_PIXEL = 16  # image, variance and mask of a 4-byte type each, and room
@@ -358,7 +359,7 @@ def write_planes(path, planes, *, wcs=None, unit=None, header=None, tables=None)
     stream = io.BytesIO()
     hdus.writeto(stream)
     content = stream.getvalue()
-    _write_whole(path, gzip.compress(content, mtime=0) if str(path).endswith(".gz") else content)
+    write_whole(path, gzip.compress(content, mtime=0) if str(path).endswith(".gz") else content)
 
 
 def _of(option, name):
@@ -421,7 +422,7 @@ def stream_cube(path, shape, *, header):
     if ending not in (".fits", ".npy"):
         raise ValueError(f"stream_cube: path must end in .fits or .npy, got {str(path)!r}; choose one of the two")
     left = shape[0]
-    with _whole_file(path) as stream:
+    with whole_file(path) as temporary, open(temporary, "wb") as stream:
         stream.write(_cube_header(shape, header) if ending == ".fits" else _npy_header(shape))
 
         def append(images):
@@ -448,28 +449,6 @@ def _npy_header(shape):
     stream = io.BytesIO()
     np.lib.format.write_array_header_1_0(stream, {"descr": "<f4", "fortran_order": False, "shape": tuple(int(side) for side in shape)})
     return stream.getvalue()
-
-
-def _write_whole(path, content):
-    with _whole_file(path) as stream:
-        stream.write(content)
-
-
-@contextlib.contextmanager
-def _whole_file(path):
-    """A stream to a file beside `path`, flushed to the disk and moved over it if nothing fails."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
 
 
 def read_planes(path, *, max_pixels=MAX_PIXELS):

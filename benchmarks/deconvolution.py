@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from astrogen.files import whole_file
 from benchmarks.bench_file import CASES, SPLITS, read_stamps
 
 TABLE = {"bright": (("lsst", 20), ("lsst", 50), ("lsst", 100), ("euclid", 50)), "cosmos": (("lsst", 20), ("lsst", 50), ("lsst", 100)),
@@ -111,10 +112,8 @@ def _parser():
 
 def _write_arrays(path, done):
     """Whole or not at all: a scorer may be waiting for the file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp.npz")
-    np.savez(temporary, **done._asdict())
-    os.replace(temporary, path)
+    with whole_file(path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, **done._asdict())
 
 
 # --- the table

@@ -824,7 +824,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     def disk_full(descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(images.os, "fsync", disk_full)
+    monkeypatch.setattr(os, "fsync", disk_full)
     with pytest.raises(OSError, match="No space left"):
         write_planes(tmp_path / "a.fits", {"image": noise_stamp(seed=9)})
     assert (tmp_path / "a.fits").read_bytes() == before and os.listdir(tmp_path) == ["a.fits"]

@@ -32,7 +32,7 @@ class AstrogenGalaxy(galsim.Convolution):
     def __init__(self, latent, *, flux=1.0, band=None, half_light_radius=None, pixel_scale=None, prior="galaxy", gsparams=None):
         prior = _load(prior)
         latent = np.asarray(latent, np.float32)
-        sizes = (prior.latent_size, latent_size(prior))
+        sizes = prior.latent_size, sum(prior.draw_sizes)
         if latent.ndim != 1 or len(latent) not in sizes or not np.isfinite(latent).all():
             raise ValueError(f"AstrogenGalaxy: latent must be {sizes[0]} finite numbers, or {sizes[1]} with those of the residual, got shape {latent.shape}; "
                              "draw them from a standard normal")
@@ -93,7 +93,7 @@ class AstrogenCatalog:
 
     def latents(self, chunk):
         """Standard normals [CHUNK, d + k] of one chunk of the catalogue."""
-        size = latent_size(self.prior)
+        size = sum(self.prior.draw_sizes)
         numbers = np.empty(CHUNK * size)
         galsim.GaussianDeviate(self._seeds[chunk]).generate(numbers)
         return numbers.reshape(CHUNK, size).astype(np.float32)
@@ -112,17 +112,10 @@ class AstrogenCatalog:
                                         gsparams=gsparams)
 
 
-def latent_size(prior):
-    """Standard normals behind one galaxy, its residual included."""
-    return prior.latent_size + prior.basis.shape[0]
-
-
 def decode(prior, latent):
     """Images [batch, height, width] of unit flux; latent [batch, d], or [batch, d + k] with the residual's normals."""
-    mean, scale = prior.components(latent[:, :prior.latent_size])
-    extra = latent[:, prior.latent_size:]
-    images = prior.images(mean + scale * extra if extra.shape[1] else mean).numpy()
-    return images / images.sum((1, 2), keepdims=True)
+    latent, normals = np.split(latent, [prior.latent_size], 1)
+    return prior.draw(latent, normals if normals.size else None).numpy()
 
 
 def _load(prior):

@@ -100,8 +100,17 @@ class ImagePrior(ABC):
         The residual is that of this population; inference of real galaxies allows for a larger and rougher one (`log_amplitude`, `tilt`).
         """
         seeds = tf.random.experimental.stateless_split([seed, 0], 2)
-        mean, scale = self.components(tf.random.stateless_normal([num, self.latent_size], seeds[0]))
-        images = self.images(mean + scale * tf.random.stateless_normal(scale.shape, seeds[1]))
+        return self.draw(*(tf.random.stateless_normal([num, size], one) for size, one in zip(self.draw_sizes, seeds, strict=True)))
+
+    @property
+    def draw_sizes(self):
+        """Standard normals behind one galaxy: those of the latent, and those of its residual."""
+        return self.latent_size, self.basis.shape[0]
+
+    def draw(self, latent, normals=None):
+        """Images [batch, height, width] of unit flux, of standard normals [batch, d] and, for the residual, [batch, k]; without these, its mean."""
+        mean, scale = self.components(latent)
+        images = self.images(mean if normals is None else mean + scale * normals)
         return images / tf.reduce_sum(images, [1, 2], keepdims=True)
 
     def _colour(self, latent):

@@ -13,7 +13,8 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter
 
-from astrogen.report.style import GOOD, INK, LIGHT, QUIET, SIGNED, WARNING, write_whole
+from astrogen.files import write_whole
+from astrogen.report.style import GOOD, INK, LIGHT, QUIET, SIGNED, WARNING
 from astrogen.result import all_status, format_p, format_value
 
 NUM_IMAGINED = 3

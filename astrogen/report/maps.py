@@ -1,7 +1,5 @@
 """The figure and the page of a mass map: what direct inversion and the Wiener filter see, what is believed, how well it is known, and three maps that could be true."""
-import base64
 import io
-import json
 import math
 from html import escape
 from pathlib import Path
@@ -9,10 +7,13 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from astrogen.report.style import GOOD, INK, LIGHT, QUIET, SIGNED, STYLE, WARNING, write_whole
+from astrogen.files import write_whole
+from astrogen.report.style import GOOD, INK, LIGHT, QUIET, SIGNED, WARNING, list_of, page_of, picture_of, rows_of
 
 NUM_DRAWN = 3
 WIDTH, DPI = 14.0, 110
+NOTE = ("Convergence maps share one stretch; lines enclose masked pixels. The estimate is the posterior mean, its error the standard deviation; the draws show what maps "
+        "consistent with the observation look like. Everything is in massmap.fits.")
 
 
 def write_mass_report(result, directory, *, title):
@@ -33,10 +34,10 @@ def write_mass_report(result, directory, *, title):
     stream = io.BytesIO()
     draw_mass_map(result, title=title).savefig(stream, dpi=DPI, format="png", facecolor="white")
     write_whole(directory / "massmap.png", stream.getvalue())
-    picture = base64.b64encode(stream.getvalue()).decode()
-    page = PAGE.format(title=escape(title), style=STYLE, overview=escape(result.summary()), picture=picture, alternative=escape(f"Mass map of {title}: {result.summary()}"),
-                       status=_list("status", result.status), notes=_list("notes", result.field.notes), numbers=_table(_numbers(result)), provenance=_table(result.provenance))
-    write_whole(directory / "index.html", page.encode())
+    picture = picture_of(stream.getvalue(), f"Mass map of {title}: {result.summary()}")
+    body = (f'<section>{picture}{list_of("status", result.status)}{list_of("notes", result.field.notes)}</section>\n<p class="note">{NOTE}</p>\n'
+            f"<section><h2>Numbers</h2>{rows_of(_numbers(result))}</section>")
+    write_whole(directory / "index.html", page_of(title, overview=escape(result.summary()), body=body, provenance=result.provenance))
     return directory / "index.html"
 
 
@@ -91,40 +92,3 @@ def _numbers(result):
             "standard deviation, observed pixels": f"{result.std[~result.field.mask].mean():.4g}",
             "standard deviation, masked pixels": f"{result.std[result.field.mask].mean():.4g}" if result.field.mask.any() else "no masked pixels",
             **{name.replace("_", " "): f"{value:.4g}" if math.isfinite(value) else "-" for name, value in result.diagnostics.items()}}
-
-
-def _table(rows):
-    return "<table>" + "".join(f"<tr><th>{escape(str(name))}</th><td>{escape(value if isinstance(value, str) else json.dumps(value))}</td></tr>"
-                               for name, value in rows.items()) + "</table>"
-
-
-def _list(kind, texts):
-    return f'<ul class="{kind}">{"".join(f"<li>{escape(text)}</li>" for text in texts)}</ul>' if texts else ""
-
-
-PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>{style}</style>
-</head>
-<body>
-<header>
-<h1>{title}</h1>
-<p class="overview">{overview}</p>
-</header>
-<main>
-<section><img alt="{alternative}" src="data:image/png;base64,{picture}">{status}{notes}</section>
-<p class="note">Convergence maps share one stretch; lines enclose masked pixels. The estimate is the posterior mean, its error the standard deviation; the draws show what maps
-consistent with the observation look like. Everything is in massmap.fits.</p>
-<section><h2>Numbers</h2>{numbers}</section>
-</main>
-<footer>
-<h2>Provenance</h2>
-{provenance}
-</footer>
-</body>
-</html>
-"""

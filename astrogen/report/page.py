@@ -1,7 +1,5 @@
 """The page of a run: a table of all objects and the figures of the first ones, in one file that needs nothing else."""
-import base64
 import io
-import json
 import math
 from html import escape
 from pathlib import Path
@@ -10,8 +8,9 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.image import imsave
 
+from astrogen.files import write_whole
 from astrogen.report.figure import common_stretch, figure_bytes, fitted_background, number_text, sentences_in_figure
-from astrogen.report.style import LIGHT, STYLE, write_whole
+from astrogen.report.style import LIGHT, list_of, page_of, picture_of, plain
 from astrogen.result import QUANTITIES, all_status, file_names, format_value
 
 MAX_FIGURES = 24          # figures in one page; about 0.25 MB each
@@ -42,29 +41,14 @@ def write_report(results, directory, *, title, failures=(), max_figures=MAX_FIGU
     for result, name in zip(results[:max_figures], names, strict=False):
         figures.append(figure_bytes(result, dpi=110))
         write_whole(directory / f"{name}.png", figures[-1])
-    page = PAGE.format(
-        title=escape(title), style=STYLE, overview=_overview(results, failures), rows="\n".join(_row(result, number, number <= max_figures) for number, result in enumerate(results, 1)),
-        sections="\n".join(_section(result, number, png) for number, (result, png) in enumerate(zip(results, figures, strict=False), 1)), omitted=_omitted(results, max_figures),
-        failed=_failed(failures), lead=_lead(picture, caption), provenance=_provenance(results))
-    write_whole(directory / "index.html", page.encode())
+    rows = "\n".join(_row(result, number, number <= max_figures) for number, result in enumerate(results, 1))
+    sections = [_section(result, number, png) for number, (result, png) in enumerate(zip(results, figures, strict=False), 1)]
+    body = "\n".join([TABLE.format(rows=rows), _failed(failures), _lead(picture, caption), *sections, _omitted(results, max_figures)])
+    write_whole(directory / "index.html", page_of(title, overview=_overview(results, failures), body=body, provenance=_provenance(results)))
     return directory / "index.html"
 
 
-PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>{style}</style>
-</head>
-<body>
-<header>
-<h1>{title}</h1>
-<p class="overview">{overview}</p>
-</header>
-<main>
-<div class="scroll">
+TABLE = """<div class="scroll">
 <table class="objects">
 <thead><tr><th>observed</th><th>deconvolved</th><th class="text">object</th><th class="text">status</th><th>flux</th><th>half-light radius</th><th>e<sub>1</sub></th><th>e<sub>2</sub></th>
 <th>reduced χ²</th></tr></thead>
@@ -74,24 +58,13 @@ PAGE = """<!DOCTYPE html>
 </table>
 </div>
 <p class="note">Values are medians of the posterior draws, errors half of their central 68 % interval. Sizes and ellipticities
-(distortion, along the pixel axes) are those at the resolution of the deconvolved image. χ² is that of the residual inside the galaxy.</p>
-{failed}
-{lead}
-{sections}
-{omitted}
-</main>
-<footer>
-<h2>Provenance</h2>
-{provenance}
-</footer>
-</body>
-</html>
-"""
+(distortion, along the pixel axes) are those at the resolution of the deconvolved image. χ² is that of the residual inside the galaxy.</p>"""
+
 
 def _lead(picture, caption):
     if picture is None:
         return ""
-    return f'<section><img alt="{escape(caption)}" src="{_inline(Path(picture).read_bytes())}"><p class="note">{escape(caption)}</p></section>'
+    return f'<section>{picture_of(Path(picture).read_bytes(), caption)}<p class="note">{escape(caption)}</p></section>'
 
 
 def _failed(failures):
@@ -144,20 +117,16 @@ def _thumbnail(result, which):
     colours[mask[::-step, ::step]] = (0.72, 0.72, 0.72, 1)
     stream = io.BytesIO()
     imsave(stream, np.ascontiguousarray(255 * colours[..., :3]).astype(np.uint8), format="png")
-    return f'<img loading="lazy" alt="{which}" src="{_inline(stream.getvalue())}">'
-
-
-def _inline(png):
-    return "data:image/png;base64," + base64.b64encode(png).decode()
+    return picture_of(stream.getvalue(), which, attributes='loading="lazy" ')
 
 
 def _section(result, number, png):
     sentences, notes = all_status(result), result.observation.notes
     unsaid = [sentence for sentence in sentences if sentence not in sentences_in_figure(sentences)]
-    lists = "".join(f'<ul class="{kind}">{"".join(f"<li>{escape(text)}</li>" for text in texts)}</ul>'
-                    for kind, texts in (("status", unsaid), ("notes", notes)) if texts)
+    lists = list_of("status", unsaid) + list_of("notes", notes)
     alternative = f"Observed, model, residual, deconvolved, uncertainty and imagined solutions of {result.name}. {' '.join(sentences)}"
-    return f'<section id="object-{number}"><img loading="lazy" alt="{escape(alternative)}" src="{_inline(png)}">{lists}</section>'
+    picture = picture_of(png, alternative, attributes='loading="lazy" ')
+    return f'<section id="object-{number}">{picture}{lists}</section>'
 
 
 def _omitted(results, max_figures):
@@ -168,17 +137,9 @@ def _omitted(results, max_figures):
 
 
 def _provenance(results):
-    """Table of what made the results; what differs between objects is said to differ."""
-    keys = dict.fromkeys(key for result in results for key in result.provenance)
-    rows = []
-    for key in keys:
-        texts = dict.fromkeys(_plain(result.provenance[key]) for result in results if key in result.provenance)
-        text = next(iter(texts)) if len(texts) == 1 else f"{len(texts)} different ones: {', '.join(list(texts)[:3])}{', …' if len(texts) > 3 else ''}"
-        rows.append(f"<tr><th>{escape(str(key))}</th><td>{escape(text)}</td></tr>")
-    return f"<table>{''.join(rows)}</table>"
-
-
-def _plain(value):
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {_plain(item)}" for key, item in value.items())
-    return value if isinstance(value, str) else json.dumps(value)
+    """What made the results; what differs between objects is said to differ."""
+    told = {}
+    for key in dict.fromkeys(key for result in results for key in result.provenance):
+        texts = list(dict.fromkeys(plain(result.provenance[key]) for result in results if key in result.provenance))
+        told[key] = texts[0] if len(texts) == 1 else f"{len(texts)} different ones: {', '.join(texts[:3])}{', …' if len(texts) > 3 else ''}"
+    return told

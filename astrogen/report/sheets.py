@@ -7,8 +7,9 @@ import numpy as np
 from matplotlib.colors import AsinhNorm
 from matplotlib.figure import Figure
 
+from astrogen.files import write_whole
 from astrogen.report.figure import extent_of, fitted_background
-from astrogen.report.style import INK, LIGHT, MASKED, write_whole
+from astrogen.report.style import INK, LIGHT, MASKED
 
 
 def write_contact_sheet(rows, path, *, dpi=80):

@@ -1,6 +1,7 @@
-"""Colours and style that figures and pages share, and how their files are written."""
-import os
-
+"""Colours and style that figures share, and the frame of the pages: title, overview, body, provenance."""
+import base64
+import json
+from html import escape
 LIGHT, SIGNED, MASKED = "magma", "RdBu_r", "0.72"
 GOOD, WARNING, INK, QUIET = "#1b7f4b", "#b3261e", "#1a1a24", "#6b6b78"
 
@@ -37,9 +38,53 @@ footer th { color: var(--quiet); font-weight: 600; white-space: nowrap; } footer
 """
 
 
-def write_whole(path, content):
-    """Write bytes to a file, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>{style}</style>
+</head>
+<body>
+<header>
+<h1>{title}</h1>
+<p class="overview">{overview}</p>
+</header>
+<main>
+{body}
+</main>
+<footer>
+<h2>Provenance</h2>
+{provenance}
+</footer>
+</body>
+</html>
+"""
+
+
+def page_of(title, *, overview, body, provenance):
+    """A whole page that needs no other file; `overview` and `body` are HTML, `title` is text, `provenance` a dict."""
+    return PAGE.format(title=escape(title), style=STYLE, overview=overview, body=body, provenance=rows_of(provenance))
+
+
+def rows_of(items):
+    """A dict as an HTML table of two columns."""
+    return "<table>" + "".join(f"<tr><th>{escape(str(name))}</th><td>{escape(plain(value))}</td></tr>" for name, value in items.items()) + "</table>"
+
+
+def list_of(kind, texts):
+    """Sentences as an HTML list of the class "status" or "notes"; nothing where there are none."""
+    return f'<ul class="{kind}">{"".join(f"<li>{escape(text)}</li>" for text in texts)}</ul>' if texts else ""
+
+
+def picture_of(png, alternative, *, attributes=""):
+    """The bytes of a PNG as an HTML image that is part of the page."""
+    return f'<img {attributes}alt="{escape(alternative)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
+
+
+def plain(value):
+    """A value of a provenance as one line of text."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {plain(item)}" for key, item in value.items())
+    return value if isinstance(value, str) else json.dumps(value)

@@ -5,15 +5,16 @@
     DIR/catalogue.parquet         one row for each object and exposure
     DIR/failures.ecsv             what gave no result, and why
 """
+import contextlib
 import hashlib
 import json
-import os
 from pathlib import Path
 
 import h5py
 import numpy as np
 from astropy.table import Table, vstack
 
+from astrogen.files import whole_file, write_whole
 from astrogen.observation import make_observation, make_psf
 from astrogen.result import QUANTITIES, Quantities, Result, all_status
 
@@ -36,20 +37,6 @@ class SurveyError(Exception):
 def chunk_path(out, number):
     """The file of one chunk."""
     return Path(out) / "chunks" / f"{number:06d}.h5"
-
-
-def replace_whole(path, write_fn):
-    """Write a file beside `path` with `write_fn(temporary)`, see it on the disk, and put it in its place."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write_fn(temporary)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 # --- chunks
@@ -77,19 +64,16 @@ def pack(result, *, exposure, band, num_kept):
 
 def write_chunk(path, packed, failures):
     """Write packed results and failures, (identifier, reason), of one chunk: equal input makes equal bytes."""
-    def write(temporary):
-        with h5py.File(temporary, "w") as file:
-            file.attrs["format"] = FORMAT
-            text = h5py.string_dtype()
-            file.create_dataset("failures", data=np.array(failures, object).reshape(-1, 2), dtype=text)
-            file.create_dataset("about", data=[about for *_, about in packed], dtype=text)
-            for name in packed[0][0] if packed else ():
-                values = [row[name] for row, *_ in packed]
-                file.create_dataset(f"row/{name}", data=values, dtype=text if isinstance(values[0], str) else None)
-            for name in packed[0][1] if packed else ():
-                _write_arrays(file.create_group(f"array/{name}"), [arrays[name] for _, arrays, _ in packed])
-
-    replace_whole(path, write)
+    with whole_file(path) as temporary, h5py.File(temporary, "w") as file:
+        file.attrs["format"] = FORMAT
+        text = h5py.string_dtype()
+        file.create_dataset("failures", data=np.array(failures, object).reshape(-1, 2), dtype=text)
+        file.create_dataset("about", data=[about for *_, about in packed], dtype=text)
+        for name in packed[0][0] if packed else ():
+            values = [row[name] for row, *_ in packed]
+            file.create_dataset(f"row/{name}", data=values, dtype=text if isinstance(values[0], str) else None)
+        for name in packed[0][1] if packed else ():
+            _write_arrays(file.create_group(f"array/{name}"), [arrays[name] for _, arrays, _ in packed])
 
 
 def _write_arrays(group, arrays):
@@ -98,16 +82,23 @@ def _write_arrays(group, arrays):
     group.create_dataset("values", data=np.concatenate([np.ravel(array) for array in arrays]), compression="gzip", compression_opts=1, shuffle=True)
 
 
-def read_rows(path):
-    """(Table of the chunk's catalogue rows, list of (identifier, reason) that failed)."""
+@contextlib.contextmanager
+def _opened(path):
+    """A chunk's file, read; one that is not whole says so."""
     try:
         with h5py.File(path) as file:
             if file.attrs.get("format") != FORMAT:
                 raise OSError(f"format {file.attrs.get('format')!r}")
-            rows = {name: (np.array(values.asstr()[:], str) if values.dtype.kind == "O" else values[:]) for name, values in file.get("row", {}).items()}
-            return Table(rows), [tuple(pair) for pair in file["failures"].asstr()[:]]
+            yield file
     except (OSError, KeyError) as error:
         raise SurveyError(path, f"read_rows: chunk must be whole, got {error}; delete it and run again with --resume") from error
+
+
+def read_rows(path):
+    """(Table of the chunk's catalogue rows, list of (identifier, reason) that failed)."""
+    with _opened(path) as file:
+        rows = {name: (np.array(values.asstr()[:], str) if values.dtype.kind == "O" else values[:]) for name, values in file.get("row", {}).items()}
+        return Table(rows), [tuple(pair) for pair in file["failures"].asstr()[:]]
 
 
 def is_whole(path):
@@ -135,11 +126,12 @@ def read_object(out, ident, *, image=None):
     """
     found = []
     for path in sorted((Path(out) / "chunks").glob("*.h5")):
-        table, failures = read_rows(path)
-        found += [(path, row, table[row]["image"]) for row in np.flatnonzero(table["id"] == str(ident)) if image in (None, table[row]["image"])] if len(table) else []
-        for name, reason in failures:
-            if name == str(ident):
-                raise SurveyError(out, f"read_object: object {ident!r} has no result: {reason}")
+        with _opened(path) as file:
+            names, images = (file[f"row/{name}"].asstr()[:] if "row" in file else np.array([]) for name in ("id", "image"))
+            found += [(path, row, images[row]) for row in np.flatnonzero(names == str(ident)) if image in (None, images[row])]
+            reason = dict(file["failures"].asstr()[:]).get(str(ident))
+        if reason:
+            raise SurveyError(out, f"read_object: object {ident!r} has no result: {reason}")
     if not found:
         raise SurveyError(out, f"read_object: ident must be an object of the run, got {ident!r}; see {CATALOGUE}")
     if len(found) > 1:
@@ -148,7 +140,7 @@ def read_object(out, ident, *, image=None):
 
 
 def _unpack(path, number):
-    with h5py.File(path) as file:
+    with _opened(path) as file:
         row = {name: (values.asstr()[number] if values.dtype.kind == "O" else values[number]) for name, values in file["row"].items()}
         arrays = {name: _read_array(group, number) for name, group in file["array"].items()}
         about = json.loads(file["about"].asstr()[number])
@@ -194,9 +186,11 @@ def write_catalogue(out, num_chunks, lost):
         if name in catalogue.colnames:
             catalogue[name].unit = unit
     if tables:
-        replace_whole(Path(out) / CATALOGUE, lambda temporary: catalogue.write(temporary, format="parquet", overwrite=True))
+        with whole_file(Path(out) / CATALOGUE) as temporary:
+            catalogue.write(temporary, format="parquet")
     listed = Table({"id": np.array([name for name, _ in failures], str), "reason": np.array([reason for _, reason in failures], str)})
-    replace_whole(Path(out) / FAILURES, lambda temporary: listed.write(temporary, format="ascii.ecsv", overwrite=True))
+    with whole_file(Path(out) / FAILURES) as temporary:
+        listed.write(temporary, format="ascii.ecsv")
     return len(catalogue), len(failures)
 
 
@@ -218,7 +212,7 @@ def settle_manifest(out, wanted, *, resume, force=False):
             raise SurveyError(path, f"run_survey: a resumed run must be of the same {' and '.join(differing)}, got {told}; choose another folder, or mix them with --force")
         if not differing:
             return
-    replace_whole(path, lambda temporary: temporary.write_text(json.dumps({"format": FORMAT, **wanted}, indent=1, sort_keys=True) + "\n"))
+    write_whole(path, json.dumps({"format": FORMAT, **wanted}, indent=1, sort_keys=True) + "\n")
 
 
 def _short(value):
