@@ -38,6 +38,7 @@ def tiny_prior(rng, *, num=6, latent=3, rough=0.3):
     numbers = {name: np.asarray(value, np.float32).astype(float) for name, value in numbers.items()}
     encoder, decoder = ResidualMLP(num, (), 2 * latent), ResidualMLP(latent, (), 2 * num)
     decoder.set_weights([numbers["kernel"], numbers["bias"]])
+    encoder.set_weights([np.zeros_like(weight) for weight in encoder.get_weights()])         # a guess that knows nothing, the same in every run
     prior = BasisPrior(name="tiny", basis=images, coefficient_mean=numbers["mean"], coefficient_std=numbers["std"], encoder=encoder, decoder=decoder,
                        whitening=(numbers["whitening_mean"], numbers["whitening_factor"]), floor=0.01, log_amplitude=numbers["log_amplitude"], tilt=0.4,
                        pixel_scale=0.1, target_fwhm=0.2, card={})

@@ -184,7 +184,7 @@ def test_hmc_runs_and_agrees_with_laplace(prior):
     """On a small prior, where both are good: with fewer components the basis could not follow the shifts, and chains mix badly."""
     small = tiny_prior(np.random.default_rng(3), rough=0.0, num=24)[0]
     observations = observed(small, 4, 5, signal_to_noise=100.0, shape=(24, 24))[0]
-    sampled, drawn = (run(observations, small, method=method, num_draws=200, pixel_scale=0.1) for method in ("hmc", "laplace"))
+    sampled, drawn = (run(observations, small, method=method, num_draws=400, pixel_scale=0.1) for method in ("hmc", "laplace"))
     for hmc, other in zip(sampled, drawn):
         assert hmc.method == "hmc" and other.method == "laplace"
         assert {"r_hat", "ess", "num_divergent", "accept_rate"} <= set(hmc.diagnostics)
