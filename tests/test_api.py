@@ -43,7 +43,7 @@ API = {    # function: its parameters, in their order
     "draw_maps": "num omega_m sigma_8 shape seed prior extrapolate",
     "write_galaxies": "path num seed prior",
     "write_maps": "path num omega_m sigma_8 shape seed prior extrapolate",
-    "train_prior": "name records out num_steps seed resume real validation loss",
+    "train_prior": "name records out num_steps seed resume real validation loss strategy",
 }
 CLASSES = {    # class: what a user reads of it
     "Observation": "image variance mask psf pixel_scale name wcs unit notes status",
