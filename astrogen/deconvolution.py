@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from astrogen import __version__, conditional, forward, posterior
 from astrogen.inference import diagnostics, draw_gaussian, find_map, gaussian_log_density, resample, sample_hmc
-from astrogen.observation import Observation
+from astrogen.observation import Observation, as_observations
 from astrogen.priors import load_prior
 from astrogen.priors.storage import weights_hash
 from astrogen.result import make_result
@@ -45,13 +45,16 @@ class _Plan(NamedTuple):
     kernel_key: tuple
 
 
-def deconvolve(observations, *, prior="galaxy", method="laplace", num_draws=200, seed, pixel_scale=None, background="fit", num_chains=4, batch_size=None,
-               progress=False):
+def deconvolve(observations, *, psf=None, observed_scale=None, prior="galaxy", method="laplace", num_draws=200, seed, pixel_scale=None, background="fit",
+               num_chains=4, batch_size=None, progress=False):
     """Infer the unconvolved galaxies behind observations.
 
     Parameters
     ----------
-    observations : Observation, or a sequence of them, of any shapes and PSFs
+    observations : Observation, NDData, CCDData or array [h, w]; or a sequence of them, of any shapes and PSFs. Units, mask, WCS and uncertainty of an NDData
+        count; an array alone has its noise estimated from its border
+    psf : of what is no Observation: a PSF, or what `psf_from_model` takes; one for all, or a list with one for each
+    observed_scale : float or None, arcsec/pixel of what is no Observation; None: from its WCS
     prior : str, path or prior; see `load_prior`
     method : "laplace" (draws from the Laplace approximation, importance weighted), "hmc", "auto" (laplace, then hmc for those whose k-hat says that
         laplace is not enough), or "map" (the latent at its mode; errors are too small)
@@ -72,8 +75,7 @@ def deconvolve(observations, *, prior="galaxy", method="laplace", num_draws=200,
     ValueError : an option is wrong, or a PSF is sharper than the resolution that is asked for.
     """
     _check_options(method, background, num_draws, batch_size)
-    single = isinstance(observations, Observation)
-    observations = [observations] if single else list(observations)
+    observations, single = as_observations(observations, psf=psf, pixel_scale=observed_scale)
     prior = load_prior(prior) if not hasattr(prior, "components") else prior
     batch_size = batch_size or min(LARGEST_BATCH, max(len(observations), 1))
     plans = [_plan(observation, word, prior, pixel_scale) for observation, word in zip(observations, _seeds(observations, seed), strict=True)]

@@ -5,7 +5,7 @@ The prior's images are band-limited by a Gaussian target PSF, so the operation i
     kernel(k) = psf(k) * pixel(k) / target(k)
 
 and a band-limited (trigonometric) interpolation at the centres of the observed pixels, whatever their scale and wherever the galaxy lies. Rows and columns
-are interpolated by two small matrices. Agrees with GalSim to 1e-4 of the peak (tests/test_forward.py).
+are interpolated one after the other. Agrees with GalSim to 1e-4 of the peak (tests/test_forward.py).
 
 Geometry: both grids are measured in arcsec from the centre of the observed stamp; `shift` is the position of the prior image's centre, (x, y).
 """
@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 GRID = 128  # side of the padded grid, in prior pixels: twice the prior's stamp, so that nothing wraps around onto the galaxy
+WAVES, HALF_WAVES = np.fft.fftfreq(GRID, 1 / GRID), np.arange(GRID // 2 + 1)       # per grid, along y and along x of a real image's transform
 
 
 def target_transform(frequency, target_fwhm):
@@ -82,22 +83,11 @@ def _box_ratio(frequency, wanted, contained):
     return np.where(alive, np.sinc(frequency * wanted / (2 * np.pi)) / np.where(alive, below, 1.0), 0.0)
 
 
-def convolve(images, kernels):
-    """Convolve images at the prior's resolution with kernels given by their transforms, on the padded grid.
-
-    Parameters
-    ----------
-    images : Tensor [..., height, width], flux per prior pixel, sides at most GRID
-    kernels : Tensor [..., GRID, GRID // 2 + 1], complex64; broadcasts against the images
-
-    Returns
-    -------
-    Tensor [..., GRID, GRID], centred where the images are
-    """
+def padded_transform(images):
+    """Fourier transform of images [..., height, width], flux per prior pixel, in the middle of the padded grid: Tensor [..., GRID, GRID // 2 + 1], complex64."""
     height, width = images.shape[-2:]
     top, left = (GRID - height) // 2, (GRID - width) // 2
-    padded = tf.pad(images, [[0, 0]] * (len(images.shape) - 2) + [[top, GRID - height - top], [left, GRID - width - left]])
-    return tf.signal.irfft2d(tf.signal.rfft2d(padded) * kernels, fft_length=[GRID, GRID])
+    return tf.signal.rfft2d(tf.pad(images, [[0, 0]] * (len(images.shape) - 2) + [[top, GRID - height - top], [left, GRID - width - left]]))
 
 
 def interpolation_matrix(num_pixels, pixel_scale, prior_scale, shift, grid=GRID):
@@ -160,6 +150,10 @@ def sample(convolved, rows, columns, flux_scale):
 def render(images, kernels, *, shape, pixel_scale, prior_scale, shift, background=0.0):
     """What the telescope records of galaxies given at the prior's resolution.
 
+    The trigonometric interpolation is a sum over waves. It is taken as two matrix products that all stamps of one pixel scale share; what differs between them,
+    the shift, is a phase of the spectrum. That is as fast as an FFT back to the padded grid (benchmarks/throughput.py). The waves at the Nyquist frequency
+    itself, which cannot be shifted, are left out.
+
     Parameters
     ----------
     images : Tensor [batch, height, width], flux per prior pixel
@@ -173,10 +167,43 @@ def render(images, kernels, *, shape, pixel_scale, prior_scale, shift, backgroun
     -------
     Tensor [batch, *shape], flux per observed pixel
     """
-    rows = interpolation_matrix(shape[0], pixel_scale, prior_scale, shift[:, 1])
-    columns = interpolation_matrix(shape[1], pixel_scale, prior_scale, shift[:, 0])
-    scale = tf.broadcast_to((tf.cast(pixel_scale, tf.float32) / tf.cast(prior_scale, tf.float32)) ** 2, [images.shape[0]])
-    return sample(convolve(images, kernels), rows, columns, scale) + background
+    shift, pixel_scale, prior_scale = (tf.convert_to_tensor(value, tf.float32) for value in (shift, pixel_scale, prior_scale))
+    moved = shift / tf.reshape(prior_scale, [-1, 1])
+    ratio = tf.reshape(pixel_scale / prior_scale, [-1, 1])
+    # A matrix product of one term: an outer product by broadcasting takes three times as long.
+    phases = tf.matmul(_phases(moved[:, 1], WAVES)[:, :, None], _phases(moved[:, 0], HALF_WAVES)[:, None])
+    spectrum = padded_transform(images) * kernels * phases
+    (down, across), (cos_y, sin_y), (cos_x, sin_x) = _seen(shape, moved, ratio), _waves(shape[0], ratio, WAVES), _waves(shape[1], ratio, HALF_WAVES)
+    # Complex products in real arithmetic: real and imaginary part of the sum over x side by side, then the real part of the sum over y.
+    along_x = tf.concat([tf.concat([cos_x, sin_x], 1), tf.concat([-sin_x, cos_x], 1)], -1)
+    summed = tf.matmul(tf.concat([tf.math.real(spectrum), tf.math.imag(spectrum)], -1), along_x, transpose_b=True)               # [batch, GRID, 2 * width]
+    along_y = tf.reshape(tf.stack([cos_y, -sin_y], -1), [-1, shape[0], 2 * GRID])
+    light = tf.matmul(along_y, tf.reshape(summed, [-1, 2 * GRID, shape[1]]))
+    return light * (down[:, :, None] * (across * ratio**2)[:, None]) + background
+
+
+def _phases(moved, waves):
+    """Factors [batch, wave] of a spectrum that is moved by `moved` [batch] prior pixels."""
+    angle = tf.constant(-2 * np.pi / GRID * waves, tf.float32) * moved[:, None]
+    return tf.complex(tf.cos(angle), tf.sin(angle))
+
+
+def _waves(num_pixels, ratio, waves):
+    """Cosine and sine, each [batch or 1, pixel, wave], at the observed pixels' centres: `ratio` [batch or 1, 1] prior pixels apart about the grid's centre; with the
+    weights of the inverse transform of a real image (each wave of a half spectrum stands for two)."""
+    centres = tf.range(num_pixels, dtype=tf.float64) - (num_pixels - 1) / 2
+    position = tf.cast(ratio, tf.float64) * centres + (GRID - 1) / 2
+    cycles = position[..., None] * (waves / GRID)
+    # In float64 and less whole cycles: float32 sines of large arguments lose the digits that the flux needs.
+    angle = tf.cast(2 * np.pi * (cycles - tf.round(cycles)), tf.float32)
+    weight = np.where((waves > 0) & (len(waves) < GRID), 2, 1) * (np.abs(waves) < GRID / 2) / GRID
+    return tf.cos(angle) * weight.astype(np.float32), tf.sin(angle) * weight.astype(np.float32)
+
+
+def _seen(shape, moved, ratio):
+    """1 for the rows [batch, height] and columns [batch, width] whose centres lie on the padded grid, 0 for the others, which see nothing."""
+    sides = ((tf.range(num, dtype=tf.float32) - (num - 1) / 2) * ratio - along[:, None] for num, along in zip(shape, (moved[:, 1], moved[:, 0])))
+    return [tf.cast(tf.abs(position) <= GRID / 2, tf.float32) for position in sides]
 
 
 def move(images, shift, prior_scale):

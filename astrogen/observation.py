@@ -13,16 +13,16 @@ import numpy as np
 from astropy.coordinates import SkyCoord
 from astropy.nddata import Cutout2D, NDData
 from astropy.nddata.utils import NoOverlapError
-from astropy.units import Unit, UnitBase, dimensionless_unscaled
+from astropy.units import Quantity, Unit, UnitBase, UnitConversionError, dimensionless_unscaled
 from astropy.wcs import WCS
 
 from astrogen.images import (MAX_PIXELS, InputFileError, choose_plane, header_wcs, only_plane, read_images, read_planes,
                              split_path, take_plane, write_planes)
 from astrogen.masks import flag_bad
-from astrogen.psf import PSF, PoorInputWarning, check_image, check_positive, make_psf, read_psf
+from astrogen.psf import PSF, PoorInputWarning, check_image, check_positive, make_psf, psf_from_model, read_psf
 
-__all__ = ["PSF", "InputFileError", "Observation", "PoorInputWarning", "make_observation", "make_psf", "read_observation",
-           "read_planes", "read_psf", "write_planes"]
+__all__ = ["PSF", "InputFileError", "Observation", "PoorInputWarning", "as_observations", "make_observation", "make_psf", "psf_from_model",
+           "read_observation", "read_planes", "read_psf", "write_planes"]
 
 PLANE_ROLES = {
     "image": {"SCI", "IMAGE"},
@@ -33,6 +33,7 @@ PLANE_ROLES = {
 }
 CCDDATA_ROLES = {"StdDevUncertainty": "sigma", "VarianceUncertainty": "variance", "InverseVariance": "weight"}
 NDDATA_ROLES = {"std": "sigma", "var": "variance", "ivar": "weight"}
+UNIT_POWERS = {"sigma": 1, "variance": 2, "weight": -2}      # of the image's unit
 
 SCALE_TOLERANCE = 0.02
 MIN_BORDER_PIXELS = 16
@@ -76,8 +77,8 @@ def make_observation(image, *, psf, variance=None, sigma=None, weight=None, mask
     Parameters
     ----------
     image : array [h, w] of any real type, masked array, Quantity, or NDData / CCDData (its uncertainty, mask, wcs, unit count)
-    psf : PSF
-    variance, sigma, weight : float or array [h, w], at most one of them; `weight` is the inverse variance, 0 = masked
+    psf : PSF, or what `psf_from_model` takes: an image on the observation's pixels, a model of photutils, a PSF of scarlet
+    variance, sigma, weight : float, Quantity or array [h, w], at most one of them; `weight` is the inverse variance, 0 = masked
     mask : array [h, w], nonzero or NaN = bad; joined with a mask that the image brings along
     pixel_scale : float, arcsec per pixel; None: from the WCS at the middle of the stamp, distortions included
     wcs : astropy WCS, its celestial axes are used
@@ -98,6 +99,7 @@ def make_observation(image, *, psf, variance=None, sigma=None, weight=None, mask
     pixels = check_image("make_observation", "image", pixels)
     notes = []
     wcs, pixel_scale = _settle_scale(wcs, pixel_scale, pixels.shape, name, notes)
+    psf = psf_from_model(psf, pixel_scale=pixel_scale, name=f"psf of {name}")
     _check_psf(psf, pixel_scale, pixels.shape)
     bad = _bad_pixels(mask, pixels.shape)
     with np.errstate(over="ignore"):
@@ -115,6 +117,42 @@ def make_observation(image, *, psf, variance=None, sigma=None, weight=None, mask
     return Observation(pixels, variance, bad, psf, pixel_scale, str(name), wcs, unit, tuple(notes), "no_data" if bad.all() else "ok")
 
 
+def as_observations(stamps, *, psf=None, pixel_scale=None):
+    """Stamps in any of the forms that a pipeline holds them in, as Observations.
+
+    Parameters
+    ----------
+    stamps : Observation, NDData, CCDData, array [h, w]; or a sequence (an array [num, h, w]) of them
+    psf : of those that are no Observations, as in `make_observation`: one for all, or a list, tuple or cube [num, k, k] with one for each
+    pixel_scale : float or None, arcsec per pixel of those that are no Observations; None: from their WCS
+
+    Returns
+    -------
+    (list of Observation, bool: a single stamp was given). Names are the OBJECT of the metadata, or "object 1" and so on
+
+    Raises
+    ------
+    ValueError : no psf where one is needed, one too many, and what `make_observation` refuses.
+    """
+    single = isinstance(stamps, (Observation, NDData)) or np.ndim(stamps if isinstance(stamps, np.ndarray) else ()) == 2
+    stamps = [stamps] if single else list(stamps)
+    bare = [index for index, stamp in enumerate(stamps) if not isinstance(stamp, Observation)]
+    if bare and psf is None:
+        raise ValueError(f"as_observations: psf must be given for {type(stamps[bare[0]]).__name__}, got None; give psf=, or make an Observation of it")
+    if not bare and (psf is not None or pixel_scale is not None):
+        raise ValueError("as_observations: psf and observed_scale must be None for Observations, which have their own, got one; leave it out")
+    each = isinstance(psf, (list, tuple)) or getattr(psf, "ndim", 2) == 3 and not single
+    if each and len(psf) != len(stamps):
+        raise ValueError(f"as_observations: psf must be one for all or one for each of the {len(stamps)} stamps, got {len(psf)}")
+    return [stamp if isinstance(stamp, Observation) else make_observation(stamp, psf=psf[index] if each else psf, pixel_scale=pixel_scale, name=_object_name(stamp, index))
+            for index, stamp in enumerate(stamps)], single
+
+
+def _object_name(stamp, index):
+    meta = getattr(stamp, "meta", None) or {}
+    return str(meta.get("OBJECT") or f"object {index + 1}")
+
+
 def _unpack(image, noise, mask, wcs, unit):
     """Separate what NDData, masked arrays and Quantities bring along from the pixels."""
     given = {kind: plane for kind, plane in noise.items() if plane is not None}
@@ -127,14 +165,27 @@ def _unpack(image, noise, mask, wcs, unit):
             if kind not in NDDATA_ROLES:
                 raise ValueError(f"make_observation: image must carry an uncertainty of type {', '.join(NDDATA_ROLES)}, got {kind!r}; "
                                  "convert it")
-            given[f"{NDDATA_ROLES[kind]} of the image"] = image.uncertainty.array
+            own_noise = image.uncertainty.array
+            given[f"{NDDATA_ROLES[kind]} of the image"] = own_noise if image.uncertainty.unit is None else Quantity(own_noise, image.uncertainty.unit)
         image = image.data
     if len(given) > 1:
         raise ValueError(f"make_observation: noise must be given once, got {' and '.join(given)}; leave out all but one")
     unit = own_unit if unit is None else unit
     unit = dimensionless_unscaled if unit is None else Unit(unit, parse_strict="silent")
+    given = {kind: _without_unit(kind, plane, unit) for kind, plane in given.items()}
     masks = [plane for plane in (own_mask, mask) if plane is not None]
     return np.ma.getdata(getattr(image, "value", image)), given, masks, wcs, unit
+
+
+def _without_unit(kind, plane, unit):
+    """The numbers of a noise plane in the image's unit."""
+    if not isinstance(plane, Quantity):
+        return plane
+    wanted = unit ** UNIT_POWERS[kind.split()[0]]
+    try:
+        return plane.to_value(wanted)
+    except UnitConversionError as error:
+        raise ValueError(f"make_observation: {kind} must be convertible to the image's {wanted}, got {plane.unit}; give both in one unit") from error
 
 
 def _same_shape(name, plane, shape):
@@ -249,8 +300,6 @@ def _wcs_pixel_sides(wcs, shape):
 
 def _check_psf(psf, pixel_scale, shape):
     """A PSF must be sampled at least as finely as the stamp, contain its pixel or none, and fit the padded stamp."""
-    if not isinstance(psf, PSF):
-        raise ValueError(f"make_observation: psf must be a PSF, got {type(psf).__name__}; make it with make_psf or read_psf")
     if psf.pixel_scale > pixel_scale * (1 + SCALE_TOLERANCE):
         raise ValueError(f"make_observation: psf must be sampled at least as finely as the image, got {psf.pixel_scale:.5g} arcsec per "
                          f"pixel for an image of {pixel_scale:.5g}; give its own pixel scale or oversampling")

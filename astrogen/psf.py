@@ -170,6 +170,62 @@ def read_psf(path, *, pixel_scale, oversampling=1, includes_pixel=True, recentre
                     recentre=recentre, name=Path(file).name)
 
 
+def psf_from_model(model, *, pixel_scale, position=None, plane=None, name="psf"):
+    """The PSF that another package's object stands for, recognised by what it offers, so that none of them has to be installed.
+
+    Parameters
+    ----------
+    model : one of
+        PSF : returned as it is;
+        array [h, w] or [plane, h, w], or what has such an array as `.get_model()` or `.image` (scarlet) : effective PSF on the observation's pixels, h and w odd;
+        photutils `ImagePSF` (also what `EPSFBuilder` builds) or `GriddedPSFModel` : effective PSF with its own oversampling and origin. Checked against the
+        model's own values in tests/test_api.py
+    pixel_scale : float, arcsec per pixel of the observation
+    position : (x, y) or None, pixels from 0 of the exposure where a `GriddedPSFModel` is evaluated; None: its own x_0, y_0, where these have been set
+    plane : int or None, which plane (band) of a cube of several
+    name : str, for messages
+
+    Returns
+    -------
+    PSF
+
+    Raises
+    ------
+    ValueError : nothing of these, an oversampling that differs between the axes, a cube without `plane`, no position; and what `make_psf` refuses.
+    """
+    if isinstance(model, PSF):
+        return model
+    pixel_scale = check_positive("psf_from_model", "pixel_scale", pixel_scale, "arcsec per pixel of the observation")
+    if hasattr(model, "oversampling") and callable(getattr(model, "evaluate", None)):
+        image, oversampling = _photutils_image(model, position)
+        return make_psf(image, pixel_scale=pixel_scale / oversampling, pixel_response=pixel_scale, name=name)
+    image = np.asarray(model.get_model() if hasattr(model, "get_model") else getattr(model, "image", model))
+    if image.dtype.kind not in "biuf" or image.ndim not in (2, 3):
+        raise ValueError(f"psf_from_model: model must be a PSF, an image or a cube, or an ImagePSF or GriddedPSFModel of photutils, got {type(model).__name__}; "
+                         "draw it as an image and use make_psf")
+    if image.ndim == 3:
+        if plane is None and len(image) > 1 or not 0 <= (plane or 0) < len(image):
+            raise ValueError(f"psf_from_model: plane must be chosen from 0 to {len(image) - 1} for a cube of PSFs, got {plane}; give the observation's band")
+        image = image[plane or 0]
+    return make_psf(image, pixel_scale=pixel_scale, name=name)
+
+
+def _photutils_image(model, position):
+    """(image [k, k], oversampling): the model on its own grid, its origin on the middle pixel. Between the samples (even sides) photutils interpolates."""
+    down, across = (float(factor) for factor in np.broadcast_to(model.oversampling, 2))
+    if down != across:
+        raise ValueError(f"psf_from_model: model must be oversampled alike along both axes, got {down:g} and {across:g}; resample it")
+    if position is None:
+        position = tuple(float(np.asarray(getattr(model, name)).item()) for name in ("x_0", "y_0"))
+        if np.ndim(model.data) == 3 and position == (0.0, 0.0):
+            raise ValueError("psf_from_model: position must be given for a PSF that varies over the exposure, got None; give (x, y) in pixels from 0")
+    half = max(np.shape(model.data)[-2:]) // 2
+    offset = np.arange(-half, half + 1) / across
+    x, y = np.meshgrid(position[0] + offset, position[1] + offset)
+    # photutils gives flux per observed pixel: its samples sum to the square of the oversampling.
+    return model.evaluate(x.ravel(), y.ravel(), 1.0, *position).reshape(x.shape) / across**2, across
+
+
 def _psfex_image(file, model, oversampling, position):
     image, sampling, offset = model
     if oversampling != 1:

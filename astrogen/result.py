@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from astropy.table import Table
-from astropy.units import Unit
+from astropy.nddata import CCDData, StdDevUncertainty
+from astropy.table import Table, vstack
+from astropy.units import Unit, dimensionless_unscaled
 from astropy.wcs.utils import fit_wcs_from_points
 from scipy import stats
 
@@ -29,6 +30,8 @@ MIN_PIXELS = 9        # fewer pixels are no test of a fit
 MIN_DRAWS = 8         # fewer draws give no error
 FORMAT = "astrogen result 1"
 QUANTITIES = ("flux", "half_light_radius", "e1", "e2")
+TABLE_NUMBERS = ("chi2", "p_value", "pixel_scale", "target_fwhm", "method", "converged")
+TABLE_UNITS = {"half_light_radius": "arcsec", "half_light_radius_err": "arcsec", "target_fwhm": "arcsec", "pixel_scale": "arcsec/pix"}
 
 
 @dataclass(frozen=True)
@@ -159,6 +162,52 @@ class Result:
         lines += [f"  {note}" for note in self.observation.notes]
         lines += [f"  {sentence}" for sentence in all_status(self)] or ["  ok"]
         return "\n".join(lines)
+
+    def to_table(self):
+        """The catalogue quantities as an astropy Table of one row, with units: each with its error (`_err`), chi2, p_value, scales, and what is to be said in words."""
+        unit = self.observation.unit
+        row = {"name": self.name}
+        for quantity in QUANTITIES:
+            row[quantity], row[f"{quantity}_err"] = getattr(self, quantity)
+        row |= {name: getattr(self, name) for name in TABLE_NUMBERS} | {"unit": str(unit), "status": " | ".join(all_status(self))}
+        table = Table([row])
+        for name, its_unit in (TABLE_UNITS if unit == dimensionless_unscaled else {**TABLE_UNITS, "flux": unit, "flux_err": unit}).items():
+            table[name].unit = its_unit
+        return table
+
+    def to_ccddata(self):
+        """The deconvolved image as an astropy CCDData: flux per deconvolved pixel, the posterior's standard deviation, WCS, unit, and the FITS header's numbers.
+
+        Neighbouring pixels err together: an error of a sum of pixels is that of the draws, not of these standard deviations.
+        """
+        return CCDData(self.image, uncertainty=StdDevUncertainty(self.image_std), wcs=self.wcs, unit=self.observation.unit, meta=_header(self))
+
+    def to_arviz(self):
+        """The draws for ArviZ: an InferenceData, or from ArviZ 1 on a DataTree.
+
+        posterior: latent, flux, shift (arcsec), background and image, as one chain: the draws of the chains have been thinned and joined, those of the Laplace
+        approximation resampled. observed_data: image; constant_data: variance, mask, model. What was found about convergence stands in the attributes.
+
+        Raises
+        ------
+        ImportError : ArviZ is not installed.
+        """
+        try:
+            import arviz
+            import xarray
+        except ImportError as error:
+            raise ImportError(f"to_arviz: arviz must be installed, got {error}; pip install 'astrogen[arviz]'") from error
+        draws = {"latent": (self.latent_draws, "latent_dim"), "flux": (self.flux_draws,), "shift": (self.shift_draws, "axis"), "background": (self.background_draws,),
+                 "image": (self.draws, "y", "x")}
+        posterior = xarray.Dataset({name: (("chain", "draw", *dims), values[None]) for name, (values, *dims) in draws.items()},
+                                   coords={"chain": [0], "draw": np.arange(len(self.flux_draws)), "axis": ["x", "y"]},
+                                   attrs={"inference_library": "astrogen", "created_by": "astrogen.Result.to_arviz", "object": self.name, "method": self.method,
+                                          "converged": int(self.converged), "status": " | ".join(all_status(self)), "unit": str(self.observation.unit), **self.diagnostics})
+        observation = self.observation
+        stamp = {name: (("row", "column"), values) for name, values in (("image", observation.image), ("variance", observation.variance), ("mask", observation.mask),
+                                                                        ("model", self.model))}
+        groups = {"posterior": posterior, "observed_data": xarray.Dataset({"image": stamp.pop("image")}), "constant_data": xarray.Dataset(stamp)}
+        return arviz.InferenceData(**groups) if hasattr(arviz, "InferenceData") else xarray.DataTree.from_dict(groups)
 
     def write_fits(self, path, *, num_draws_kept=None):
         """Write everything to one FITS file, whole or not at all; see `write_result`."""
@@ -348,6 +397,15 @@ def format_value(pair):
 def format_p(p_value):
     """A p-value as `p = 0.12` or `p < 1e-09`."""
     return f"p < {SMALLEST_P:.0e}" if p_value < SMALLEST_P else f"p = {p_value:.2g}"
+
+
+def results_table(results):
+    """The rows of `Result.to_table` of several results. Fluxes of different units carry none: the column `unit` has that of each row."""
+    tables = [result.to_table() for result in results]
+    if len({str(result.observation.unit) for result in results}) > 1:
+        for table in tables:
+            table["flux"].unit = table["flux_err"].unit = None
+    return vstack(tables)
 
 
 def file_names(results):

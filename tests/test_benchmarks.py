@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT
 
 from astrogen import forward
-from benchmarks import cost, deconvolution
+from benchmarks import cost, deconvolution, throughput
 from benchmarks.bench_file import CASES, _without_pixel, read_stamps
 
 PSFS = {"lsst": galsim.Kolmogorov(fwhm=0.7), "hsc": galsim.Moffat(beta=3.0, fwhm=0.7), "same": galsim.Kolmogorov(fwhm=0.7),
@@ -131,6 +131,18 @@ def test_sersic_fit_finds_the_galaxy():
     flux, log_radius, index, g1, g2, x, y = cost.fit_sersic(image, 1e-4)
     assert flux * image.sum() == pytest.approx(2.0, rel=0.03) and np.exp(log_radius) == pytest.approx(0.35, rel=0.05) and index == pytest.approx(1.5, abs=0.3)
     assert (g1, g2, x, y) == pytest.approx((0.2, -0.1, 0.05, -0.1), abs=0.02)
+
+
+def test_throughput_times_the_same_convolution(tmp_path, capsys, rng):
+    """The rival is the renderer's convolution: on the prior's own pixels, in the middle, they give the same image."""
+    kernel = np.exp(-0.5 * (3 * np.fft.rfftfreq(128)) ** 2 - 0.5 * (3 * np.fft.fftfreq(128)[:, None]) ** 2).astype(np.complex64)[None]
+    images = np.exp(-0.5 * (np.hypot(*np.mgrid[-31.5:32, -31.5:32]) / rng.uniform(2, 4, (2, 1, 1))) ** 2).astype(np.float32)
+    seen = forward.render(images, kernel, shape=(64, 64), pixel_scale=0.1, prior_scale=0.1, shift=np.zeros((2, 2), np.float32))
+    np.testing.assert_allclose(throughput.convolve_bare(images, kernel)[:, 32:-32, 32:-32], seen, atol=1e-5)
+    assert throughput.main(["--out", str(tmp_path / "t.json"), "--batch", "2", "--repeats", "3"]) == 0
+    report = json.loads((tmp_path / "t.json").read_text())
+    assert len(report["ms"]) == 8 and min(report["ms"].values()) > 0 and set(report["ratio"]) == {name for name in report["ms"] if name.startswith("render")}
+    assert "render, forward + backward" in capsys.readouterr().out
 
 
 @pytest.mark.slow

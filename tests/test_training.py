@@ -225,6 +225,15 @@ def test_a_resumed_run_ends_with_the_same_weights(records, small, tmp_path, monk
             np.testing.assert_array_equal(got[name][key], value, err_msg=f"{name}/{key}")
 
 
+def test_a_strategy_of_one_device_changes_nothing(records, small, tmp_path):
+    """The whole road; what several devices do is in test_replicas.py."""
+    folders = {"plain": None, "strategy": tf.distribute.OneDeviceStrategy("CPU:0")}
+    weights = [training.train_prior("galaxy", records=records, out=tmp_path / name, num_steps=2, seed=2, strategy=strategy) for name, strategy in folders.items()]
+    plain, other = (priors.storage.read_weights(folder)[1]["decoder"] for folder in weights)
+    for key, value in plain.items():
+        np.testing.assert_allclose(other[key], value, atol=1e-5, err_msg=key)
+
+
 def test_a_run_of_other_records_or_seed_is_not_resumed(records, small, tmp_path):
     training.train_prior("galaxy", records=records, out=tmp_path, num_steps=2, seed=2)
     with pytest.raises(RecordsError, match="train_galaxy: records and seed must be those of the run in .* seed 2.*, got .* seed 3; resume with those"):

@@ -147,25 +147,16 @@ def _write_all(results, failures, options):
 
 def _table(results, failures):
     """One row for each image, those that failed included, as an astropy Table."""
-    from astropy.table import Table
+    from astropy.table import Table, vstack
 
-    from astrogen.result import QUANTITIES, all_status, file_names
+    from astrogen.result import file_names, results_table
     plain = [result for _, result in results]
-    columns = {"name": [result.name for result in plain], "image": [path for path, _ in results], "file": [f"{name}.fits" for name in file_names(plain)]}
-    for quantity in QUANTITIES:
-        columns[quantity] = [getattr(result, quantity)[0] for result in plain]
-        columns[f"{quantity}_err"] = [getattr(result, quantity)[1] for result in plain]
-    columns |= {name: [getattr(result, name) for result in plain] for name in ("chi2", "p_value", "pixel_scale", "target_fwhm", "method", "converged")}
-    columns["unit"] = [str(result.observation.unit) for result in plain]
-    columns["status"] = [" | ".join(all_status(result)) for result in plain]
-    blank = {name: False if name == "converged" else "" if isinstance(values[0], str) else math.nan for name, values in columns.items()}
-    rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-    rows += [{**blank, "image": path, "status": f"failed: {reason}"} for path, reason in failures]
-    table = Table(rows, names=list(columns))
-    for name in ("half_light_radius", "half_light_radius_err", "target_fwhm"):
-        table[name].unit = "arcsec"
-    table["pixel_scale"].unit = "arcsec/pix"
-    return table
+    table = results_table(plain)
+    table.add_columns([[path for path, _ in results], [f"{name}.fits" for name in file_names(plain)]], indexes=[1, 1], names=["image", "file"])
+    if not failures:
+        return table
+    blank = {name: "" if table[name].dtype.kind == "U" else False if table[name].dtype.kind == "b" else math.nan for name in table.colnames}
+    return vstack([table, Table([{**blank, "image": path, "status": f"failed: {reason}"} for path, reason in failures])])
 
 
 def _finish(results, failures, options):

@@ -15,11 +15,13 @@ def add_options(verb):
     verb.add_argument("--loss", choices=("wgan-gp", "gan"), help="kappa: gan is the loss of the first GAN, to see it fail (default: wgan-gp)")
     verb.add_argument("--steps", type=count, metavar="N", help="training steps (default: the recipe's)")
     verb.add_argument("--seed", type=int, default=1, metavar="N", help="(default 1)")
+    verb.add_argument("--strategy", choices=("one", "mirrored", "multi-worker"), default="one",
+                      help="galaxy, kappa: one device, all GPUs of this host, or the hosts that TF_CONFIG names, with the same command on each (default one)")
     verb.add_argument("--resume", action="store_true", help="go on from the last checkpoint in DIR")
 
 
 def run(options):
     from astrogen.training import train_prior
     train_prior(options.prior, records=options.records, out=options.out, num_steps=options.steps, seed=options.seed, resume=options.resume, real=options.real,
-                validation=options.validation, loss=options.loss)
+                validation=options.validation, loss=options.loss, strategy=None if options.strategy == "one" else options.strategy)
     return DONE

@@ -7,5 +7,6 @@ one, whatever the number of workers.
 """
 from astrogen.survey.run import run_survey
 from astrogen.survey.store import read_object, read_survey
+from astrogen.survey.work import Fit
 
-__all__ = ["read_object", "read_survey", "run_survey"]
+__all__ = ["Fit", "read_object", "read_survey", "run_survey"]

@@ -11,6 +11,7 @@ from astrogen.report import write_contact_sheet
 from astrogen.training.basis import Basis, fit_basis, whiten
 from astrogen.training.real import compress_real
 from astrogen.training.records import RecordsError, load_images, read_manifest
+from astrogen.training.replicas import scope_of, worker_folder
 from astrogen.training.vae import FLOOR, LATENT, WIDTHS, aggregate_posterior, make_networks, train_vae
 
 NUM_COMPONENTS = 400
@@ -22,7 +23,7 @@ LOG_AMPLITUDE = (1.7, 0.7)
 TILT = 0.3
 
 
-def train_galaxy(records, out, *, num_steps, seed, resume=False, real=None):
+def train_galaxy(records, out, *, num_steps, seed, resume=False, real=None, strategy=None):
     """Train the galaxy prior and write it to `out`/weights, with `out`/sheet.png to look at.
 
     Parameters
@@ -31,20 +32,23 @@ def train_galaxy(records, out, *, num_steps, seed, resume=False, real=None):
     out : path; also holds checkpoints, TensorBoard logs and the basis of an interrupted run
     num_steps : int, of 256 galaxies
     real : path or None, records of `python -m data_pipelines real`: noisy stamps that the VAE learns from under their own PSF and noise
+    strategy : tf.distribute.Strategy or None; several hosts need a common folder `out` to resume
 
     Returns
     -------
     path : of the weights
     """
-    out = Path(out)
+    resume_from, out = Path(out) if resume else None, worker_folder(out, strategy)
     out.mkdir(parents=True, exist_ok=True)
     keras.utils.set_random_seed(seed)
     manifest = read_manifest(records)
     basis, white = basis_of_run(records, out, seed, resume)
     held_out = load_images(records, split="validation")["image"]
-    networks = make_networks(NUM_COMPONENTS)
-    stamps = _real_stamps(real, basis, networks) if real else None
-    metrics = train_vae(networks, basis, white, validation=whiten(held_out, basis), out=out, num_steps=num_steps, seed=seed, resume=resume, real=stamps)
+    with scope_of(strategy):
+        networks = make_networks(NUM_COMPONENTS)
+        stamps = _real_stamps(real, basis, networks) if real else None
+        metrics = train_vae(networks, basis, white, validation=whiten(held_out, basis), out=out, num_steps=num_steps, seed=seed, resume_from=resume_from, real=stamps,
+                            strategy=strategy)
     training = {"records": {key: manifest[key] for key in ("kind", "num", "seed", "recipe_version", "sha256") if key in manifest},
                 "num_steps": num_steps, "seed": seed, "real": str(Path(real).name) if real else None}
     weights = _write(out / "weights", basis, networks, aggregate_posterior(networks, white, seed=seed), training, metrics)

@@ -8,6 +8,7 @@ from astrogen.priors.convergence import ConvergencePrior, Table, stored_arrays
 from astrogen.priors.correction import Correction
 from astrogen.priors.storage import write_weights
 from astrogen.training.records import load_maps, read_manifest
+from astrogen.training.replicas import scope_of, worker_folder
 from astrogen.training.spectra import LOG_L, fit_shift, fit_target, lognormal_start, match_spectrum, start_table
 from astrogen.training.wgan import BATCH, NUM_CRITIC, PENALTY, STEERING, WARM_UP, fit_features, train_wgan
 
@@ -18,7 +19,7 @@ HELD_OUT_EVERY = 10            # without a folder of its own, every tenth simula
 NUM_MAPS, NUM_ITERATIONS = 256, 3
 
 
-def train_kappa(records, out, *, validation=None, num_steps, seed, loss="wgan-gp", resume=False):
+def train_kappa(records, out, *, validation=None, num_steps, seed, loss="wgan-gp", resume=False, strategy=None):
     """Train the convergence prior and write it to `out`/weights.
 
     Parameters
@@ -28,21 +29,23 @@ def train_kappa(records, out, *, validation=None, num_steps, seed, loss="wgan-gp
     validation : path or None, records of other simulations
     num_steps : int, of the generator, 16 maps each
     loss : str, "wgan-gp", or "gan" for the loss of the first GAN, to see it fail
+    strategy : tf.distribute.Strategy or None; several hosts need a common folder `out` to resume
 
     Returns
     -------
     path : of the weights
     """
-    out = Path(out)
+    resume_from, out = Path(out) if resume else None, worker_folder(out, strategy)
     out.mkdir(parents=True, exist_ok=True)
     keras.utils.set_random_seed(seed)
     maps, held_out = split_maps(load_maps(records), validation and load_maps(validation))
     target, tables, log_shift = tables_of_run(maps, out, seed, resume)
-    network, average = Correction(**NETWORK), Correction(**NETWORK, name="average")
-    average.set_weights(network.get_weights())
-    prior = make_prior("network", tables["lognormal"], tables["gaussian"], log_shift, network, maps)
-    chosen = train_wgan(prior, average, maps, validation=held_out, target=fit_features(prior, maps), out=out, num_steps=num_steps, seed=seed, loss=loss,
-                        resume=resume)
+    with scope_of(strategy):
+        network, average = Correction(**NETWORK), Correction(**NETWORK, name="average")
+        average.set_weights(network.get_weights())
+        prior = make_prior("network", tables["lognormal"], tables["gaussian"], log_shift, network, maps)
+        chosen = train_wgan(prior, average, maps, validation=held_out, target=fit_features(prior, maps), out=out, num_steps=num_steps, seed=seed, loss=loss,
+                            resume_from=resume_from, strategy=strategy)
     network.set_weights(average.get_weights())
     left = match_spectrum(prior, target, num_maps=NUM_MAPS, num_iterations=NUM_ITERATIONS, seed=seed)
     manifest = read_manifest(records)

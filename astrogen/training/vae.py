@@ -13,11 +13,13 @@ from tqdm import tqdm
 from astrogen.priors.galaxy import residual_scale, squash
 from astrogen.priors.networks import ResidualMLP
 from astrogen.training.real import real_log_likelihood
+from astrogen.training.replicas import averaged, mean_here, parts
 
 LATENT = 64
 WIDTHS = (768, 768, 768)
 BATCH = 256
 LEARNING_RATE = 1e-3
+LARGEST_GRADIENT = 50.0      # norm, of each weight
 WARM_UP = 0.1                # share of the steps over which the KL divergence gains its full weight: without it most latents never wake
 CHECKPOINT_EVERY = 500
 REAL_BATCH = 16
@@ -74,45 +76,52 @@ def real_evidence_terms(networks, basis, stamps, floor, noise):
     return likelihood, normal_divergence(mean, sigma)
 
 
-def train_vae(networks, basis, white, *, validation, out, num_steps, seed, resume=False, real=None):
+def train_vae(networks, basis, white, *, validation, out, num_steps, seed, resume_from=None, real=None, strategy=None):
     """Maximise the evidence lower bound of a population.
 
     Parameters
     ----------
     white : array [8, num, k], whitened coefficients in eight orientations; validation : array [num, k]
     out : path, for checkpoints/ and logs/ (TensorBoard)
+    resume_from : path or None, an `out` whose last checkpoint is gone on from
     real : Compressed or None, noisy real stamps: a share of every step
+    strategy : tf.distribute.Strategy or None, whose scope this is called in
 
     Returns
     -------
     dict : the last values of the terms on the validation galaxies, nats per galaxy
     """
     schedule = keras.optimizers.schedules.CosineDecay(LEARNING_RATE, num_steps)
-    optimizer = keras.optimizers.Adam(schedule, clipnorm=50.0)
+    optimizer = keras.optimizers.Adam(schedule)
     weights = networks.encoder.trainable_variables + networks.decoder.trainable_variables
     optimizer.build(weights)
     floor = tf.constant(FLOOR / basis.std)
     latent = networks.decoder.num_in
 
-    @tf.function(jit_compile=True)
-    def train_step(batch, weight, count):
-        with tf.GradientTape() as tape:
-            noise = tf.random.stateless_normal([batch.shape[0], latent], tf.stack([seed, count]))
-            likelihood, divergence = evidence_terms(networks, batch, floor, noise)
-            loss = tf.reduce_mean(weight * divergence - likelihood)
-        gradients = tape.gradient(loss, weights)
-        optimizer.apply_gradients(zip(gradients, weights))
-        return tf.reduce_mean(likelihood), tf.reduce_mean(divergence)
+    def take_step(terms_fn, weight):
+        def step(share):
+            with tf.GradientTape() as tape:
+                likelihood, divergence = terms_fn(share)
+                loss = tf.reduce_mean(weight * divergence - likelihood)
+            # Clipped after the mean over the replicas; Keras would clip before.
+            gradients = [tf.clip_by_norm(gradient, LARGEST_GRADIENT) for gradient in mean_here(tape.gradient(loss, weights))]
+            optimizer.apply_gradients(zip(parts(gradients), weights))
+            return tf.reduce_mean(likelihood), tf.reduce_mean(divergence)
+
+        return averaged(strategy, step)
+
+    @tf.function(jit_compile=True)                                   # XLA draws other numbers than TensorFlow: with and without replicas, the same are wanted
+    def draw_noise(count):
+        return tf.random.stateless_normal([BATCH, latent], tf.stack([seed, count]))
+
+    @tf.function(jit_compile=strategy is None)                       # XLA has no collectives across replicas
+    def train_step(batch, noise, weight):
+        return take_step(lambda share: evidence_terms(networks, share(batch), floor, share(noise)), weight)
 
     @tf.function
     def real_step(stamps, weight, count):
-        with tf.GradientTape() as tape:
-            noise = tf.random.stateless_normal([stamps.data.shape[0], latent], tf.stack([seed + 1, count]))
-            likelihood, divergence = real_evidence_terms(networks, basis, stamps, floor, noise)
-            loss = tf.reduce_mean(weight * divergence - likelihood)
-        gradients = tape.gradient(loss, weights)
-        optimizer.apply_gradients(zip(gradients, weights))
-        return tf.reduce_mean(likelihood), tf.reduce_mean(divergence)
+        noise = tf.random.stateless_normal([stamps.data.shape[0], latent], tf.stack([seed + 1, count]))
+        return take_step(lambda share: real_evidence_terms(networks, basis, tf.nest.map_structure(share, stamps), floor, share(noise)), weight)
 
     @tf.function
     def validate():
@@ -123,16 +132,16 @@ def train_vae(networks, basis, white, *, validation, out, num_steps, seed, resum
     count = tf.Variable(0, dtype=tf.int64)
     checkpoint = tf.train.Checkpoint(encoder=networks.encoder, decoder=networks.decoder, optimizer=optimizer, count=count)
     manager = tf.train.CheckpointManager(checkpoint, str(out / "checkpoints"), max_to_keep=2)
-    if resume and manager.latest_checkpoint:
-        checkpoint.restore(manager.latest_checkpoint).assert_existing_objects_matched()
+    if resume_from and (latest := tf.train.latest_checkpoint(str(resume_from / "checkpoints"))):
+        checkpoint.restore(latest).assert_existing_objects_matched()
     logs = tf.summary.create_file_writer(str(out / "logs"))
     flat = white.reshape(-1, white.shape[-1])
-    with tqdm(total=num_steps, initial=int(count), unit=" steps") as progress:
-        for step in range(int(count), num_steps):
+    with tqdm(total=num_steps, initial=int(count.numpy()), unit=" steps") as progress:
+        for step in range(int(count.numpy()), num_steps):
             rng = np.random.default_rng([seed, step])                # a resumed run sees the batches of an uninterrupted one
             weight = tf.constant(min(1.0, 0.02 + step / (WARM_UP * num_steps)), tf.float32)
             batch = tf.constant(flat[np.sort(rng.integers(0, len(flat), BATCH))].astype(np.float32))
-            likelihood, divergence = train_step(batch, weight, tf.constant(step))
+            likelihood, divergence = train_step(batch, draw_noise(tf.constant(step)), weight)
             if real is not None and step % 4 == 3:
                 rows = rng.integers(0, real.data.shape[0], REAL_BATCH)
                 real_step(tf.nest.map_structure(lambda x: tf.gather(x, rows), real), weight, tf.constant(step))

@@ -15,6 +15,7 @@ from astrogen.priors.convergence import MARGIN, draw_latent, polynomial_terms, s
 from astrogen.statistics import diversity
 from astrogen.training.critic import Critic, critic_loss, generator_loss, gradient_penalty
 from astrogen.training.map_features import map_features
+from astrogen.training.replicas import averaged, mean_here, parts
 from astrogen.training.spectra import fit_polynomial
 
 BATCH, NUM_CRITIC = 16, 2
@@ -78,10 +79,11 @@ class Step:
     prior : ConvergencePrior whose network is trained; average : Correction, the running average of its weights
     target : Target
     loss : str, "wgan-gp" or "gan"
+    strategy : tf.distribute.Strategy or None, in whose scope all is made and run
     """
 
-    def __init__(self, prior, average, target, *, loss, seed):
-        self.prior, self.average, self.target, self.loss, self.seed = prior, average, target, loss, seed
+    def __init__(self, prior, average, target, *, loss, seed, strategy=None):
+        self.prior, self.average, self.target, self.loss, self.seed, self.strategy = prior, average, target, loss, seed, strategy
         self.critic = Critic(prior.image_shape[0])
         self.optimizers = {name: keras.optimizers.Adam(rate, beta_1=0.0, beta_2=0.9) for name, rate in RATES.items()}
         self.optimizers["generator"].build(prior.network.trainable_variables)
@@ -97,9 +99,20 @@ class Step:
 
     def _run(self, kappa, cosmology, count, adversarial):
         """kappa [NUM_CRITIC, batch, n, n], cosmology [batch, 2], count [], adversarial: does the critic take part? -> dict of scalars."""
-        prior, scaled = self.prior, scaled_cosmology(cosmology)
-        grid = [side + MARGIN for side in prior.image_shape]
+        grid = [side + MARGIN for side in self.prior.image_shape]
         latent = tf.random.stateless_normal([kappa.shape[1], *grid], tf.stack([self.seed, count]))
+        mixes = [tf.random.stateless_uniform([kappa.shape[1], 1, 1], tf.stack([self.seed + 1 + index, count])) for index in range(NUM_CRITIC)]
+        told, difference = averaged(self.strategy, lambda share: self._update(
+            [share(maps) for maps in tf.unstack(kappa)], share(cosmology), share(latent), [share(mix) for mix in mixes], count, adversarial))
+        self.difference.assign(difference)
+        decay = running(AVERAGE, count)
+        for slow, fast in zip(self.average.weights, self.prior.network.weights):
+            slow.assign(decay * slow + (1 - decay) * fast)
+        return told
+
+    def _update(self, kappa, cosmology, latent, mixes, count, adversarial):
+        """What one replica does with its share: dict of scalars, and the new running differences."""
+        prior, scaled, moved = self.prior, scaled_cosmology(cosmology), self.difference
         told = {}
         with tf.GradientTape() as tape:
             log_map = prior.log_map(prior.colour(latent, cosmology), cosmology)[:, :-MARGIN, :-MARGIN]
@@ -108,38 +121,35 @@ class Step:
             if adversarial:
                 with tape.stop_recording():
                     for index in range(NUM_CRITIC):
-                        told |= self._update_critic(log_density(prior, kappa[index], cosmology), fake, scaled, tf.stack([self.seed + 1 + index, count]))
+                        told |= self._update_critic(log_density(prior, kappa[index], cosmology), fake, scaled, mixes[index])
                 total += generator_loss(self.loss, self.critic(fake, scaled))
             if self.loss == "wgan-gp":
                 drawn = tf.exp(log_map) - prior.shift(cosmology)[:, None, None]
-                total += STEERING * self._steer(summaries(prior, drawn, fake, cosmology), cosmology, scaled, count)
+                steering, moved = self._steer(summaries(prior, drawn, fake, cosmology), cosmology, scaled, count)
+                total += STEERING * steering
         gradients = tape.gradient(total, prior.network.trainable_variables)
-        self.optimizers["generator"].apply_gradients(zip(gradients, prior.network.trainable_variables))
-        decay = running(AVERAGE, count)
-        for slow, fast in zip(self.average.weights, prior.network.weights):
-            slow.assign(decay * slow + (1 - decay) * fast)
-        return told | {"generator_loss": total, "difference": tf.reduce_mean(self.difference[0] ** 2), "generator_slope": tf.linalg.global_norm(gradients)}
+        self.optimizers["generator"].apply_gradients(zip(parts(gradients), prior.network.trainable_variables))
+        return told | {"generator_loss": total, "difference": tf.reduce_mean(moved[0] ** 2), "generator_slope": tf.linalg.global_norm(gradients)}, tf.convert_to_tensor(moved)
 
-    def _update_critic(self, real, fake, scaled, seed):
+    def _update_critic(self, real, fake, scaled, mix):
         with tf.GradientTape() as tape:
             scores = self.critic(tf.concat([real, fake], 0), tf.concat([scaled, scaled], 0))
             value = critic_loss(self.loss, *tf.split(scores, 2))
             penalty = 0.0
             if self.loss == "wgan-gp":
-                mix = tf.random.stateless_uniform([real.shape[0], 1, 1], seed)
                 penalty = tf.reduce_mean(gradient_penalty(lambda between: self.critic(between, scaled), real, fake, mix))
             total = value + PENALTY * penalty
-        self.optimizers["critic"].apply_gradients(zip(tape.gradient(total, self.critic.trainable_variables), self.critic.trainable_variables))
+        self.optimizers["critic"].apply_gradients(zip(parts(tape.gradient(total, self.critic.trainable_variables)), self.critic.trainable_variables))
         return {"critic_loss": value, "penalty": penalty}
 
     def _steer(self, features, cosmology, scaled, count):
-        """The steering term; also moves the running differences [3, F], of the mean and of its slopes with either parameter."""
+        """The steering term, and the running differences [3, F] after this step, of the mean and of its slopes with either parameter."""
         expected = tf.matmul(polynomial_terms(cosmology), self.target.coefficients)
         basis = tf.concat([tf.ones_like(scaled[:, :1]), scaled], 1)
         difference = tf.matmul(basis, (features - expected) / self.target.scatter, transpose_a=True) / features.shape[0]
         decay = running(RUNNING, count)
-        self.difference.assign(decay * self.difference + (1 - decay) * tf.stop_gradient(difference))
-        return tf.reduce_sum(2.0 * tf.stop_gradient(self.difference) * difference)
+        moved = decay * self.difference + (1 - decay) * mean_here(tf.stop_gradient(difference))
+        return tf.reduce_sum(2.0 * tf.stop_gradient(moved) * difference), moved
 
 
 def running(decay, count):
@@ -147,7 +157,7 @@ def running(decay, count):
     return tf.minimum(decay, tf.cast(count + 1, tf.float32) / tf.cast(count + 10, tf.float32))
 
 
-def train_wgan(prior, average, maps, *, validation, target, out, num_steps, seed, loss="wgan-gp", resume=False):
+def train_wgan(prior, average, maps, *, validation, target, out, num_steps, seed, loss="wgan-gp", resume_from=None, strategy=None):
     """Train the prior's network, in place, and leave in `average` the averaged weights of the last quarter of the steps that did best on held-out simulations.
 
     The statistic of the choice: root mean square, over all features, of the difference between the mean over drawn maps and over the held-out maps, at the same
@@ -157,20 +167,22 @@ def train_wgan(prior, average, maps, *, validation, target, out, num_steps, seed
     ----------
     maps, validation : dict(kappa [N, n, n], cosmology [N, 2], simulation [N]), of `load_maps`
     out : path, for checkpoints/, logs/ (TensorBoard) and the best weights
+    resume_from : path or None, an `out` whose last checkpoint is gone on from
+    strategy : tf.distribute.Strategy or None, whose scope this is called in
 
     Returns
     -------
     dict : step and statistic of the choice, and the diversity of drawn maps (see `astrogen.statistics.diversity`)
     """
-    step = Step(prior, average, target, loss=loss, seed=seed)
+    step = Step(prior, average, target, loss=loss, seed=seed, strategy=strategy)
     manager = tf.train.CheckpointManager(step.checkpoint, str(out / "checkpoints"), max_to_keep=2)
-    if resume and manager.latest_checkpoint:
-        step.checkpoint.restore(manager.latest_checkpoint).assert_existing_objects_matched()
+    if resume_from and (latest := tf.train.latest_checkpoint(str(resume_from / "checkpoints"))):
+        step.checkpoint.restore(latest).assert_existing_objects_matched()
     logs = tf.summary.create_file_writer(str(out / "logs"))
     warm_up = min(WARM_UP, num_steps // 2) if loss == "wgan-gp" else 0
     validate = validator(prior, average, validation, target.scatter, seed)
-    with tqdm(total=num_steps, initial=int(step.count), unit=" steps") as progress:
-        for index in range(int(step.count), num_steps):
+    with tqdm(total=num_steps, initial=int(step.count.numpy()), unit=" steps") as progress:
+        for index in range(int(step.count.numpy()), num_steps):
             for name, rate in learning_rates(index, num_steps, warm_up).items():
                 step.optimizers[name].learning_rate.assign(rate)
             told = step.run(*draw_batch(maps, [seed, index]), tf.constant(index), index >= warm_up)
@@ -178,7 +190,7 @@ def train_wgan(prior, average, maps, *, validation, target, out, num_steps, seed
             if (index + 1) % CHECKPOINT_EVERY == 0 or index + 1 == num_steps:
                 told |= validate()
                 step.count.assign(index + 1)
-                if told["statistic"] < float(step.best) and index + 1 > CHOOSE_FROM * num_steps:
+                if told["statistic"] < float(step.best.numpy()) and index + 1 > CHOOSE_FROM * num_steps:
                     step.best.assign(told["statistic"])
                     np.savez(out / "best.npz", *average.get_weights(), step=index + 1, **{name: told[name] for name in TOLD[1:]})
                 manager.save()

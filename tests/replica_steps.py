@@ -1,0 +1,67 @@
+"""Run by tests/test_replicas.py in processes of its own: the same few training steps without a strategy and with one.
+
+    python replica_steps.py FOLDER mirrored          two logical CPU devices
+    TF_CONFIG=... python replica_steps.py FOLDER multi-worker
+"""
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras  # noqa: E402
+import numpy as np  # noqa: E402
+import tensorflow as tf  # noqa: E402
+from map_oracles import simulated_maps, small_prior  # noqa: E402
+
+from astrogen.training import vae, wgan  # noqa: E402
+from astrogen.training.basis import Basis  # noqa: E402
+from astrogen.training.replicas import choose_strategy, scope_of, worker_folder  # noqa: E402
+
+SEED, COMPONENTS = 3, 12
+
+
+def galaxy_steps(folder, strategy, num_steps=3):
+    """Weights of the VAE after some steps of 32 galaxies."""
+    keras.utils.set_random_seed(SEED)
+    vae.BATCH, vae.CHECKPOINT_EVERY = 32, 2
+    white = np.random.default_rng(SEED).normal(size=(8, 60, COMPONENTS)).astype(np.float16)
+    basis = Basis(np.eye(COMPONENTS * 16, dtype=np.float32)[:COMPONENTS].reshape(COMPONENTS, 12, 16), np.zeros(COMPONENTS, np.float32), np.ones(COMPONENTS, np.float32), 0.0)
+    out = worker_folder(folder, strategy)
+    with scope_of(strategy):
+        networks = vae.make_networks(COMPONENTS, latent=3, widths=(16,))
+        options = {"validation": white[0, :8].astype(np.float32), "out": out, "seed": SEED, "strategy": strategy}
+        vae.train_vae(networks, basis, white, num_steps=num_steps, **options)
+    return networks.encoder.get_weights() + networks.decoder.get_weights()
+
+
+def map_steps(strategy, num_steps=2):
+    """Weights of correction, average and critic, and the running differences, after some steps of 16 maps."""
+    keras.utils.set_random_seed(SEED)
+    maps = simulated_maps(4, 8, seed=3)
+    with scope_of(strategy):
+        prior, average = small_prior(seed=1), small_prior(seed=2).network
+        step = wgan.Step(prior, average, wgan.fit_features(prior, maps), loss="wgan-gp", seed=SEED, strategy=strategy)
+        for index in range(num_steps):
+            step.run(*wgan.draw_batch(maps, [SEED, index]), tf.constant(index), True)
+    return [*prior.network.get_weights(), *average.get_weights(), *step.critic.get_weights(), step.difference.numpy()]
+
+
+def main(folder, name):
+    folder = Path(folder)
+    if name == "mirrored":
+        cpu = tf.config.list_physical_devices("CPU")[0]
+        tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+        strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    else:
+        strategy = choose_strategy(name)
+    assert strategy.num_replicas_in_sync == 2
+    found = [*galaxy_steps(folder / "several", strategy), *map_steps(strategy)]
+    alone = [*galaxy_steps(folder / "one", None), *map_steps(None)]
+    out = worker_folder(folder, strategy)
+    out.mkdir(parents=True, exist_ok=True)
+    np.savez(out / "weights.npz", **{f"found_{row:03d}": value for row, value in enumerate(found)}, **{f"alone_{row:03d}": value for row, value in enumerate(alone)})
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
