@@ -6,10 +6,13 @@ Given the images of its neighbours, a galaxy in any number of exposures and band
 between bands is integrated out (`bands`). A galaxy alone is therefore inferred as in `deconvolution`. Several are brought to their mode in turn; from there chains draw each galaxy
 given the others' current images (Gibbs sampling, with a Hamiltonian step for the latent), so that the errors of one contain the uncertainty of its neighbours.
 """
+from copy import copy
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
+from scipy.optimize import nnls
 
 from astrogen import bands as tying
 from astrogen import conditional, forward, posterior
@@ -24,8 +27,9 @@ from astrogen.priors import load_prior
 
 WEAKEST = 0.03             # signal-to-noise squared below which directions of the data are dropped
 INVISIBLE = 1e-6           # of the largest: pixels that see less of a galaxy are left out
-PASSES = 3                 # over one galaxy in several bands: flux ratios and colours are estimated between them
+PASSES = 2                 # over one galaxy in several bands: flux ratios and colours are estimated between them
 LARGEST_SWEEPS = 8         # over several galaxies on the way to the mode
+SIMPLE_ERROR, MODEL_ERROR = 0.3, 0.03     # shares of a neighbour's light that its first models may be wrong by
 SETTLED = 0.1              # sigma by which no pixel's model moves any more
 NUM_CHAINS, NUM_BURNIN = 8, 25
 THINNING = 2               # sweeps for each draw that is kept
@@ -140,7 +144,7 @@ class _Scene:
 
     def __init__(self, observations, bands, frames, prior, background):
         self.observations, self.bands, self.frames, self.prior = observations, bands, frames, prior
-        self.order = list(dict.fromkeys(bands))
+        self.order, self.size = list(dict.fromkeys(bands)), {"directions": 0}
         self.good = [~observation.mask for observation in observations]
         self.inverse = [1 / np.sqrt(observation.variance[good]).astype(np.float64) for observation, good in zip(observations, self.good, strict=True)]
         self.white = [observation.image[good] * inverse for observation, good, inverse in zip(observations, self.good, self.inverse, strict=True)]
@@ -151,6 +155,14 @@ class _Scene:
         """Whitened residuals [..., n] under the noise with the background integrated out."""
         inverse = self.inverse[exposure]
         return residual - (residual @ inverse / self.precision[exposure])[..., None] * inverse
+
+    def weighted(self, weights):
+        """The same with whitened pixels times weights [exposure][n]: as if the noise were so much larger."""
+        other = copy(self)
+        other.inverse = [inverse * weight for inverse, weight in zip(self.inverse, weights, strict=True)]
+        other.white = [white * weight for white, weight in zip(self.white, weights, strict=True)]
+        other.precision = [more - inverse @ inverse + less @ less for more, inverse, less in zip(self.precision, self.inverse, other.inverse, strict=True)]
+        return other
 
     def deviations(self):
         return self.prior.coefficient_std.numpy().astype(np.float64)
@@ -241,6 +253,11 @@ class _Galaxy:
         self.compressed = self.climb = self.project = None
         self.coefficients = None          # [band, 1, k]
 
+    def continue_from(self, other):
+        """Take over what is known from a fit of fewer pixels."""
+        for name in ("reference", "scales", "shape", "colour", "tie", "compressed", "climb", "project", "coefficients"):
+            setattr(self, name, getattr(other, name))
+
 
 def _galaxy(scene, plan):
     spectrum = scene.prior.basis_transform.astype(np.complex128) / scene.deviations()[:, None, None]
@@ -280,34 +297,71 @@ def _light(scene, galaxy, coefficients):
     """Whitened light [exposure][..., n] of coefficients [band, ..., k]."""
     seen = []
     for exposure, (view, band) in enumerate(zip(galaxy.views, scene.bands, strict=True)):
-        ours = coefficients[scene.order.index(band)]
-        light = np.zeros((*ours.shape[:-1], len(scene.inverse[exposure])))
-        light[..., view.rows] = ours.astype(np.float32) @ view.matrix.T
-        seen.append(light)
+        seen.append(_seen(view, coefficients[scene.order.index(band)], len(scene.inverse[exposure])))
     return seen
+
+
+def _seen(view, coefficients, size):
+    """Whitened light [..., n] of coefficients [..., k] in one exposure."""
+    light = np.zeros((*coefficients.shape[:-1], size))
+    light[..., view.rows] = coefficients.astype(np.float32) @ view.matrix.T
+    return light
 
 
 # To the mode
 
 def _begin(scene, galaxies):
-    """First images: linear estimates from each galaxy's own cell."""
-    for galaxy in galaxies:
-        views = [_in_cell(scene, view, exposure, cell) for exposure, (view, cell) in enumerate(zip(galaxy.views, galaxy.plan.cells, strict=True))]
-        first = _Galaxy(galaxy.plan, views, _grams(scene, views) if len(galaxies) > 1 else galaxy.grams)
-        moments = _moments(scene, first, [white[None] for white in scene.white])[:, 0]
-        mean = scene.prior.coefficient_mean.numpy().astype(np.float64)
-        significance = [(moment @ mean) / np.sqrt(max(mean @ gram @ mean, 1e-30)) for moment, gram in zip(moments, first.grams, strict=True)]
-        galaxy.reference = int(np.argmax(significance))
-        galaxy.shape = _linear(scene, first.grams[galaxy.reference], moments[galaxy.reference])
-        galaxy.scales = tying.flux_ratios(first.grams, moments, galaxy.shape, galaxy.reference)
-        galaxy.coefficients = (galaxy.scales[:, None] * galaxy.shape)[:, None]
+    """First images: all galaxies as sums of two simple shapes, then each by the prior, brightest first, trusting less the pixels where others are bright."""
+    templates = _templates(scene)
+    guesses = _simple_fit(scene, galaxies, templates)
+    lights = [_light(scene, galaxy, guess[:, None]) for galaxy, guess in zip(galaxies, guesses, strict=True)]
+    trust = np.full(len(galaxies), SIMPLE_ERROR)
+    for number in np.argsort([-sum(np.square(light).sum() for light in ours) for ours in lights]):
+        galaxy, others = galaxies[number], np.arange(len(galaxies)) != number
+        weights = [1 / np.sqrt(1 + sum((trust[other] * lights[other][exposure][0]) ** 2 for other in np.flatnonzero(others))) for exposure in range(len(scene.white))]
+        some, first = scene.weighted(weights), galaxy
+        if len(galaxies) > 1:
+            views = [_weighted(some, view, exposure, weight) for exposure, (view, weight) in enumerate(zip(galaxy.views, weights, strict=True))]
+            first = _Galaxy(galaxy.plan, views, _grams(some, views))
+        rests = [rest * weight for rest, weight in zip(_rests(scene, lights, number), weights, strict=True)]
+        moments, mean = _moments(some, first, rests), templates[0]
+        significance = [(moment @ mean) / np.sqrt(max(mean @ gram @ mean, 1e-30)) for moment, gram in zip(moments[:, 0], first.grams, strict=True)]
+        first.reference = int(np.argmax(significance))
+        first.shape = _linear(scene, first.grams[first.reference], moments[first.reference, 0])
+        first.scales = tying.flux_ratios(first.grams, moments[:, 0], first.shape, first.reference)
+        _improve(some, first, moments, first=True, colour=False)
+        galaxy.continue_from(first)
+        lights[number], trust[number] = _light(scene, galaxy, galaxy.coefficients), MODEL_ERROR
 
 
-def _in_cell(scene, view, exposure, cell):
-    """A view of the pixels in a cell only."""
-    ours = cell[scene.good[exposure]][view.rows]
-    matrix = view.matrix[ours]
-    return _View(view.rows[ours], matrix, (scene.inverse[exposure][view.rows[ours]] @ matrix).astype(np.float64))
+def _templates(scene):
+    """Coefficients [2, k] of two shapes of unit flux: the mean galaxy, and a point at the target resolution."""
+    basis = scene.prior.basis.numpy().astype(np.float64)
+    side = np.arange(basis.shape[1]) - (basis.shape[1] - 1) / 2
+    sigma = scene.prior.target_fwhm / scene.prior.pixel_scale / np.sqrt(8 * np.log(2))
+    point = np.exp(-0.5 * (side[:, None] ** 2 + side**2) / sigma**2)
+    shapes = np.stack([scene.prior.coefficient_mean.numpy(), np.tensordot(basis, point, 2)])
+    return shapes / (shapes @ basis.sum((1, 2)))[:, None]
+
+
+def _simple_fit(scene, galaxies, templates):
+    """Coefficients [galaxy][band, k] of the sums of templates that fit each band best, all galaxies together, no flux negative."""
+    guesses = np.zeros((len(galaxies), len(scene.order), templates.shape[1]))
+    for index, band in enumerate(scene.order):
+        columns, white = [], []
+        for exposure in np.flatnonzero(np.array(scene.bands) == band):
+            seen = [_seen(view, templates, len(scene.inverse[exposure])) for view in (galaxy.views[exposure] for galaxy in galaxies)]
+            columns.append(scene.levelled(exposure, np.concatenate(seen)).T)
+            white.append(scene.levelled(exposure, scene.white[exposure]))
+        fluxes, _ = nnls(np.concatenate(columns), np.concatenate(white))
+        guesses[:, index] = fluxes.reshape(len(galaxies), 2) @ templates
+    return guesses
+
+
+def _weighted(scene, view, exposure, weight):
+    """A view in a scene whose pixels count `weight` [n] times as much."""
+    matrix = view.matrix * weight[view.rows, None].astype(np.float32)
+    return _View(view.rows, matrix, (scene.inverse[exposure][view.rows] @ matrix).astype(np.float64))
 
 
 def _linear(scene, gram, moment):
@@ -328,16 +382,16 @@ def _linear(scene, gram, moment):
 def _climb(scene, galaxies):
     """Bring all galaxies to their joint mode, one after the other; whether they settled there."""
     lights = [_light(scene, galaxy, galaxy.coefficients) for galaxy in galaxies]
-    alone = len(galaxies) == 1
-    for sweep in range((PASSES if len(scene.order) > 1 else 1) if alone else LARGEST_SWEEPS):
+    alone, moved = len(galaxies) == 1, 0.0
+    for sweep in range((PASSES if len(scene.order) > 1 else 0) if alone else LARGEST_SWEEPS):
         moved = 0.0
         for number, galaxy in enumerate(galaxies):
             rests = _rests(scene, lights, number)
-            _improve(scene, galaxy, _moments(scene, galaxy, rests), first=sweep == 0, colour=sweep == 1)
+            _improve(scene, galaxy, _moments(scene, galaxy, rests), first=False, colour=sweep == 0)
             light = _light(scene, galaxy, galaxy.coefficients)
             moved = max(moved, *(np.abs(new - old).max() for new, old in zip(light, lights[number], strict=True)))
             lights[number] = light
-        if moved < SETTLED and sweep > 1:
+        if moved < SETTLED and sweep > 0:
             break
     return (alone or moved < 10 * SETTLED) and all(bool(galaxy.climb.converged[0]) for galaxy in galaxies)
 
@@ -369,7 +423,7 @@ def _improve(scene, galaxy, moments, *, first, colour):
         start = tf.concat([galaxy.climb.parameters[:, :prior.latent_size], tf.zeros([1, 1]), galaxy.climb.parameters[:, prior.latent_size + 1:]], 1)
     galaxy.climb = find_map(*posterior.target(prior), galaxy.compressed, start)
     normals = tf.zeros([1, len(std) + galaxy.compressed.data.shape[1] + 1])
-    coefficients = posterior.draw_coefficients(prior, galaxy.compressed, galaxy.climb.parameters, normals)[0].numpy().astype(np.float64)
+    coefficients = _drawn_exactly(prior, galaxy.compressed, galaxy.climb.parameters, normals)
     galaxy.coefficients = tying.draw_bands(galaxy.tie, coefficients, moments, None)
     galaxy.shape = coefficients[0]
 
@@ -380,8 +434,8 @@ def _compress(scene, galaxy, known, moment):
     flux = np.linalg.norm(known)
     values, vectors = np.linalg.eigh(std[:, None] * galaxy.tie.gram * std)
     values, vectors = values[::-1], vectors[:, ::-1]
-    least = galaxy.compressed.data.shape[1] if galaxy.compressed else 32
-    num = min(max(-(-int((values * flux**2 > WEAKEST).sum()) // 16) * 16, least), len(std))
+    # As many for all, in large steps: few static shapes, few traces.
+    scene.size["directions"] = num = min(max(-(-int((values * flux**2 > WEAKEST).sum()) // 64) * 64, scene.size["directions"]), len(std))
     root = np.sqrt(np.maximum(values[:num], 1e-12 * values[0]))
     project = (vectors[:, :num] / root).T * std
     matrix = (vectors[:, :num] * root).T / std
@@ -435,39 +489,45 @@ def _draw_mode(scene, galaxies, num_draws, seeds):
 class _Chains:
     """The chains of one galaxy: their parameters [chain, p] and coefficients [band, chain, k], and what does not change from sweep to sweep."""
 
-    def __init__(self, scene, galaxy, rng):
-        prior, self.galaxy = scene.prior, galaxy
-        here = conditional.focus(prior, galaxy.compressed, galaxy.climb.parameters)
-        self.turn = here.directions[0].numpy().astype(np.float64) @ galaxy.project
-        self.here, self.compressed = (tf.nest.map_structure(lambda x: tf.repeat(x, NUM_CHAINS, 0), nest) for nest in (here, galaxy.compressed))
+    def __init__(self, galaxy, rng):
+        self.galaxy, self.step = galaxy, FIRST_STEP
+        self.compressed = tf.nest.map_structure(lambda x: tf.repeat(x, NUM_CHAINS, 0), galaxy.compressed)
         self.whitening = whitening(galaxy.climb.precision)[0]
         noise = _tensor(rng.standard_normal([NUM_CHAINS, galaxy.climb.parameters.shape[1]]))
         self.parameters = galaxy.climb.parameters + tf.linalg.matvec(self.whitening, noise)
         self.coefficients = np.repeat(galaxy.coefficients, NUM_CHAINS, 1)
-        self.step = FIRST_STEP
 
-    def move(self, scene, moments, rng, *, index, learn):
-        """A new latent and a new image given the others' light."""
-        prior = scene.prior
-        moment = tying.tied_moment(self.galaxy.tie, moments)
-        here = self.here._replace(data=_tensor(moment @ self.turn.T))
+    def move(self, prior, moments, rng, *, index, learn):
+        """A new latent and a new image given the others' light; the mean probability of acceptance."""
+        compressed = self.compressed._replace(data=_tensor(tying.tied_moment(self.galaxy.tie, moments) @ self.galaxy.project.T))
         num_steps = int(np.clip(round(PATH * (0.5 + 0.618034 * index % 1.0) / self.step), 1, 8))
         momentum, chance = rng.standard_normal(self.parameters.shape), np.log(rng.random(NUM_CHAINS))
-        self.parameters, accept = hop(conditional.target(prior), self.parameters, self.whitening, here, _tensor(momentum), _tensor(chance), tf.constant(self.step, tf.float32), tf.constant(num_steps))
+        self.parameters, accept = hop(posterior.target(prior)[0], self.parameters, self.whitening, compressed, _tensor(momentum), _tensor(chance), tf.constant(self.step, tf.float32),
+                                      tf.constant(num_steps))
+        accept = float(tf.reduce_mean(accept))
         if learn:
-            self.step = float(np.clip(self.step * np.exp(0.5 * (float(tf.reduce_mean(accept)) - TARGET_ACCEPT)), 0.02, 1.2))
-        compressed = self.compressed._replace(data=_tensor(moment @ self.galaxy.project.T))
-        size = prior.coefficient_std.shape[0] + compressed.data.shape[1] + 1
-        normals = _tensor(rng.standard_normal([1, NUM_CHAINS, size]))
-        drawn = conditional.draw_coefficients(prior, compressed, here, self.parameters[None], normals)[0].numpy()[0].astype(np.float64)
+            self.step = float(np.clip(self.step * np.exp(0.5 * (accept - TARGET_ACCEPT)), 0.02, 1.2))
+        normals = _tensor(rng.standard_normal([NUM_CHAINS, prior.coefficient_std.shape[0] + compressed.data.shape[1] + 1]))
+        drawn = _drawn_exactly(prior, compressed, self.parameters, normals)
         self.coefficients = tying.draw_bands(self.galaxy.tie, drawn, moments, rng)
-        return float(tf.reduce_mean(accept))
+        return accept
+
+
+@lru_cache
+def _exact_draws(prior):
+    """`posterior.draw_coefficients` of a prior, traced once."""
+    return tf.function(lambda compressed, parameters, normals: posterior.draw_coefficients(prior, compressed, parameters, normals)[0])
+
+
+def _drawn_exactly(prior, compressed, parameters, normals):
+    """Coefficients [batch, k], float64; posterior means where the normals are zero."""
+    return _exact_draws(prior)(compressed, parameters, normals).numpy().astype(np.float64)
 
 
 def _draw_in_turn(scene, galaxies, seeds, *, num_draws):
     """Gibbs sampling over galaxies: each one's latent by a Hamiltonian step and its image exactly, given the images of the others."""
     rng = _generator(seeds)
-    chains = [_Chains(scene, galaxy, rng) for galaxy in galaxies]
+    chains = [_Chains(galaxy, rng) for galaxy in galaxies]
     lights = [_light(scene, chain.galaxy, chain.coefficients) for chain in chains]
     kept, parameters, accepted, fluxes = [], [], [], []
     sums = scene.prior.basis.numpy().sum((1, 2))
@@ -475,7 +535,7 @@ def _draw_in_turn(scene, galaxies, seeds, *, num_draws):
         learn = index < NUM_BURNIN
         for number, chain in enumerate(chains):
             moments = _moments(scene, chain.galaxy, _rests(scene, lights, number))
-            accepted += [chain.move(scene, moments, rng, index=index, learn=learn)] * (not learn)
+            accepted += [chain.move(scene.prior, moments, rng, index=index, learn=learn)] * (not learn)
             lights[number] = _light(scene, chain.galaxy, chain.coefficients)
         if learn:
             continue

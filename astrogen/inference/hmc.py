@@ -195,7 +195,7 @@ def hop(log_density_fn, parameters, to_parameters, evidence, momentum, log_unifo
 
     Parameters
     ----------
-    log_density_fn : callable of (parameters [1, batch, p], evidence) -> [1, batch]
+    log_density_fn : callable of (parameters [batch, p], evidence) -> [batch]
     parameters : Tensor [batch, p]
     to_parameters : Tensor [p, p], takes white positions to parameters (`whitening` of a precision near the mode)
     evidence : nested tensors handed to the log-density
@@ -207,8 +207,8 @@ def hop(log_density_fn, parameters, to_parameters, evidence, momentum, log_unifo
     parameters [batch, p], and the probability of acceptance [batch]
     """
     def density(parameters):
-        value, gradient = value_and_gradient(log_density_fn, parameters[None], evidence)
-        return value[0], tf.linalg.matvec(to_parameters, gradient[0], transpose_a=True)
+        value, gradient = value_and_gradient(log_density_fn, parameters, evidence)
+        return value, tf.linalg.matvec(to_parameters, gradient, transpose_a=True)
 
     def leapfrog(count, there, momentum, value, gradient):
         momentum = momentum + 0.5 * step * gradient
