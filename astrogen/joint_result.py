@@ -14,6 +14,7 @@ from astrogen.images import write_planes
 from astrogen.result import QUANTITIES, deconvolved_wcs, format_p, format_value, goodness_of_fit, judge, measure
 
 FORMAT = "astrogen joint result 1"
+CENTRE_SIGMA = 2.5     # deconvolved pixels, of the weight that says where a galaxy is
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +23,7 @@ class Source:
 
     name : str
     bands : tuple of str; reference : the one whose image the prior describes, the others differ from it by colour gradients
-    x, y : float, pixels from 0 of the first exposure, posterior mean
+    x, y : float, pixels from 0 of the first exposure: weighted centroid of the mean image in the reference band
     pixel_scale, target_fwhm : float, arcsec per pixel of the deconvolved images, and their Gaussian resolution
     wcs : astropy WCS of the deconvolved images, or None
     draws : float32 [num_draws, band, 64, 64], flux per deconvolved pixel, centred on the galaxy's first position
@@ -183,16 +184,29 @@ def _counted(number, noun):
 def make_source(first, *, name, bands, reference, place, pixel_scale, target_fwhm, draws, latent_draws, shift_draws, models, colour, residual_amplitude):
     """One galaxy, from draws [draw, band, h, w] of its images centred on `place`, (x, y) in arcsec from the middle of the first stamp; the rest as in `Source`."""
     middle = (np.array(first.image.shape[::-1]) - 1) / 2
-    x, y = shift_draws.mean(0) / first.pixel_scale + middle
+    draws = np.asarray(draws, np.float32)
+    x, y = (np.asarray(place) + pixel_scale * _centroid(draws[:, list(bands).index(reference)].mean(0, np.float64))) / first.pixel_scale + middle
     wcs = None
     if first.wcs is not None:
         wcs = deconvolved_wcs(first.wcs, first.image.shape, ratio=first.pixel_scale / pixel_scale, shape=draws.shape[2:])
         wcs.wcs.crpix = wcs.wcs.crpix - np.asarray(place) / pixel_scale
         wcs.wcs.set()
-    draws = np.asarray(draws, np.float32)
     return Source(name=name, bands=tuple(bands), reference=reference, x=float(x), y=float(y), pixel_scale=float(pixel_scale), target_fwhm=float(target_fwhm), wcs=wcs, draws=draws,
                   flux_draws=draws.sum((2, 3), np.float64), shift_draws=np.asarray(shift_draws), latent_draws=np.asarray(latent_draws, np.float32),
                   models=tuple(np.asarray(model, np.float32) for model in models), colour=float(colour), residual_amplitude=residual_amplitude)
+
+
+def _centroid(image):
+    """Gaussian-weighted centroid (x, y) in pixels from the middle; the weight follows it."""
+    y, x = (np.arange(side) - (side - 1) / 2 for side in image.shape)
+    centre = np.zeros(2)
+    for _ in range(20):
+        light = image * np.exp(-0.5 * (((x - centre[0]) ** 2 + (y[:, None] - centre[1]) ** 2) / CENTRE_SIGMA**2))
+        if not light.sum() > 0:
+            return np.zeros(2)
+        # A Gaussian-weighted offset of a Gaussian is half of the true one.
+        centre = np.clip(centre + 1.5 * (np.array([light.sum(0) @ x, light.sum(1) @ y]) / light.sum() - centre), -len(x) / 4, len(x) / 4)
+    return centre
 
 
 def make_joint_result(observations, *, bands, sources, models, background_draws, num_fitted, method, diagnostics, status, provenance):
