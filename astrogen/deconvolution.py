@@ -74,12 +74,12 @@ def deconvolve(observations, *, psf=None, observed_scale=None, prior="galaxy", m
     ------
     ValueError : an option is wrong, or a PSF is sharper than the resolution that is asked for.
     """
-    _check_options(method, background, num_draws, batch_size)
+    check_options("deconvolve", method, background, num_draws, batch_size)
     observations, single = as_observations(observations, psf=psf, pixel_scale=observed_scale)
     prior = load_prior(prior) if not hasattr(prior, "components") else prior
     batch_size = batch_size or min(LARGEST_BATCH, max(len(observations), 1))
-    plans = [_plan(observation, word, prior, pixel_scale) for observation, word in zip(observations, _seeds(observations, seed), strict=True)]
-    provenance = _provenance(prior, method, num_draws, seed, background)
+    plans = [plan_of(observation, word, prior, pixel_scale) for observation, word in zip(observations, seeds_of(observations, seed), strict=True)]
+    provenance = provenance_of(prior, method, num_draws, seed, background)
     results, telescopes = {}, {}
     # By seed too, so that neighbours, and with them the last bits, do not depend on the order of the input.
     order = sorted((index for index, plan in enumerate(plans) if plan.observation.status == "ok"), key=lambda index: (plans[index].kernel_key, plans[index].seed))
@@ -94,18 +94,19 @@ def deconvolve(observations, *, psf=None, observed_scale=None, prior="galaxy", m
     return blank[0] if single else blank
 
 
-def _check_options(method, background, num_draws, batch_size):
+def check_options(caller, method, background, num_draws, batch_size=None):
+    """A ValueError in the name of `caller` where an option is wrong."""
     for name, value, allowed in (("method", method, METHODS), ("background", background, ("fit", "fixed"))):
         if value not in allowed:
-            raise ValueError(f"deconvolve: {name} must be one of {allowed}, got {value!r}")
+            raise ValueError(f"{caller}: {name} must be one of {allowed}, got {value!r}")
     for name, value, least in (("num_draws", num_draws, 8), ("batch_size", 1 if batch_size is None else batch_size, 1)):
         if value < least:
-            raise ValueError(f"deconvolve: {name} must be at least {least}, got {value}")
+            raise ValueError(f"{caller}: {name} must be at least {least}, got {value}")
 
 
 # Plans
 
-def _seeds(observations, seed):
+def seeds_of(observations, seed):
     """A pair of integers for each object, from the run's seed and the object's name, so that its draws do not depend on its neighbours."""
     seen, pairs = {}, []
     for observation in observations:
@@ -115,12 +116,13 @@ def _seeds(observations, seed):
     return pairs
 
 
-def _plan(observation, seed, prior, pixel_scale):
+def plan_of(observation, seed, prior, pixel_scale):
+    """The _Plan of one observation: where its galaxy is, on which grid it is deconvolved, how bright it is."""
     psf = observation.psf
     ratio = prior.target_fwhm / prior.pixel_scale
     if observation.status != "ok":
         return _Plan(observation, seed, pixel_scale or observation.pixel_scale / 2, np.zeros(2), 0.0, ())
-    seen_fwhm = _seen_fwhm(psf, observation.pixel_scale)
+    seen_fwhm = seen_fwhm_of(psf, observation.pixel_scale)
     sigma_psf = seen_fwhm / np.sqrt(8 * np.log(2))
     if pixel_scale is None:
         pixel_scale = _choose_scale(*_extent(observation, sigma_psf), observation.pixel_scale, seen_fwhm / (ratio * SHARPER), prior.image_shape[0])
@@ -138,7 +140,7 @@ def _plan(observation, seed, prior, pixel_scale):
     return _Plan(observation, seed, float(pixel_scale), centre, signal_to_noise, key)
 
 
-def _seen_fwhm(psf, pixel_scale):
+def seen_fwhm_of(psf, pixel_scale):
     """FWHM (arcsec) of the PSF with the observation's pixel response, about."""
     extra = max(pixel_scale**2 - psf.pixel_response**2, 0.0) / 12 * 8 * np.log(2)
     return float(np.sqrt(psf.fwhm**2 + extra))
@@ -225,15 +227,15 @@ def _infer(plans, prior, telescopes, *, method, num_draws, background, num_chain
     log_density_fn, curvature_fn = posterior.target(prior)
     climb = find_map(log_density_fn, curvature_fn, compressed, posterior.start(prior, compressed))
     here = conditional.focus(prior, compressed, climb.parameters)
-    parameters, told, decoded = _draw_parameters(prior, climb, here, seeds, method=method, num_draws=num_draws, num_chains=num_chains)
-    normals = _normals(seeds, num_draws, prior.coefficient_std.shape[0], compressed.data.shape[1])
+    parameters, told, decoded = draw_parameters(prior, climb, here, seeds, method=method, num_draws=num_draws, num_chains=num_chains)
+    normals = standard_normals(seeds, num_draws, prior.coefficient_std.shape[0], compressed.data.shape[1])
     coefficients, level, num_fitted = (tensor.numpy() for tensor in conditional.draw_coefficients(prior, compressed, here, tf.constant(parameters), normals, decoded))
     told = {"map_converged": climb.converged.numpy().astype(float), **told}
     count = len(plans)
     return _Batch(coefficients[:, :count], parameters[:, :count], level[:, :count], num_fitted[:count], {name: value[:count] for name, value in told.items()})
 
 
-def _draw_parameters(prior, climb, here, seeds, *, method, num_draws, num_chains):
+def draw_parameters(prior, climb, here, seeds, *, method, num_draws, num_chains):
     """Parameters [draw, batch, p], what there is to say about them {name: [batch]}, and what they decode to where that is known, or None."""
     if method == "map":
         return np.repeat(climb.parameters.numpy()[None], num_draws, 0), {}, None
@@ -274,7 +276,7 @@ def _draw_laplace(prior, climb, here, seeds, *, num_draws):
 
 
 @tf.function
-def _normals(seeds, num_draws, num_coefficients, num_directions):
+def standard_normals(seeds, num_draws, num_coefficients, num_directions):
     """Standard normals [draw, batch, num_coefficients + num_directions + 1] for `conditional.draw_coefficients`.
 
     As many are drawn as there could be directions: how many the batch keeps depends on the objects beside this one.
@@ -360,7 +362,8 @@ def _no_data(plan, prior, method, num_draws, provenance):
                        background_draws=zeros, method=method, diagnostics={}, provenance=provenance)
 
 
-def _provenance(prior, method, num_draws, seed, background):
+def provenance_of(prior, method, num_draws, seed, background):
+    """What made a result, as JSON types."""
     versions = {name: importlib.metadata.version(name) for name in ("tensorflow", "numpy")}
     return {"astrogen": __version__, **versions, "prior": prior.name, "weights": weights_hash(prior.card), "method": method, "num_draws": num_draws,
             "seed": seed, "background": background}

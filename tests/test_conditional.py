@@ -66,7 +66,7 @@ def galaxies():
     folder = ROOT / "astrogen" / "demo_data"
     prior = load_prior("galaxy")
     stamps = demo._cut_out(folder / "exposure.fits", read_planes(folder / "truth.fits")[2]["CATALOGUE"])[:4]
-    plans = [deconvolution._plan(stamp, (1, number), prior, 0.1) for number, stamp in enumerate(stamps)]
+    plans = [deconvolution.plan_of(stamp, (1, number), prior, 0.1) for number, stamp in enumerate(stamps)]
     compressed = deconvolution._compress(sorted(plans, key=lambda plan: plan.kernel_key), prior, {}, "fit")
     climb = find_map(*posterior.target(prior), compressed, posterior.start(prior, compressed))
     seeds = np.array([plan.seed for plan in plans], np.int32)

@@ -187,3 +187,37 @@ def _randomness(seeds, index, num_chains, size):
         return tf.random.stateless_normal([num_chains, size], ours[0]), tf.random.stateless_uniform([num_chains], ours[1])
     momentum, uniform = tf.map_fn(one, seeds, fn_output_signature=(tf.float32, tf.float32))
     return tf.transpose(momentum, [1, 0, 2]), tf.math.log(tf.transpose(uniform))
+
+
+@tf.function(autograph=False)
+def hop(log_density_fn, parameters, to_parameters, evidence, momentum, log_uniform, step, num_steps):
+    """One Hamiltonian trajectory for each member of a batch, for samplers whose target changes between trajectories.
+
+    Parameters
+    ----------
+    log_density_fn : callable of (parameters [batch, p], evidence) -> [batch]
+    parameters : Tensor [batch, p]
+    to_parameters : Tensor [p, p], takes white positions to parameters (`whitening` of a precision near the mode)
+    evidence : nested tensors handed to the log-density
+    momentum [batch, p], log_uniform [batch] : standard normals, and logarithms of uniforms
+    step : float scalar, in the white space; num_steps : int scalar
+
+    Returns
+    -------
+    parameters [batch, p], and the probability of acceptance [batch]
+    """
+    def density(parameters):
+        value, gradient = value_and_gradient(log_density_fn, parameters, evidence)
+        return value, tf.linalg.matvec(to_parameters, gradient, transpose_a=True)
+
+    def leapfrog(count, there, momentum, value, gradient):
+        momentum = momentum + 0.5 * step * gradient
+        there = there + step * tf.linalg.matvec(to_parameters, momentum)
+        value, gradient = density(there)
+        return count + 1, there, momentum + 0.5 * step * gradient, value, gradient
+
+    first, slope = density(parameters)
+    _, there, last, value, _ = tf.while_loop(lambda count, *_: count < num_steps, leapfrog, (0, parameters, momentum, first, slope), parallel_iterations=1)
+    gain = value - first - 0.5 * tf.reduce_sum((last - momentum) * (last + momentum), -1)
+    gain = tf.where(tf.math.is_finite(gain), gain, -np.inf)
+    return tf.where((log_uniform < gain)[:, None], there, parameters), tf.exp(tf.minimum(0.0, gain))

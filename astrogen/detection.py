@@ -1,0 +1,79 @@
+"""Where the galaxies of a field are: found with sep (Source Extractor: Bertin & Arnouts 1996, Barbary 2016), or given."""
+import numpy as np
+import sep
+from astropy.coordinates import SkyCoord
+
+THRESHOLD = 3.0           # sigma, per pixel of the matched-filtered image
+MIN_AREA = 5              # pixels
+CLIP = 3.0                # sigma, of the estimate of the background
+CONTRAST = 0.002          # of a peak to be taken as a galaxy of its own
+
+
+def detect(observations, *, aligned=False):
+    """Positions of the galaxies of a field, in the first exposure, or in the sum of all where they share their pixel grid.
+
+    Parameters
+    ----------
+    observations : sequence of Observation
+    aligned : bool
+
+    Returns
+    -------
+    float array [num, 2], (x, y) pixels from 0 of the first exposure, brightest first
+
+    Raises
+    ------
+    ValueError : nothing stands out.
+    """
+    chosen = observations if aligned else observations[:1]
+    levels = [observation.image - _level(observation) for observation in chosen]
+    weights = [~observation.mask / observation.variance for observation in chosen]
+    total = sum(weights)
+    significance = sum(weight * level for weight, level in zip(weights, levels, strict=True)) / np.sqrt(np.where(total > 0, total, 1))
+    found = sep.extract(np.ascontiguousarray(significance, np.float64), THRESHOLD, err=np.ones_like(significance, np.float64), mask=total == 0, minarea=MIN_AREA, deblend_cont=CONTRAST)
+    if not len(found):
+        raise ValueError(f"detect: observations must show a galaxy above {THRESHOLD:g} sigma, got none in {observations[0].name!r}; give positions (--sources)")
+    return np.stack([found["xpeak"], found["ypeak"]], 1)[np.argsort(-found["flux"])].astype(float)
+
+
+def _level(observation):
+    """The background: the median of the good pixels, clipped from above and below until nothing changes."""
+    pixels = observation.image[~observation.mask].astype(float)
+    for _ in range(20):
+        middle = np.median(pixels)
+        spread = 1.4826 * np.median(np.abs(pixels - middle))
+        kept = pixels[np.abs(pixels - middle) <= CLIP * spread]
+        if len(kept) == len(pixels):
+            break
+        pixels = kept
+    return np.median(pixels)
+
+
+def read_positions(observation, sources):
+    """Given positions as pixels of a stamp.
+
+    Parameters
+    ----------
+    observation : Observation
+    sources : SkyCoord, or array [num, 2] of (x, y), pixels from 0
+
+    Returns
+    -------
+    float array [num, 2]
+
+    Raises
+    ------
+    ValueError : sky positions without a WCS, a wrong shape, a position outside the stamp.
+    """
+    if isinstance(sources, SkyCoord):
+        if observation.wcs is None:
+            raise ValueError(f"deblend: sources must be in pixels where the image has no WCS, got sky positions for {observation.name!r}; give (x, y)")
+        sources = np.stack(observation.wcs.world_to_pixel(sources.reshape(-1)), 1)
+    positions = np.asarray(sources, float)
+    if positions.ndim != 2 or positions.shape[1] != 2 or not len(positions):
+        raise ValueError(f"deblend: sources must be positions (x, y) [num, 2], got shape {positions.shape}; give one row for each galaxy")
+    height, width = observation.image.shape
+    outside = ~((positions > -0.5) & (positions < [width - 0.5, height - 0.5])).all(1)
+    if outside.any():
+        raise ValueError(f"deblend: sources must lie in the stamp of {width} x {height} pixels, got {tuple(np.round(positions[outside][0], 1).tolist())} for {observation.name!r}; leave it out")
+    return positions
