@@ -30,6 +30,8 @@ API = {    # function: its parameters, in their order
     "read_psf": "path pixel_scale oversampling includes_pixel recentre position hdu plane max_pixels",
     "load_prior": "name",
     "deconvolve": "observations psf observed_scale prior method num_draws seed pixel_scale background num_chains batch_size progress",
+    "deconvolve_jointly": "observations bands aligned prior method num_draws seed pixel_scale background",
+    "deblend": "observations sources bands aligned prior method num_draws seed pixel_scale background",
     "read_result": "path",
     "results_table": "results",
     "write_report": "results directory title failures max_figures picture caption",
@@ -49,6 +51,7 @@ CLASSES = {    # class: what a user reads of it
     "Observation": "image variance mask psf pixel_scale name wcs unit notes status",
     "PSF": "image pixel_scale pixel_response fwhm",
     "Result": "image image_std model residual draws flux half_light_radius e1 e2 quantities status converged summary draw_images write_fits to_table to_ccddata to_arviz",
+    "JointResult": "sources flux_covariance models residuals deblended table summary write_fits",
     "LensingField": "", "MassMap": "mean std draws", "InputFileError": "", "PoorInputWarning": "",
 }
 
