@@ -4,6 +4,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
+from astrogen.commands.together import check_together, fit_together
 from astrogen.commands.words import (
     ALL_FAILED, DONE, SOME_FAILED, complain, count, note_failure, number_or_name, number_or_path, positive, progress, short_warnings,
 )
@@ -41,6 +42,13 @@ def add_options(verb):
     image.add_argument("--size", type=count, metavar="N", help="side of the cutout in pixels")
     image.add_argument("--pixel-scale", type=positive, metavar="ARCSEC", help="per pixel of the image (default: from its WCS)")
 
+    together = verb.add_argument_group("several exposures, bands, galaxies")
+    together.add_argument("--joint", action="store_true", help="the images show one field: fit them together, by their WCS; the first gives the axes")
+    together.add_argument("--bands", nargs="+", metavar="BAND", help="with --joint: of each image in their order (default: all of one band)")
+    together.add_argument("--aligned", action="store_true", help="with --joint: the images share their pixel grid, no WCS is needed")
+    together.add_argument("--deblend", action="store_true", help="fit all galaxies of the field, not the one in its middle")
+    together.add_argument("--sources", type=Path, metavar="CATALOG", help="with --deblend: table with ra, dec (deg) or x, y (pixels from 0 of the first image); default: detected")
+
     how = verb.add_argument_group("inference")
     how.add_argument("--prior", default="galaxy", metavar="NAME", help="galaxy (default), galaxy-conv, or the folder of a trained prior")
     how.add_argument("--prior-scale", type=positive, metavar="ARCSEC", help="per pixel of the deconvolved image (default: chosen so that the galaxy fits)")
@@ -62,6 +70,8 @@ def run(options):
     observations, failures = _read_all(tasks, options)
     if not observations:
         return _finish([], failures, options)
+    if options.joint or options.deblend:
+        return fit_together(observations, failures, options)
     from astrogen import load_prior
     results = _deconvolve_all(observations, load_prior(options.prior), failures, options)
     _write_all(results, failures, options)
@@ -76,6 +86,7 @@ def _match_companions(options):
         options.parser.error("no PSF given; give --psf FILE")
     if (options.position is None) != (options.size is None):
         options.parser.error("--position and --size belong together")
+    check_together(options)
     tasks = [{"image": image} for image in options.images]
     for kind in COMPANIONS:
         given = getattr(options, kind)

@@ -1,0 +1,65 @@
+"""`astrogen deconvolve --joint` and `--deblend`: images of one field fitted together, or all galaxies of each image."""
+from functools import partial
+
+from astrogen.commands.words import ALL_FAILED, DONE, SOME_FAILED, complain, note_failure, progress
+
+
+def check_together(options):
+    """Options that do not belong together are usage errors."""
+    for name, needed in (("bands", "joint"), ("aligned", "joint"), ("sources", "deblend")):
+        if getattr(options, name) and not getattr(options, needed):
+            options.parser.error(f"--{name} needs --{needed}")
+    if options.bands and len(options.bands) != len(options.images):
+        options.parser.error(f"--bands must be one for each of the {len(options.images)} images, got {len(options.bands)}")
+
+
+def fit_together(observations, failures, options):
+    """Fit, write a FITS file and a figure for each fit and results.ecsv for all, print; the exit code.
+
+    observations : list of (path, Observation); failures : list of (path, reason), added to
+    """
+    from astropy.table import vstack
+
+    from astrogen.report.joint import write_joint_figure
+    from astrogen.result import file_names
+    results = []
+    for paths, stamps, bands in progress(_fields(observations, options), "fitting"):
+        try:
+            results.append(_fit(stamps, bands, options))
+        except ValueError as error:
+            note_failure(error, paths[0], failures, options)
+    for name, result in zip(file_names(results), results, strict=True):
+        result.write_fits(options.out / f"{name}.fits", num_draws_kept=options.keep_draws)
+        picture = write_joint_figure(result, options.out / f"{name}.png")
+        print(f"{result.summary()}\n{picture}")
+    if not results:
+        return ALL_FAILED
+    vstack([result.table() for result in results], metadata_conflicts="silent").write(options.out / "results.ecsv", format="ascii.ecsv", overwrite=True)
+    num_unconverged = sum(not result.converged for result in results) if options.strict else 0
+    if num_unconverged:
+        complain(f"{num_unconverged} of {len(results)} posteriors did not converge")
+    return SOME_FAILED if failures or num_unconverged else DONE
+
+
+def _fields(observations, options):
+    """(paths, observations, bands or None) of each fit: all images together, or each alone."""
+    if not options.joint:
+        return [([path], [stamp], None) for path, stamp in observations]
+    bands = options.bands and [options.bands[options.images.index(path)] for path, _ in observations]
+    return [([path for path, _ in observations], [stamp for _, stamp in observations], bands)]
+
+
+def _fit(stamps, bands, options):
+    from astrogen import deblend, deconvolve_jointly
+    fit = partial(deblend, sources=_positions(options.sources)) if options.deblend else deconvolve_jointly
+    return fit(stamps, bands=bands, aligned=options.aligned, prior=options.prior, method=options.method, num_draws=options.draws, seed=options.seed, pixel_scale=options.prior_scale,
+               background=options.background)
+
+
+def _positions(path):
+    """Where a catalogue says that galaxies are: SkyCoord or pixels; None without a catalogue."""
+    if path is None:
+        return None
+    from astrogen.survey.inputs import read_catalogue
+    _, sky, pixels = read_catalogue(path)
+    return pixels if sky is None else sky
