@@ -1,4 +1,4 @@
-"""How every file of the package is written: whole, or not at all."""
+"""How every file of the package is written: whole, or not at all; and what the name of one may mean."""
 import contextlib
 import os
 from pathlib import Path
@@ -27,3 +27,10 @@ def write_whole(path, content):
     """Write bytes or text to a file."""
     with whole_file(path) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def number_or_path(text):
+    """What a user gives as a noise level: a number, unless a file of that name exists."""
+    with contextlib.suppress(ValueError):
+        return text if Path(text).exists() else float(text)
+    return text

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from astrogen.commands.together import check_together, fit_together
 from astrogen.commands.words import (
-    ALL_FAILED, DONE, SOME_FAILED, complain, count, note_failure, number_or_name, number_or_path, positive, progress, short_warnings,
+    ALL_FAILED, DONE, SOME_FAILED, add_inference, complain, count, note_failure, number_or_name, positive, progress, short_warnings,
 )
+from astrogen.files import number_or_path
 
 TEXT = "Deconvolve images of galaxies and say how far the result can be trusted."
 NOISE = ("variance", "sigma", "weight")
@@ -49,14 +50,8 @@ def add_options(verb):
     together.add_argument("--deblend", action="store_true", help="fit all galaxies of the field, not the one in its middle")
     together.add_argument("--sources", type=Path, metavar="CATALOG", help="with --deblend: table with ra, dec (deg) or x, y (pixels from 0 of the first image); default: detected")
 
-    how = verb.add_argument_group("inference")
-    how.add_argument("--prior", default="galaxy", metavar="NAME", help="galaxy (default), galaxy-conv, or the folder of a trained prior")
-    how.add_argument("--prior-scale", type=positive, metavar="ARCSEC", help="per pixel of the deconvolved image (default: chosen so that the galaxy fits)")
-    how.add_argument("--method", choices=("map", "laplace", "hmc", "auto"), default="laplace", help="(default laplace)")
-    how.add_argument("--draws", type=count, default=200, metavar="N", help="posterior draws (default 200)")
+    how = add_inference(verb)
     how.add_argument("--chains", type=count, default=4, metavar="N", help="chains of hmc (default 4)")
-    how.add_argument("--background", choices=("fit", "fixed"), default="fit", help="fit a constant, or take it as subtracted (default fit)")
-    how.add_argument("--seed", type=int, default=1, metavar="N", help="(default 1)")
     how.add_argument("--strict", action="store_true", help="exit with 3 where a posterior did not converge")
 
     output = verb.add_argument_group("output")

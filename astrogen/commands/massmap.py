@@ -2,7 +2,8 @@
 import sys
 from pathlib import Path
 
-from astrogen.commands.words import DONE, SOME_FAILED, complain, count, number_or_path, positive, progress
+from astrogen.commands.words import DONE, SOME_FAILED, complain, count, positive, progress
+from astrogen.files import number_or_path
 
 TEXT = "Map the dark matter of a field from shear, and say how well it is known."
 

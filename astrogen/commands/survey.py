@@ -5,7 +5,7 @@ import re
 import sys
 from pathlib import Path
 
-from astrogen.commands.words import ALL_FAILED, DONE, SOME_FAILED, complain, count, number_or_name, positive
+from astrogen.commands.words import ALL_FAILED, DONE, SOME_FAILED, add_inference, complain, count, number_or_name
 
 TEXT = "Deconvolve every object of a catalogue; resumable, in parallel, nothing lost."
 
@@ -27,15 +27,9 @@ def add_options(verb):
     run.add_argument("--resume", action="store_true", help="go on with the run in DIR; it ends with the bytes of an uninterrupted one")
     run.add_argument("--force", action="store_true", help="with --resume: even if configuration, weights or code have changed")
 
-    how = verb.add_argument_group("inference")
+    how = add_inference(verb)
     how.add_argument("--size", type=count, default=48, metavar="N", help="side of the cutouts in pixels (default 48)")
-    how.add_argument("--prior", default="galaxy", metavar="NAME", help="galaxy (default), galaxy-conv, or the folder of a trained prior")
-    how.add_argument("--prior-scale", type=positive, metavar="ARCSEC", help="per pixel of the deconvolved images (default: chosen for each object)")
-    how.add_argument("--method", choices=("map", "laplace", "hmc", "auto"), default="laplace", help="(default laplace)")
-    how.add_argument("--draws", type=count, default=200, metavar="N", help="posterior draws (default 200)")
     how.add_argument("--keep", type=count, default=3, metavar="N", help="imagined solutions kept of each object (default 3)")
-    how.add_argument("--background", choices=("fit", "fixed"), default="fit", help="fit a constant, or take it as subtracted (default fit)")
-    how.add_argument("--seed", type=int, default=1, metavar="N", help="(default 1)")
 
 
 def run(options):

@@ -4,7 +4,6 @@ import contextlib
 import math
 import sys
 import warnings
-from pathlib import Path
 
 DONE, SOME_FAILED, ALL_FAILED, INTERRUPTED = 0, 3, 4, 130
 
@@ -27,11 +26,16 @@ def number_or_name(text):
     return int(text) if text.isdecimal() else text
 
 
-def number_or_path(text):
-    """A constant noise level, unless a file of that name exists."""
-    with contextlib.suppress(ValueError):
-        return text if Path(text).exists() else float(text)
-    return text
+def add_inference(verb):
+    """The options of inference that all verbs that deconvolve share; returns their group."""
+    how = verb.add_argument_group("inference")
+    how.add_argument("--prior", default="galaxy", metavar="NAME", help="galaxy (default), galaxy-conv, or the folder of a trained prior")
+    how.add_argument("--prior-scale", type=positive, metavar="ARCSEC", help="per pixel of the deconvolved image (default: chosen so that the galaxy fits)")
+    how.add_argument("--method", choices=("map", "laplace", "hmc", "auto"), default="laplace", help="(default laplace)")
+    how.add_argument("--draws", type=count, default=200, metavar="N", help="posterior draws (default 200)")
+    how.add_argument("--background", choices=("fit", "fixed"), default="fit", help="fit a constant, or take it as subtracted (default fit)")
+    how.add_argument("--seed", type=int, default=1, metavar="N", help="(default 1)")
+    return how
 
 
 def progress(items, words):

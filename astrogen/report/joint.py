@@ -7,8 +7,9 @@ import numpy as np
 from matplotlib.colors import AsinhNorm
 from matplotlib.figure import Figure
 
+from astrogen.files import write_whole
 from astrogen.report.figure import RESIDUAL_LIMIT, extent_of
-from astrogen.report.style import GOOD, INK, LIGHT, MASKED, QUIET, SIGNED, WARNING, write_whole
+from astrogen.report.style import GOOD, INK, LIGHT, MASKED, QUIET, SIGNED, WARNING
 from astrogen.result import format_value
 
 MOST_EXPOSURES, MOST_SOURCES = 8, 16      # panels that one figure shows

@@ -11,6 +11,7 @@ from astropy.coordinates import SkyCoord
 from astropy.nddata import Cutout2D
 from astropy.table import Table
 
+from astrogen.files import number_or_path
 from astrogen.observation import make_observation, make_psf, read_observation, read_psf
 
 NAMES = {    # column names that catalogues use, in the order in which they are looked for
@@ -61,12 +62,7 @@ def read_catalogue(path):
     ------
     ValueError : the file is no table, has no positions, or an identifier occurs twice.
     """
-    try:
-        table = Table.read(path)
-    except FileNotFoundError:
-        raise
-    except Exception as error:
-        raise ValueError(f"read_catalogue: catalogue must be a table that Astropy reads, got {path}: {error}; see `Table.read`") from error
+    table = _read_table(path, "read_catalogue: catalogue must be a table that Astropy reads")
     found = {role: _column(table, names) for role, names in NAMES.items()}
     ident = [str(value) for value in (table[found["id"]] if found["id"] else range(1, len(table) + 1))]
     if not ident:
@@ -81,6 +77,15 @@ def read_catalogue(path):
         columns = (np.ma.filled(np.ma.asarray(table[found[role]], float), np.nan) - (found[role].lower() in ONE_BASED) for role in ("x", "y"))
         return ident, None, np.stack(list(columns), 1)
     raise ValueError(f"read_catalogue: catalogue must have ra and dec, or x and y, got the columns {', '.join(table.colnames)} in {path}; rename two")
+
+
+def _read_table(path, wanted):
+    try:
+        return Table.read(path)
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        raise ValueError(f"{wanted}, got {path}: {error}; see `Table.read`") from error
 
 
 def _column(table, names):
@@ -101,7 +106,7 @@ def list_exposures(images, **companions):
     ValueError : a wrong number of companions, no PSF, or a table without images.
     """
     images, companions = [str(path) for path in images], {kind: [str(value) for value in values or ()] for kind, values in companions.items()}
-    if len(images) == 1 and not re.search(r"\.(fits?|fts|npy)(\.(gz|fz))?(\[.*\])?$", images[0], re.IGNORECASE) or (len(images) == 1 and _is_table(images[0])):
+    if len(images) == 1 and not _is_image(images[0]):
         return _exposures_of_table(Path(images[0]), companions)
     for kind, values in companions.items():
         if len(values) not in (0, 1, len(images)):
@@ -112,20 +117,18 @@ def list_exposures(images, **companions):
     return [Exposure(image, **{kind: values[row] for kind, values in columns.items()}) for row, image in enumerate(images)]
 
 
-def _is_table(path):
-    try:
-        return "image" in Table.read(path).colnames
-    except Exception:
+def _is_image(path):
+    """By its name; a FITS file may also hold a table of images, by what it holds."""
+    if not re.search(r"\.(fits?|fts|npy)(\.(gz|fz))?(\[.*\])?$", path, re.IGNORECASE):
         return False
+    try:
+        return "image" not in Table.read(path).colnames
+    except Exception:                                   # no table: an image, or a file that will be refused as one
+        return True
 
 
 def _exposures_of_table(path, companions):
-    try:
-        table = Table.read(path)
-    except FileNotFoundError:
-        raise
-    except Exception as error:
-        raise ValueError(f"list_exposures: images must be FITS or .npy files, or a table of them, got {path}: {error}") from error
+    table = _read_table(path, "list_exposures: images must be FITS or .npy files, or a table of them")
     if "image" not in table.colnames or not len(table):
         raise ValueError(f"list_exposures: a table of images must have the column image, and rows, got {', '.join(table.colnames)} with {len(table)} rows in {path}")
     exposures = []
@@ -177,15 +180,8 @@ def match(catalogue, exposures):
 @lru_cache(maxsize=2)
 def _whole(exposure, bad_bits):
     """An exposure as one large Observation."""
-    noise = {kind: _number(getattr(exposure, kind)) for kind in ("variance", "sigma", "weight") if getattr(exposure, kind) is not None}
+    noise = {kind: number_or_path(getattr(exposure, kind)) for kind in ("variance", "sigma", "weight") if getattr(exposure, kind) is not None}
     return read_observation(exposure.image, psf=make_psf(POINT, pixel_scale=1e-6, pixel_response=0.0), mask=exposure.mask, bad_bits=bad_bits, max_bad_fraction=1.0, **noise)
-
-
-def _number(text):
-    try:
-        return text if Path(str(text)).exists() else float(text)
-    except ValueError:
-        return text
 
 
 def cut_out(target, exposure, *, size, bad_bits=None):
