@@ -1,14 +1,21 @@
 """The priors as GalSim objects: against the prior's own images, the package's forward model, GalSim's lensing, and a configuration against Python."""
+import json
+import os
+import subprocess
+import sys
+
 import galsim
 import numpy as np
 import pytest
 import yaml
+from conftest import ROOT
 from galsim import config as galsim_config
 
 import astrogen
 from astrogen import forward
 from astrogen.galsim_objects import AstrogenCatalog, AstrogenGalaxy, KappaMap, psf_from_galsim
 from astrogen.galsim_objects.galaxies import CHUNK
+from benchmarks import galsim_demo
 
 SEED = 77
 PSF = galsim.Kolmogorov(fwhm=0.7)
@@ -121,6 +128,14 @@ def test_yaml_and_python_give_the_same_bytes(tmp_path, prior):
         np.testing.assert_array_equal(written[row:row + 32, column:column + 32], stamp)
 
 
+def test_several_inputs_of_one_type_are_different(prior):
+    config = {"input": {"astrogen_catalog": [{"num": 2}, {"num": 2}]}, "rng": galsim.BaseDeviate(5)}
+    galsim_config.ProcessInput(config)
+    one, other = config["_input_objs"]["astrogen_catalog"]
+    assert not np.array_equal(one.image(0), other.image(0))
+    np.testing.assert_array_equal(one.image(1), AstrogenCatalog(2, rng=galsim.BaseDeviate(5), prior=prior).image(1))
+
+
 # Lensing
 
 @pytest.fixture(scope="module")
@@ -169,3 +184,44 @@ def test_beyond_the_map_is_an_error():
 def test_maps_that_cannot_be(kappa, options, message):
     with pytest.raises(ValueError, match=message):
         KappaMap(kappa, **{"pixel_scale": 1.0, **options})
+
+
+# The demo
+
+def test_the_shipped_demo_and_its_twin_in_python_are_equal_to_the_byte(tmp_path):
+    """Galaxies of two chunks would take seconds; the indices, the lensing, the PSF and the order of the random numbers are those of 10,000."""
+    configured, drawn = galsim_demo.draw_configured(tmp_path, 3), galsim_demo.draw_python(3)
+    assert configured.tobytes() == drawn.tobytes() and drawn.shape == (120, 120)
+    assert galsim_demo.read_configuration(3)["input"]["astrogen_catalog"] == {"num": galsim_demo.TILES**2}
+    field = KappaMap.draw(galsim.BaseDeviate(2), omega_m=0.3, sigma_8=0.8)
+    assert np.isfinite(field.getLensing(galsim.PositionD(800.0, 800.0))).all()          # its far corner lies on the map
+
+
+def test_several_processes_share_the_inputs(tmp_path):
+    """GalSim then talks to them through proxies, whose methods it takes from the classes."""
+    config = galsim_demo.read_configuration(2)
+    config["output"]["dir"] = str(tmp_path / "two")
+    config["image"]["nproc"] = 2
+    program = f"from galsim import config\nconfig.Process({config!r})"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=300, env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"})
+    assert done.returncode == 0, done.stderr
+    written = galsim.fits.read(str(tmp_path / "two" / config["output"]["file_name"])).array
+    assert written.astype(np.float32).tobytes() == galsim_demo.draw_python(2).tobytes()
+
+
+def test_rates_are_measured_against_galsims_own(tmp_path, capsys):
+    assert galsim_demo.main(["--tiles", "1", "--rounds", "1", "--out", str(tmp_path / "demo.json")]) == 0
+    report = json.loads((tmp_path / "demo.json").read_text())
+    assert report["galaxies"] == 1 and len(report["stamps per second"]) == 4 and min(report["stamps per second"].values()) > 0
+    assert "equal bytes" in capsys.readouterr().out
+
+
+def test_magnification_has_a_limit_and_a_position_is_needed():
+    mass = KappaMap(np.where(np.hypot(*np.mgrid[-8:8, -8:8]) < 3, 0.99, 0.0), pixel_scale=1.0)
+    for options, expected in (({}, 25.0), ({"max_mu": 7.0}, 7.0)):
+        config = {"uv_pos": galsim.PositionD(0, 0), "input": {"astrogen_kappa": {}}, "_input_objs": {"astrogen_kappa": [mass]}, "_input_objs_safe": {"astrogen_kappa": [True]},
+                  "magnification": {"type": "AstrogenMagnification", **options}}
+        assert galsim_config.ParseValue(config, "magnification", config, float)[0] <= expected
+        del config["uv_pos"]
+        with pytest.raises(galsim.GalSimConfigError, match="AstrogenMagnification: needs a position"):
+            galsim_config.ParseValue({**config, "magnification": {"type": "AstrogenMagnification", **options}}, "magnification", config, float)

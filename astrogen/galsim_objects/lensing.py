@@ -23,11 +23,6 @@ class KappaMap:
     ValueError : kappa is not an even, finite map; a part larger than the map; no positive pixel scale.
     """
 
-    _req_params = {"omega_m": float, "sigma_8": float}
-    _opt_params = {"prior": str, "size": int, "extrapolate": bool}
-    _single_params = []
-    _takes_rng = True
-
     def __init__(self, kappa, *, pixel_scale, shape=None, centre=galsim.PositionD(0, 0)):
         from astrogen.shear import shear_kernels
         kappa = np.asarray(kappa, np.float64)
@@ -53,15 +48,7 @@ class KappaMap:
         size : int, pixels, even
         prior : str, path or prior
         """
-        from astrogen.priors import load_prior
-        from astrogen.priors.convergence import MARGIN
-        prior = prior if hasattr(prior, "kappa_spectrum") else load_prior(prior)
-        prior.check_cosmology(omega_m, sigma_8, extrapolate=extrapolate)
-        side = size + MARGIN
-        latent = np.empty(side**2)
-        galsim.GaussianDeviate(rng.raw()).generate(latent)
-        kappa = prior.decode(latent.reshape(1, side, side).astype(np.float32), np.float32([[omega_m, sigma_8]])).numpy()[0]
-        return cls(kappa, pixel_scale=prior.pixel_scale, shape=(size, size))
+        return cls(**_drawn(rng, omega_m, sigma_8, size, prior, extrapolate))
 
     def _table(self, plane):
         top, left = ((side - part) // 2 for side, part in zip(plane.shape, self.shape))
@@ -93,3 +80,28 @@ class KappaMap:
     def _at(table, pos):
         x, y = (pos.x, pos.y) if isinstance(pos, (galsim.PositionD, galsim.PositionI)) else pos
         return table(x, y)
+
+
+class DrawnKappaMap(KappaMap):
+    """`KappaMap.draw` as a class: a configuration's processes read from it which methods its proxy has."""
+
+    _req_params = {"omega_m": float, "sigma_8": float}
+    _opt_params = {"prior": str, "size": int, "extrapolate": bool}
+    _single_params = []
+    _takes_rng = True
+
+    def __init__(self, rng, *, omega_m, sigma_8, size=64, prior="kappa", extrapolate=False):
+        super().__init__(**_drawn(rng, omega_m, sigma_8, size, prior, extrapolate))
+
+
+def _drawn(rng, omega_m, sigma_8, size, prior, extrapolate):
+    """The arguments of a KappaMap whose convergence a prior has drawn."""
+    from astrogen.priors import load_prior
+    from astrogen.priors.convergence import MARGIN
+    prior = prior if hasattr(prior, "kappa_spectrum") else load_prior(prior)
+    prior.check_cosmology(omega_m, sigma_8, extrapolate=extrapolate)
+    side = size + MARGIN
+    latent = np.empty(side**2)
+    galsim.GaussianDeviate(rng.raw()).generate(latent)
+    kappa = prior.decode(latent.reshape(1, side, side).astype(np.float32), np.float32([[omega_m, sigma_8]])).numpy()[0]
+    return {"kappa": kappa, "pixel_scale": prior.pixel_scale, "shape": (size, size)}
