@@ -23,6 +23,7 @@ class Source:
 
     name : str
     bands : tuple of str; reference : the one whose image the prior describes, the others differ from it by colour gradients
+    place : (x, y) arcsec of the middle of the deconvolved images from the middle of the first stamp, along its pixel axes
     x, y : float, pixels from 0 of the first exposure: weighted centroid of the mean image in the reference band
     pixel_scale, target_fwhm : float, arcsec per pixel of the deconvolved images, and their Gaussian resolution
     wcs : astropy WCS of the deconvolved images, or None
@@ -35,6 +36,7 @@ class Source:
     name: str
     bands: tuple
     reference: str
+    place: tuple
     x: float
     y: float
     pixel_scale: float
@@ -191,7 +193,7 @@ def make_source(first, *, name, bands, reference, place, pixel_scale, target_fwh
         wcs = deconvolved_wcs(first.wcs, first.image.shape, ratio=first.pixel_scale / pixel_scale, shape=draws.shape[2:])
         wcs.wcs.crpix = wcs.wcs.crpix - np.asarray(place) / pixel_scale
         wcs.wcs.set()
-    return Source(name=name, bands=tuple(bands), reference=reference, x=float(x), y=float(y), pixel_scale=float(pixel_scale), target_fwhm=float(target_fwhm), wcs=wcs, draws=draws,
+    return Source(name=name, bands=tuple(bands), reference=reference, place=tuple(map(float, place)), x=float(x), y=float(y), pixel_scale=float(pixel_scale), target_fwhm=float(target_fwhm), wcs=wcs, draws=draws,
                   flux_draws=draws.sum((2, 3), np.float64), shift_draws=np.asarray(shift_draws), latent_draws=np.asarray(latent_draws, np.float32),
                   models=tuple(np.asarray(model, np.float32) for model in models), colour=float(colour), residual_amplitude=residual_amplitude)
 
