@@ -11,10 +11,11 @@ from astrogen.priors import load_prior
 from astrogen.priors.convergence import MEMBERS, multipoles
 from astrogen.training import kappa, spectra, train_prior, wgan
 from astrogen.training.critic import Critic, critic_loss, generator_loss, gradient_penalty
-from astrogen.training.map_features import LEVELS, MINIMUM_LEVELS, NUM_BANDS, PEAK_LEVELS, THIRD_EDGES, band_edges, band_matrix, map_features
+from astrogen.training.map_features import CURVATURE_LEVELS, LEVELS, MINIMUM_LEVELS, NUM_BANDS, PEAK_LEVELS, THIRD_EDGES, band_edges, band_matrix, map_features
 
 NUM_THIRD = len(THIRD_EDGES) - 1
-PIXELS = slice(2 * NUM_BANDS + NUM_THIRD, 2 * NUM_BANDS + NUM_THIRD + len(LEVELS))
+CURVATURE = slice(3 * NUM_BANDS + NUM_THIRD, 3 * NUM_BANDS + NUM_THIRD + len(CURVATURE_LEVELS))
+PIXELS = slice(CURVATURE.stop + len(LEVELS), CURVATURE.stop + 2 * len(LEVELS))
 PEAKS = slice(-len(PEAK_LEVELS) - len(MINIMUM_LEVELS), -len(MINIMUM_LEVELS))
 
 
@@ -70,9 +71,27 @@ def test_every_band_has_modes_and_a_wave_falls_into_its_own():
     np.testing.assert_allclose(matrix.sum(1), 1, rtol=1e-5)
     x = np.arange(64)
     wave = np.cos(2 * np.pi * (5 * x[:, None] + 9 * x) / 64)[None]
-    power = map_features(tf.constant(wave, tf.float32), tf.zeros([1, 64, 64]), pixel_scale=PIXEL_SCALE)[0, :NUM_BANDS].numpy()
+    power = map_features(tf.constant(wave, tf.float32), tf.zeros([1, 64, 64]), pixel_scale=PIXEL_SCALE)[0, NUM_BANDS:2 * NUM_BANDS].numpy()
     own = np.digitize(multipoles(64, 64, PIXEL_SCALE)[5, 9], edges) - 1
     assert np.argmax(power) == own and np.delete(power, own).max() < 1e-6 * power[own]
+
+
+def test_power_along_an_axis_is_told_from_that_along_a_diagonal():
+    """A wave along an axis counts in full among those along axes, one along a diagonal not at all."""
+    x = np.arange(64)
+    straight, oblique = (np.cos(2 * np.pi * (k * x[:, None] + l * x) / 64)[None] for k, l in ((0, 14), (10, 10)))
+    for wave, share in ((straight, 1.0), (oblique, 0.0)):
+        found = map_features(tf.constant(wave, tf.float32), tf.zeros([1, 64, 64]), pixel_scale=PIXEL_SCALE)[0].numpy()
+        sectors, power = found[:NUM_BANDS], found[NUM_BANDS:2 * NUM_BANDS]
+        assert (sectors.max() / power.max() > 1.5) == bool(share) and (sectors.max() < 1e-6 * power.max()) == (not share)
+
+
+def test_curvature_is_that_of_a_paraboloid():
+    y, x = np.mgrid[:64, :64] - 32.0
+    log_map = tf.constant(-0.2 * (x**2 + y**2)[None], tf.float32)                      # over the mean of its neighbours: 0.2 everywhere
+    found = map_features(log_map, log_map, pixel_scale=PIXEL_SCALE)[0].numpy()[CURVATURE]
+    level = int(np.argmin(np.abs(CURVATURE_LEVELS - 0.25)))
+    np.testing.assert_allclose(found[level - 1:level + 1], [0.2, 0.8], atol=1e-4)
 
 
 def test_pixels_are_shared_by_the_two_levels_beside_them():
@@ -147,6 +166,7 @@ def quick(maps, monkeypatch):
     monkeypatch.setattr(kappa, "load_maps", lambda directory: maps)
     monkeypatch.setattr(kappa, "read_manifest", lambda directory: manifest)
     monkeypatch.setattr(kappa, "NUM_MAPS", 32)
+    monkeypatch.setattr(kappa, "FINAL_MAPS", 32)
     monkeypatch.setattr(kappa, "NUM_ITERATIONS", 1)
     monkeypatch.setattr(kappa, "NETWORK", {"channels": 4, "dilations": [1, 2], "smoothing": [2.0]})
     monkeypatch.setattr(wgan, "CHECKPOINT_EVERY", 4)
@@ -232,6 +252,12 @@ def test_simulations_are_kept_apart_whole(maps):
     kept, held_out = kappa.split_maps(maps, None)
     assert not set(kept["simulation"]) & set(held_out["simulation"]) and len(kept["kappa"]) + len(held_out["kappa"]) == len(maps["kappa"])
     assert kappa.split_maps(maps, held_out)[1] is held_out
+
+
+def test_too_few_simulations_are_refused():
+    few = simulated_maps(3, 4, seed=3)
+    with pytest.raises(ValueError, match="split_maps: records must hold maps of at least 4 simulations to train on, got 3; simulate more"):
+        kappa.split_maps(few, few)
 
 
 @pytest.mark.parametrize("index, generator", [(0, wgan.WARM_RATE), (399, wgan.WARM_RATE * 0.055), (400, 4e-4), (1000, 4e-4), (1999, 4e-4 * 0.05)])

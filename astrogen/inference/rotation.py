@@ -4,6 +4,7 @@ The leapfrog scheme is split so that the standard normal part of the energy is s
 is integrated (Shahbaba et al. 2014; Beskos et al. 2011). For a standard normal every step is exact whatever its size, so that the step does not shrink with the number of
 parameters that the data say nothing about, which are most of those of a map.
 """
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -56,7 +57,8 @@ def sample_rotating(log_density_fn, start, evidence, *, keep_fn, num_draws, num_
     -------
     Walk; num_draws may be zero, to burn in only
     """
-    state = _first(log_density_fn, start, evidence)
+    first, transition, kept_of = _graphs(log_density_fn, keep_fn)
+    state = first(start, evidence)
     averaging = _Averaging(first_step, target_accept)
     kept, values, accepted, divergent, num_gradients = [], [], [], 0, 0
     for index in progress(range(num_burnin + num_draws)):
@@ -64,14 +66,14 @@ def sample_rotating(log_density_fn, start, evidence, *, keep_fn, num_draws, num_
         step = averaging.step if burning else averaging.mean_step
         num_steps = int(np.clip(round(path * (0.5 + GOLDEN * index % 1.0) / step), 1, max_steps))
         ours = tf.random.experimental.stateless_fold_in(tf.constant(seed, tf.int32), index)
-        state, accept, error = _transition(log_density_fn, state, evidence, ours, tf.constant(step, tf.float32), tf.constant(num_steps))
+        state, accept, error = transition(state, evidence, ours, tf.constant(step, tf.float32), tf.constant(num_steps))
         num_gradients += num_steps
         if burning:
             averaging.learn(float(tf.reduce_mean(accept)))
             continue
         accepted.append(float(tf.reduce_mean(accept)))
         divergent += int(tf.reduce_sum(tf.cast(error > DIVERGENCE, tf.int32)))
-        kept.append(_kept(keep_fn, state.white, evidence))
+        kept.append(kept_of(state.white, evidence))
         values.append(state.value.numpy())
     stacked = tf.nest.map_structure(lambda *draws: np.stack(draws), *kept) if kept else None
     return Walk(stacked, np.array(values), float(np.mean(accepted)) if accepted else float("nan"), divergent, averaging.mean_step, state.white, num_gradients)
@@ -101,17 +103,13 @@ class _Averaging:
         self.mean_log_step = weight * self.log_step + (1 - weight) * self.mean_log_step
 
 
-@tf.function(autograph=False)
-def _first(log_density_fn, start, evidence):
-    return _State(start, *value_and_gradient(log_density_fn, start, evidence))
+@lru_cache(maxsize=8)
+def _graphs(log_density_fn, keep_fn):
+    """The first state, a trajectory, and what is kept of a position, as graphs of their own for each density: traced once for each shape of the evidence."""
+    return (tf.function(lambda start, evidence: _State(start, *value_and_gradient(log_density_fn, start, evidence)), autograph=False),
+            tf.function(partial(_transition, log_density_fn), autograph=False), tf.function(keep_fn, autograph=False))
 
 
-@tf.function(autograph=False)
-def _kept(keep_fn, white, evidence):
-    return keep_fn(white, evidence)
-
-
-@tf.function(autograph=False)
 def _transition(log_density_fn, state, evidence, seed, step, num_steps):
     """One trajectory of all chains: the new state, acceptance probabilities and energy errors [chain]."""
     seeds = tf.random.experimental.stateless_split(seed, 2)
