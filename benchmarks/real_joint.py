@@ -2,9 +2,9 @@
 
     python -m benchmarks.real --shared ../shared/data --out DIR --only joint      # or blend, bands
 
-How fluxes are compared: sep adds up a circle of APERTURE pixels of the image without astrogen's background, once as it is and once without the models of the other galaxies, and the light of
-astrogen's own galaxy is added up in the same circle of the same pixels. No PSF enters: both see the galaxy through the telescope. The errors are sep's, from the variance plane, with the background's, and
-the relative error of astrogen's flux; a galaxy is isolated where the others' models put less into its circle than sep's error.
+How fluxes are compared: sep adds up a circle of APERTURE pixels of the image without astrogen's background, once as it is and once without the models of the other galaxies, and the light
+of astrogen's own galaxy is added up in the same circle of the same pixels. No PSF enters: both see the galaxy through the telescope. The errors are sep's, from the variance plane, with the
+background's, and the relative error of astrogen's flux; a galaxy is isolated where the others' models put less into its circle than sep's error.
 """
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +17,7 @@ from astropy.wcs import WCS
 from scipy import ndimage
 
 from benchmarks import real
-from benchmarks.real import HSC_BANDS, HSC_SCALE, I_BAND, SEED, line
+from benchmarks.real import HSC_BANDS, HSC_SCALE, SEED, line
 
 HSC_BAD = 1 | 2 | 8 | 16 | 128 | 256   # BAD, SAT, CR, EDGE, SUSPECT, NO_DATA
 NEAR = 4.0                             # pixels: a detection so near to a given peak is the same galaxy
@@ -70,13 +70,14 @@ def sky_noise(result):
         light = (result.models[number] - level) / np.sqrt(observation.variance)
         free = ~observation.mask & ~ndimage.binary_dilation(np.abs(light) > SKY_LIGHT, iterations=1)
         noise = (observation.image - np.median(observation.image[free])) / np.sqrt(observation.variance)
-        ratio = float((1.4826 * np.median(np.abs(noise[free]))) ** 2)
+        ratio = float(np.var(np.clip(noise[free], -4, 4)))
         rows.append((int(free.sum()), ratio, ratio * real.noise_factor(noise / np.sqrt(ratio), free) ** 2))
     return rows
 
 
 class Flux(NamedTuple):
-    """One galaxy in one circle of one exposure: sep's flux of the image, and of the image without the other galaxies, its error; astrogen's own light and its error; whether the galaxy is isolated."""
+    """One galaxy in one circle of one exposure: sep's flux of the image, and of the image without the other galaxies, its error; astrogen's own light and its error; whether the galaxy
+    is isolated."""
 
     name: str
     band: str

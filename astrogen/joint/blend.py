@@ -3,7 +3,7 @@
 Neighbours exchange flux: where two galaxies overlap, the data fix the sum of their light far better than either, so that a sampler that moves one galaxy given the other's image
 crawls. Here all galaxies of a blend move together, with the residuals and colour gradients of all of them, and the backgrounds, integrated out:
 
-    z = sum_g F_g c_g + noise,    c_g | latent_g ~ N(flux_g m_g, flux_g^2 amplitude_g diag(s_g^2))    =>    z ~ N(sum_g flux_g F_g m_g, I + sum_g flux_g^2 amplitude_g F_g diag(s_g^2) F_g')
+    z = sum_g F_g c_g + noise,    c_g | latent_g ~ N(flux_g m_g, S_g),    S_g = flux_g^2 amplitude_g diag(s_g^2)    =>    z ~ N(sum_g flux_g F_g m_g, I + sum_g F_g S_g F_g')
 
 c_g are the coefficients of galaxy g in its reference band; what other bands show is part of z after their own freedom (`bands`) is integrated out. A blend is a batch of galaxies of
 `posterior`, one Compressed with the same data for all, that are added up.
@@ -34,7 +34,8 @@ PATH, MOST_LEAPFROGS = 3.5, 20     # mean length of a trajectory in the whitened
 
 
 class Blend(NamedTuple):
-    """Galaxies seen together. field : posterior.Compressed whose batch are the galaxies, without data; bands : list of _Band; gathers [band][r, r_band] : from the bands' data to those of the field."""
+    """Galaxies seen together. field : posterior.Compressed whose batch are the galaxies, without data; bands : list of _Band; gathers [band][r, r_band] : from the bands' data to those of
+    the field."""
 
     field: posterior.Compressed
     bands: list

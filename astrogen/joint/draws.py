@@ -1,7 +1,7 @@
 """Draws: of a lone galaxy as `deconvolution` makes them; of several by chains in which galaxies that share light move together.
 
-Where one blend holds all galaxies, its chains are Hamiltonian Monte Carlo of a fixed posterior. Fields of more than a blend may hold, or of galaxies far apart, are several blends, each drawn
-given the light of the others (Gibbs sampling), so that the errors of one contain the uncertainty of its neighbours.
+Where one blend holds all galaxies, its chains are Hamiltonian Monte Carlo of a fixed posterior. Fields of more than a blend may hold, or of galaxies far apart, are several blends, each
+drawn given the light of the others (Gibbs sampling), so that the errors of one contain the uncertainty of its neighbours.
 """
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ from astrogen.joint import bands as tying
 from astrogen.joint import blend as blending
 from astrogen.joint.scene import light_of, moments_of, normal_matrix, rests_of
 
-LARGEST_BLEND = 8          # galaxies
+LARGEST_BLEND = 4          # galaxies: the cost grows with the third power
 LEAST_OVERLAP = 0.02       # correlation of two galaxies' light from which they move together
 CLIMBS, SETTLED = 6, 0.1   # over several blends on the way to the mode, until no pixel's model moves by so many sigma
 NUM_CHAINS, NUM_BURNIN = 4, 25
@@ -141,12 +141,12 @@ def draw_together(scene, galaxies, groups, seeds, *, num_draws):
         for place, (group, chain) in enumerate(zip(groups, chains, strict=True)):
             if not alone:
                 data[place] = group.data(scene, galaxies, lights)
-            seen, whole = (np.broadcast_to(part, (NUM_CHAINS, part.shape[1])) for part in data[place][0]), np.broadcast_to(data[place][1], (NUM_CHAINS, data[place][1].shape[1]))
+            *seen, whole = (np.broadcast_to(part, (NUM_CHAINS, part.shape[1])) for part in (*data[place][0], data[place][1]))
             rates += [chain.move(whole, num_hops=NUM_HOPS, learn=learn)] * (not learn)
             if learn and alone:
                 continue
             references = blending.draw_references(prior, group.blend, chain.parameters, whole, rng)
-            for number, image in zip(group.members, blending.draw_all_bands(group.blend, references, list(seen), rng), strict=True):
+            for number, image in zip(group.members, blending.draw_all_bands(group.blend, references, seen, rng), strict=True):
                 images[number], lights[number] = image, None if alone else light_of(scene, galaxies[number], image)
         if learn:
             continue
