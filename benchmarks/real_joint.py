@@ -99,16 +99,17 @@ def aperture_fluxes(result, *, radius=APERTURE):
     rows = []
     for source in result.sources:
         for number, (observation, band) in enumerate(zip(result.observations, result.bands, strict=True)):
-            def circle(plane, **options):
-                value, error, flag = sep.sum_circle(np.ascontiguousarray(plane, np.float64), [source.x], [source.y], radius, mask=observation.mask, subpix=0, **options)
-                return float(value[0]), float(error[0]), int(flag[0])
+            def circle(plane, var=None):
+                # sep asks for arrays that it might write to.
+                value, error, _ = sep.sum_circle(np.array(plane, np.float64), [source.x], [source.y], radius, mask=observation.mask.copy(), var=var, subpix=0)
+                return float(value[0]), float(error[0])
 
             height, width = observation.image.shape
             inside = radius <= source.x <= width - 1 - radius and radius <= source.y <= height - 1 - radius
             if not inside or observation.mask[int(round(source.y)), int(round(source.x))]:
                 continue
             level, level_error = result.background_draws[:, number].mean(), result.background_draws[:, number].std()
-            raw, error, _ = circle(observation.image - level, var=observation.variance.astype(np.float64))
+            raw, error = circle(observation.image - level, observation.variance.astype(np.float64))
             others = sum(circle(other.models[number])[0] for other in result.sources if other is not source)
             ours, area = circle(source.models[number])[0], circle(~observation.mask)[0]
             error = float(np.hypot(error, area * level_error))

@@ -159,20 +159,6 @@ def test_the_mode_of_a_pair_is_found_from_a_catalogue_on_the_sky():
 
 
 @pytest.mark.slow
-def test_the_errors_of_a_pair_hold_over_noise():
-    """Over eight fields: pulls of the fluxes are those of a standard normal, and where galaxies share light their fluxes are anti-correlated. A neighbour's presence widens the error."""
-    pulls, correlations = [], []
-    for seed in range(8):
-        result = deblend(_pair(seed), sources=_pair_places(), prior=_prior(), num_draws=100, seed=1)
-        assert result.diagnostics["r_hat_flux"] < 1.1
-        fluxes, errors = np.array([[part[0] for part in source.flux] for source in result.sources]).T
-        pulls.append((fluxes - [100, 60]) / errors)
-        covariance = result.flux_covariance
-        correlations.append(covariance[0, 1] / np.sqrt(covariance[0, 0] * covariance[1, 1]))
-    assert np.sqrt(np.mean(np.square(pulls))) < 1.7 and np.mean(correlations) < -0.1
-
-
-@pytest.mark.slow
 def test_a_galaxy_far_from_others_is_drawn_as_if_alone():
     """Deblended with a neighbour of which it sees nothing, by chains; alone, by Hamiltonian Monte Carlo in `deconvolution`."""
     both = GALAXY.shift(-1.8, 1.8) * 100 + galsim.Exponential(half_light_radius=0.3).shift(2.0, -2.0) * 60
