@@ -432,8 +432,8 @@ def print_exposure(name, pairs):
         print(line(name, result.name, f"chi2 {result.chi2:.2f}", told, "; ".join(result.status) or "converged"), flush=True)
 
 
-def main(arguments=None):
-    """Run the benchmark; the exit code is 1 where a masked pixel changed an answer or the deconvolved image is no better than its rivals."""
+def parse(arguments):
+    """The options of this benchmark and of `benchmarks.real_joint`; the folder for figures is made."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     parser = argparse.ArgumentParser(prog="python -m benchmarks.real", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shared", type=Path, required=True, metavar="DIR", help="folder data of the shared files")
@@ -446,12 +446,17 @@ def main(arguments=None):
     parser.add_argument("--draws", type=int, default=200, metavar="N", help="(default 200)")
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
+    return options
+
+
+def main(arguments=None):
+    """Run the benchmark; the exit code is 1 where a masked pixel changed an answer or the deconvolved image is no better than its rivals."""
+    options = parse(arguments)
     passed = True
     if options.only in (None, "pair"):
         passed &= _compare_pair(options)
     if options.only not in ("pair", "exposures"):
-        from benchmarks.real_joint import fit_together
-        fit_together(options)
+        subprocess.run([sys.executable, "-m", "benchmarks.real_joint", *(sys.argv[1:] if arguments is None else map(str, arguments))], check=True)
     for exposure in exposures(options.shared) if options.only in (None, "exposures") else ():
         done = deconvolve_exposure(exposure, options.out, method=options.method, num_draws=options.draws)
         print_exposure(exposure.name, done)

@@ -1,6 +1,6 @@
 """Joint fits of real fields: three DECam bands of one galaxy and its neighbours, the blend of hsc_blend beside sep's fluxes, and hsc_hst_pair in five bands beside the HST view.
 
-    python -m benchmarks.real --shared ../shared/data --out DIR --only joint      # or blend, bands
+    python -m benchmarks.real --shared ../shared/data --out DIR --only joint      # or blend, bands; runs this module
 
 How fluxes are compared: sep adds up a circle of APERTURE pixels of the image without astrogen's background, once as it is and once without the models of the other galaxies, and the light
 of astrogen's own galaxy is added up in the same circle of the same pixels. No PSF enters: both see the galaxy through the telescope. The errors are sep's, from the variance plane, with the
@@ -200,3 +200,7 @@ def fit_together(options):
             print_fluxes(aperture_fluxes(result))
         write_joint_figure(result, options.out / f"{name}.png")
         result.write_fits(options.out / f"{name}.fits", num_draws_kept=8)
+
+
+if __name__ == "__main__":
+    fit_together(real.parse(None))
