@@ -40,14 +40,15 @@ def focus(prior, compressed, mode):
     gram = tf.matmul(residual, residual, transpose_b=True).numpy()
     gram[~np.isfinite(gram).all((1, 2))] = 0
     directions = np.swapaxes(np.linalg.eigh(gram)[1], 1, 2)[:, ::-1]
-    return Focus(*_turned(compressed, tf.constant(directions.copy()), num=prior.coefficient_std.shape[0]))
+    return Focus(*turned(compressed, tf.constant(directions.copy()), num=prior.coefficient_std.shape[0], num_followed=NUM_FOLLOWED))
 
 
 @tf.function
-def _turned(compressed, directions, *, num):
+def turned(compressed, directions, *, num, num_followed):
+    """The fields of a Focus on given directions [batch, r, r]."""
     forward = tf.matmul(directions, _widened(compressed.forward, compressed.visible, num))
     loudness = tf.norm(posterior.seen_by(compressed, compressed.coefficients), axis=1)
-    return directions, forward, forward[:, NUM_FOLLOWED:] ** 2, tf.linalg.matvec(directions, compressed.data), loudness
+    return directions, forward, forward[:, num_followed:] ** 2, tf.linalg.matvec(directions, compressed.data), loudness
 
 
 def _widened(forward, visible, num):
@@ -67,36 +68,50 @@ class _Draws(NamedTuple):
     variance: tf.Tensor
 
 
-def _decode(prior, parameters):
+def decode(prior, parameters):
     """Mean (moved) and residual scale of the coefficients [batch, draw, k] of a galaxy of unit flux: half of the cost of a draw."""
     latent, _, shift, _ = posterior.split(parameters, prior.latent_size)
     mean, scale = (tf.reshape(x, [*parameters.shape[:2], x.shape[-1]]) for x in prior.components(tf.reshape(latent, [-1, prior.latent_size])))
     return prior.move_coefficients(mean, shift), scale
 
 
-def _predict(prior, here, parameters, mean, scale):
-    """What `posterior.predict` says of parameters [batch, draw, p] and what they decode to."""
+def seen_in(prior, here, parameters, mean, scale):
+    """Of parameters [batch, draw, p] and what they decode to: mean and scale [batch, draw, k] of flux * a, and the mean in the directions of the Focus [batch, draw, r]."""
     _, log_flux, _, log_amplitude = posterior.split(parameters, prior.latent_size)
     seen = tf.matmul(mean, here.forward, transpose_b=True)
     flux = (here.loudness[:, None] * tf.exp(log_flux) / tf.norm(seen, axis=-1))[..., None]
-    scale = flux * tf.exp(0.5 * log_amplitude)[..., None] * prior.roughness * scale
-    residual = here.forward[:, None, :NUM_FOLLOWED] * scale[:, :, None, :]
+    return flux * mean, flux * tf.exp(0.5 * log_amplitude)[..., None] * prior.roughness * scale, flux * seen
+
+
+def spread(here, mean, scale, seen):
+    """The covariance of the data for residuals of some scale, as _Draws."""
+    residual = here.forward[:, None, :here.forward.shape[1] - here.squared.shape[1]] * scale[:, :, None, :]
     factor = tf.linalg.cholesky(tf.matmul(residual, residual, transpose_b=True) + tf.eye(residual.shape[-2]))
-    return _Draws(flux * mean, scale, flux * seen, factor, 1 + tf.matmul(scale**2, here.squared, transpose_b=True))
+    return _Draws(mean, scale, seen, factor, 1 + tf.matmul(scale**2, here.squared, transpose_b=True))
+
+
+def _predict(prior, here, parameters, mean, scale):
+    """What `posterior.predict` says of parameters [batch, draw, p] and what they decode to."""
+    return spread(here, *seen_in(prior, here, parameters, mean, scale))
+
+
+def log_normal(here, draws, miss):
+    """Log-density [batch, draw] of data that miss their mean by [batch, draw, r], up to a constant."""
+    log_determinant = 2 * tf.reduce_sum(tf.math.log(tf.linalg.diag_part(draws.factor)), -1) + tf.reduce_sum(tf.math.log(draws.variance), -1)
+    return -0.5 * (tf.reduce_sum(miss * _solve(here, draws, miss), -1) + log_determinant)
 
 
 def _log_density(prior, here, parameters, mean, scale):
     """[batch, draw], up to a constant for each object."""
     draws = _predict(prior, here, parameters, mean, scale)
-    miss = here.data[:, None] - draws.seen
-    log_determinant = 2 * tf.reduce_sum(tf.math.log(tf.linalg.diag_part(draws.factor)), -1) + tf.reduce_sum(tf.math.log(draws.variance), -1)
-    return posterior.log_prior(prior, parameters) - 0.5 * (tf.reduce_sum(miss * _solve(here, draws, miss), -1) + log_determinant)
+    return posterior.log_prior(prior, parameters) + log_normal(here, draws, here.data[:, None] - draws.seen)
 
 
 def _solve_nearly(draws, right):
     """C^-1 right [batch, draw, r], but for C's elements off the diagonal in the directions that are not followed whole."""
-    followed = tf.linalg.cholesky_solve(draws.factor, right[..., :NUM_FOLLOWED, None])[..., 0]
-    return tf.concat([followed, right[..., NUM_FOLLOWED:] / draws.variance], -1)
+    followed = draws.factor.shape[-1]
+    solved = tf.linalg.cholesky_solve(draws.factor, right[..., :followed, None])[..., 0]
+    return tf.concat([solved, right[..., followed:] / draws.variance], -1)
 
 
 def _solve(here, draws, right):
@@ -146,7 +161,7 @@ def _evaluators(prior):
     @tf.function
     def log_densities(here, parameters):
         def one(some):
-            decoded = _decode(prior, some)
+            decoded = decode(prior, some)
             return _log_density(prior, here, some, *decoded), *decoded
 
         return _by_chunks(one, parameters, num_results=3)
@@ -154,7 +169,7 @@ def _evaluators(prior):
     @tf.function
     def coefficients(here, parameters, decoded, wild, noise):
         if decoded is None:
-            decoded = _by_chunks(lambda some: _decode(prior, some), parameters, num_results=2)
+            decoded = _by_chunks(lambda some: decode(prior, some), parameters, num_results=2)
         return _by_chunks(lambda *some: (_coefficients(prior, here, *some),), parameters, *decoded, wild, noise, num_results=1)[0]
 
     return log_densities, coefficients
@@ -173,7 +188,7 @@ def target(prior):
     is traced twice."""
     def log_density_fn(parameters, here):
         parameters = _batch_first(parameters)
-        return tf.transpose(_log_density(prior, here, parameters, *_decode(prior, parameters)))
+        return tf.transpose(_log_density(prior, here, parameters, *decode(prior, parameters)))
 
     return log_density_fn
 

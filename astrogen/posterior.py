@@ -209,7 +209,7 @@ def _factor(residual):
 
 
 @tf.custom_gradient
-def _log_normal(miss, residual):
+def log_normal(miss, residual):
     """Log-density [batch] of N(0, I + residual residual') at miss [batch, r], up to a constant.
 
     With C the covariance and w = C^-1 miss, its gradients are -w and (w w' - C^-1) residual: a third cheaper than going back through the Cholesky factor.
@@ -237,7 +237,7 @@ def log_prior(prior, parameters):
 def log_density(prior, compressed, parameters):
     """Log of the unnormalised posterior density [batch] at parameters [batch, latent + 4], with a and background integrated out."""
     _, _, seen, residual = predict(prior, compressed, parameters)
-    log_likelihood = _log_normal(compressed.data - seen, residual)
+    log_likelihood = log_normal(compressed.data - seen, residual)
     return log_likelihood + log_prior(prior, parameters)
 
 
@@ -247,6 +247,28 @@ def curvature(prior, compressed, parameters):
     For data ~ N(seen, C) it is J' C^-1 J + 1/2 tr(C^-1 dC C^-1 dC) (Kay 1993, eq. 3.31). Since C = I + F diag(v) F' depends on the parameters through
     the residual variances v alone, the trace is D (Q * Q) D' with Q = F' C^-1 F, * elementwise, and D the derivatives of v. Without it the Laplace
     approximation is useless wherever the latent decides how rough a galaxy is rather than where its light lies.
+    """
+    jacobian, variance_slope, unit_forward, residual = slopes(prior, compressed, parameters)
+    factor = _factor(residual)
+    white = tf.linalg.triangular_solve(factor, jacobian)
+    seen_basis = tf.linalg.triangular_solve(factor, unit_forward)
+    information = tf.matmul(seen_basis, seen_basis, transpose_a=True) ** 2
+    rough = tf.matmul(tf.matmul(variance_slope, information), variance_slope, transpose_b=True)
+    return tf.matmul(white, white, transpose_a=True) + 0.5 * rough + tf.linalg.diag(prior_precision(prior))
+
+
+def prior_precision(prior):
+    """Inverse variances [p] of the prior of the parameters."""
+    return tf.constant(np.r_[np.ones(prior.latent_size), LOG_FLUX_STD**-2, SHIFT_STD**-2, SHIFT_STD**-2, prior.log_amplitude_std**-2], tf.float32)
+
+
+def slopes(prior, compressed, parameters):
+    """How the data's mean and covariance depend on the parameters: what `curvature` is made of.
+
+    Returns
+    -------
+    jacobian [batch, r, p] of the mean; variance_slope [batch, p, v] of the residual's variances at unit flux; unit_forward [batch, r, v], forward times flux, through which these are
+    seen; residual [batch, r, v] as of `predict`
     """
     latent, log_flux, shift, log_amplitude = split(parameters, prior.latent_size)
     mean, scale, mean_slope, scale_slope = prior.components_and_jacobian(latent)        # slopes [batch, d, k]
@@ -264,14 +286,7 @@ def curvature(prior, compressed, parameters):
     variance_slope = 2 * unit**2 * tf.pad(rate, [[0, 0], [0, 1]])[..., None]                      # [batch, p, k]
     spread = tf.exp(0.5 * log_amplitude)[:, None, None]
     variance_slope += tf.concat([2 * unit * spread * prior.roughness * scale_slope, tf.zeros_like(columns[:, :3]), unit**2], 1)
-    factor, variance_slope = _factor(residual), _visible(compressed, variance_slope)
-    white = tf.pad(tf.linalg.triangular_solve(factor, jacobian), [[0, 0], [0, 0], [0, 1]])
-    seen_basis = tf.linalg.triangular_solve(factor, flux * compressed.forward)
-    information = tf.matmul(seen_basis, seen_basis, transpose_a=True) ** 2
-    rough = tf.matmul(tf.matmul(variance_slope, information), variance_slope, transpose_b=True)
-    precision = np.ones(prior.latent_size + NUM_EXTRA, np.float32)
-    precision[prior.latent_size:] = [LOG_FLUX_STD**-2, SHIFT_STD**-2, SHIFT_STD**-2, prior.log_amplitude_std**-2]
-    return tf.matmul(white, white, transpose_a=True) + 0.5 * rough + tf.linalg.diag(tf.constant(precision))
+    return tf.pad(jacobian, [[0, 0], [0, 0], [0, 1]]), _visible(compressed, variance_slope), flux * compressed.forward, residual
 
 
 def draw_coefficients(prior, compressed, parameters, normals):

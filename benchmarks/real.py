@@ -5,8 +5,7 @@
 `compare_with_hubble` deconvolves the HSC i band of hsc_hst_pair and correlates the result with the HST view of the same sky, next to the HSC image itself
 and to Richardson-Lucy. The HST view is brought to each common resolution by its own PSF, everything is sampled on one grid by the WCS, and each method is
 granted the same small shift. Only correlations and the best case of Richardson-Lucy know the HST view. `deconvolve_exposures` runs `astrogen deconvolve`
-on hsc_galaxy and decam_exposures, and again with 1e6 in every masked pixel. `fit_exposures` fits the galaxies of decam_exposures in three bands jointly, `fit_blend` those of
-hsc_blend in five, beside sep's aperture fluxes, and `fit_bands` hsc_hst_pair in five bands with its neighbours, beside the HST view.
+on hsc_galaxy and decam_exposures, and again with 1e6 in every masked pixel. The joint fits are those of `benchmarks.real_joint`.
 """
 import argparse
 import os
@@ -27,9 +26,6 @@ from scipy import ndimage, optimize
 
 HSC_SCALE, HST_SCALE = 0.168, 0.03     # arcsec per pixel
 HSC_BANDS, I_BAND = tuple("grizy"), 2
-HSC_BAD = 1 | 2 | 8 | 16 | 128 | 256   # BAD, SAT, CR, EDGE, SUSPECT, NO_DATA
-NEAR = 4.0                             # pixels: a detection so near to a given peak is the same galaxy
-APERTURE = 5.0                         # pixels, radius of the circle in which fluxes are compared
 STAGES = ("pair", "exposures", "joint", "blend", "bands")
 DETECTION = 1.5                        # sigma, per pixel
 MASK_GROWTH, APERTURE_GROWTH = 2, 2    # observed pixels: beyond the neighbours' detected light; beyond the galaxy's
@@ -156,7 +152,7 @@ def read_pair(folder, *, side=49):
     folder = Path(folder)
     with fits.open(folder / "Cut_HSC.fits") as file:
         image, wcs = file[0].data[I_BAND].astype(np.float64), WCS(file[0].header).celestial
-    galaxy, neighbours, background, sigma, noise_factor = detect(image)
+    galaxy, neighbours, background, sigma, factor = detect(image)
     row, column = (int(round(place)) for place in ndimage.center_of_mass(image * galaxy))
     cut = [Cutout2D(plane, (column, row), side, wcs=wcs, mode="partial", fill_value=fill)
            for plane, fill in ((image - background, np.nan), (galaxy, False), (neighbours, True))]
@@ -167,7 +163,7 @@ def read_pair(folder, *, side=49):
     with fits.open(folder / "PSF_HST.fits") as file:
         psf_hst = file[0].data.astype(np.float64)
     observation = make_observation(cut[0].data, psf=psf, sigma=sigma, mask=cut[2].data, wcs=cut[0].wcs, pixel_scale=HSC_SCALE, name="HSC i")
-    return Pair(observation, noise_factor, np.nan_to_num(cut[0].data), cut[1].data, hst - np.median(hst), hst_wcs, psf_hst / psf_hst.sum())
+    return Pair(observation, factor, np.nan_to_num(cut[0].data), cut[1].data, hst - np.median(hst), hst_wcs, psf_hst / psf_hst.sum())
 
 
 def detect(image):
@@ -183,10 +179,10 @@ def detect(image):
     central = 1 + np.argmin(np.hypot(objects["x"] - middle[1], objects["y"] - middle[0]))
     neighbours = ndimage.binary_dilation((segments > 0) & (segments != central), iterations=MASK_GROWTH)
     galaxy = ndimage.binary_dilation(segments == central, iterations=APERTURE_GROWTH) & ~neighbours
-    return galaxy, neighbours, float(background), float(sigma), _noise_factor((image - background) / sigma, free)
+    return galaxy, neighbours, float(background), float(sigma), noise_factor((image - background) / sigma, free)
 
 
-def _noise_factor(noise, free):
+def noise_factor(noise, free):
     """Square root of the sum of the noise's autocorrelation over neighbouring pixels: resampled survey images have correlated noise."""
     noise = np.where(free, np.clip(noise, -4, 4), 0)
     total = 1.0
@@ -398,124 +394,6 @@ def _same(one, other):
     return all(np.array_equal(getattr(one, name), getattr(other, name)) for name in names)
 
 
-# --- joint fits
-
-def fit_exposures(folder, *, method, num_draws, prior="galaxy"):
-    """JointResult of the galaxies of decam_exposures: three exposures of as many bands, by their WCS."""
-    from astrogen import deblend, make_psf, read_observation, read_psf
-    exposure = list(exposures(folder))[1]
-    words = [word for word in exposure.options if isinstance(word, Path)]
-    models, weights, masks = (words[first:first + len(exposure.images)] for first in range(0, len(words), len(exposure.images)))
-    seen = []
-    for image, model, weight, mask in zip(exposure.images, models, weights, masks, strict=True):
-        scale = read_observation(image, psf=make_psf([[1.0]], pixel_scale=1e-6, pixel_response=0.0)).pixel_scale
-        seen.append(read_observation(image, psf=read_psf(model, pixel_scale=scale, position=(50, 50)), weight=weight, mask=mask))
-    bands = [path.name.split("_ooi_")[1][0] for path in exposure.images]
-    return deblend(seen, bands=bands, prior=prior, method=method, num_draws=num_draws, seed=SEED)
-
-
-def fit_blend(folder, *, method, num_draws, prior="galaxy"):
-    """JointResult of hsc_blend in five bands: the given peaks, and what sep finds beside them."""
-    from astrogen import deblend, make_observation, make_psf
-    from astrogen.detection import detect as detect_galaxies
-    with np.load(Path(folder) / "hsc_blend/hsc_cosmos_35.npz") as file:
-        bad = file["mask"] & HSC_BAD != 0
-        seen = [make_observation(image, variance=variance, mask=mask, psf=make_psf(psf, pixel_scale=HSC_SCALE), pixel_scale=HSC_SCALE, name="hsc_blend")
-                for image, variance, mask, psf in zip(file["images"], file["variance"], bad, file["psfs"], strict=True)]
-        peaks, bands = np.stack([file["catalog"]["x"], file["catalog"]["y"]], 1), [str(name) for name in file["filters"]]
-    more = [place for place in detect_galaxies(seen, aligned=True) if np.hypot(*(peaks - place).T).min() > NEAR]
-    return deblend(seen, sources=np.concatenate([peaks, np.reshape(more, (-1, 2))]), bands=bands, aligned=True, prior=prior, method=method, num_draws=num_draws, seed=SEED)
-
-
-def aperture_fluxes(result, *, radius=APERTURE):
-    """sep's flux in a circle about each galaxy beside that of the galaxy's model in the same circle, where neighbours contribute less than sep's error.
-
-    Returns
-    -------
-    list of (source, band, sep's flux, its error, flux of the model, difference over the errors of both)
-    """
-    rows = []
-    for source in result.sources:
-        for number, (observation, band) in enumerate(zip(result.observations, result.bands, strict=True)):
-            image = (observation.image - result.background_draws[:, number].mean()).astype(np.float64)
-
-            def circle(plane, **options):
-                return sep.sum_circle(np.ascontiguousarray(plane, np.float64), [source.x], [source.y], radius, subpix=0, **options)
-
-            flux, error, flag = circle(image, var=observation.variance.astype(np.float64), mask=observation.mask)
-            ours, others = (circle(plane, mask=observation.mask)[0][0] for plane in (source.models[number], sum(other.models[number] for other in result.sources if other is not source)))
-            relative = source.flux[1][source.bands.index(band)] / max(abs(source.flux[0][source.bands.index(band)]), 1e-30)
-            if abs(others) < error[0] and not observation.mask[int(round(source.y)), int(round(source.x))] and not flag[0]:
-                rows.append((source.name, band, flux[0], error[0], ours, (ours - flux[0]) / np.hypot(error[0], relative * ours)))
-    return rows
-
-
-def fit_bands(folder, pair, *, method, num_draws, prior="galaxy"):
-    """JointResult of hsc_hst_pair in five bands, neighbours fitted with the galaxy; the stamp is that of `pair`, the noise of each band as large as its correlation makes it."""
-    from astrogen import deblend, make_observation, make_psf
-    with fits.open(folder / "Cut_HSC.fits") as file, fits.open(folder / "PSF_HSC.fits") as psfs:
-        images, kernels, wcs = file[0].data.astype(np.float64), psfs[0].data, WCS(file[0].header).celestial
-    middle = (np.array(pair.observation.image.shape[::-1]) - 1) / 2
-    column, row = (int(round(float(place))) for place in wcs.world_to_pixel(pair.observation.wcs.pixel_to_world(*middle)))
-    seen = []
-    for image, kernel, band in zip(images, kernels, HSC_BANDS, strict=True):
-        _, _, background, sigma, noise_factor = detect(image)
-        cut = Cutout2D(image - background, (column, row), pair.observation.image.shape, wcs=wcs, mode="partial", fill_value=np.nan)
-        seen.append(make_observation(cut.data, psf=make_psf(kernel, pixel_scale=HSC_SCALE), sigma=sigma * noise_factor, wcs=cut.wcs, pixel_scale=HSC_SCALE, name=f"HSC {band}"))
-    return deblend(seen, bands=HSC_BANDS, aligned=True, prior=prior, method=method, num_draws=num_draws, seed=SEED)
-
-
-class Scene(NamedTuple):
-    """Several views of one sky, added up."""
-
-    views: tuple
-
-    def at(self, x, y):
-        return sum(view.at(x, y) for view in self.views)
-
-    def smoothed(self, resolution):
-        return Scene(tuple(view.smoothed(resolution) for view in self.views))
-
-
-def compare_bands(pair, result):
-    """Correlation of the deconvolved field in each band with the HST view, all its galaxies together: list of Comparison."""
-    grid, hubbles, rows = pair.grid(), [pair.hubble(resolution) for resolution in RESOLUTIONS], []
-    for number, band in enumerate(result.sources[0].bands):
-        scene = Scene(tuple(_view_of(source, number) for source in result.sources))
-        found = [correlate(scene.smoothed(resolution), hubble, grid) for resolution, hubble in zip(RESOLUTIONS, hubbles, strict=True)]
-        rows.append(Comparison(f"joint, {band}", *zip(*found, strict=True), f"{len(result.sources)} galaxies", scene))
-    return rows
-
-
-def _view_of(source, band):
-    to_pixels = centred_pixels(source.images.shape[1:], source.pixel_scale)
-    return View(source.images[band].astype(float), source.pixel_scale, lambda x, y: to_pixels(x - source.place[0], y - source.place[1]), source.target_fwhm)
-
-
-def _fit_together(options):
-    """Print and draw the joint fits that are asked for."""
-    from astrogen.report.joint import write_joint_figure
-    how = {"method": options.method, "num_draws": options.draws, "prior": options.prior}
-    for name in ("joint", "blend", "bands"):
-        if options.only not in (None, name):
-            continue
-        if name == "bands":
-            pair = read_pair(options.shared / "hsc_hst_pair")
-            result = fit_bands(options.shared / "hsc_hst_pair", pair, **how)
-            rows = compare_bands(pair, result)
-            print_comparison(rows, pair)
-            shown = rows[:1] + rows[I_BAND:I_BAND + 1] + rows[-1:]
-            draw_comparison(shown, pair, resolution=RESOLUTIONS[0]).savefig(options.out / "hsc_hst_bands_hst.png", dpi=110)
-        else:
-            result = (fit_exposures if name == "joint" else fit_blend)(options.shared, **how)
-        print(result.summary(), flush=True)
-        if name == "blend":
-            for source, band, flux, error, ours, pull in aperture_fluxes(result):
-                print(_line(source, band, f"sep {flux:.3f} ± {error:.3f}", f"astrogen {ours:.3f}", f"{pull:+.2f} sigma"), flush=True)
-        result.write_fits(options.out / f"{name}.fits", num_draws_kept=8)
-        write_joint_figure(result, options.out / f"{name}.png")
-
-
 # --- figures and words
 
 def draw_comparison(rows, pair, *, resolution):
@@ -526,7 +404,7 @@ def draw_comparison(rows, pair, *, resolution):
     figure = Figure(figsize=(3.2 * len(panels), 3.7), layout="constrained")
     FigureCanvasAgg(figure)
     side = np.abs(x).max()
-    for axes, (title, image) in zip(figure.subplots(1, len(panels)), panels, strict=True):
+    for axes, (title, image) in zip(figure.subplots(1, len(panels), sharey=True), panels, strict=True):
         axes.imshow(np.arcsinh(20 * image / np.percentile(image[aperture], 99.5)), origin="lower", cmap="magma", vmin=-1, vmax=np.arcsinh(20), extent=[-side, side] * 2)
         axes.contour(x, y, aperture, [0.5], colors="white", linewidths=0.6)
         axes.set_title(title, fontsize=10)
@@ -534,16 +412,16 @@ def draw_comparison(rows, pair, *, resolution):
     return figure
 
 
-def _line(*cells):
+def line(*cells):
     return f"| {' | '.join(str(cell) for cell in cells)} |"
 
 
 def print_comparison(rows, pair):
     """The table of correlations."""
-    print(_line("correlation with HST at FWHM (arcsec)", *RESOLUTIONS, "shift x, y (arcsec)", "about"), _line(*["---"] * (len(RESOLUTIONS) + 3)), sep="\n")
+    print(line("correlation with HST at FWHM (arcsec)", *RESOLUTIONS, "shift x, y (arcsec)", "about"), line(*["---"] * (len(RESOLUTIONS) + 3)), sep="\n")
     for row in rows:
-        print(_line(row.name, *(f"{value:.4f}" for value in row.correlations), f"{row.shifts[0][0]:+.3f}, {row.shifts[0][1]:+.3f}", row.remark))
-    print(_line("ceiling by the noise of HST", *(f"{noise_ceiling(pair, resolution):.3f}" for resolution in RESOLUTIONS), "", ""), flush=True)
+        print(line(row.name, *(f"{value:.4f}" for value in row.correlations), f"{row.shifts[0][0]:+.3f}, {row.shifts[0][1]:+.3f}", row.remark))
+    print(line("ceiling by the noise of HST", *(f"{noise_ceiling(pair, resolution):.3f}" for resolution in RESOLUTIONS), "", ""), flush=True)
 
 
 def print_exposure(name, pairs):
@@ -551,11 +429,11 @@ def print_exposure(name, pairs):
     for result, same in pairs:
         num_masked = int(result.observation.mask.sum())
         told = f"{num_masked} masked pixels " + ("never change the answer" if same else "CHANGE THE ANSWER") if num_masked else "no masked pixel"
-        print(_line(name, result.name, f"chi2 {result.chi2:.2f}", told, "; ".join(result.status) or "converged"), flush=True)
+        print(line(name, result.name, f"chi2 {result.chi2:.2f}", told, "; ".join(result.status) or "converged"), flush=True)
 
 
-def main(arguments=None):
-    """Run the benchmark; the exit code is 1 where a masked pixel changed an answer or the deconvolved image is no better than its rivals."""
+def parse(arguments):
+    """The options of this benchmark and of `benchmarks.real_joint`; the folder for figures is made."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     parser = argparse.ArgumentParser(prog="python -m benchmarks.real", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shared", type=Path, required=True, metavar="DIR", help="folder data of the shared files")
@@ -568,11 +446,17 @@ def main(arguments=None):
     parser.add_argument("--draws", type=int, default=200, metavar="N", help="(default 200)")
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
+    return options
+
+
+def main(arguments=None):
+    """Run the benchmark; the exit code is 1 where a masked pixel changed an answer or the deconvolved image is no better than its rivals."""
+    options = parse(arguments)
     passed = True
     if options.only in (None, "pair"):
         passed &= _compare_pair(options)
     if options.only not in ("pair", "exposures"):
-        _fit_together(options)
+        subprocess.run([sys.executable, "-m", "benchmarks.real_joint", *(sys.argv[1:] if arguments is None else map(str, arguments))], check=True)
     for exposure in exposures(options.shared) if options.only in (None, "exposures") else ():
         done = deconvolve_exposure(exposure, options.out, method=options.method, num_draws=options.draws)
         print_exposure(exposure.name, done)

@@ -1,13 +1,15 @@
-"""Joint fits against simulated truth: fluxes of several exposures and bands, stacks, blends, and a lone galaxy against the plain fit."""
+"""Joint fits against simulated truth: fluxes of several exposures and bands, stacks, blends, and a lone galaxy against the plain fit; the tie of bands against dense normals; detection."""
 from functools import lru_cache
 
 import galsim
 import numpy as np
 import pytest
+from astropy.coordinates import SkyCoord
 from astropy.wcs import WCS
 
 from astrogen import deblend, deconvolve, deconvolve_jointly, load_prior, make_observation, make_psf
-from astrogen.bands import draw_bands, tie_bands, tied_moment
+from astrogen.detection import detect, read_positions
+from astrogen.joint.bands import LOOSENESS, draw_bands, tie_bands, tied_moment
 
 SCALE, SIDE = 0.2, 40
 
@@ -74,3 +76,115 @@ def test_turned_mirrored_and_moved_exposures_agree():
     assert np.hypot(result.sources[0].x - 19.5, result.sources[0].y - 19.5) < 0.15
     sky = result.sources[0].wcs.pixel_to_world(31.5, 31.5)
     assert sky.separation(exposures[0].wcs.pixel_to_world(result.sources[0].x, result.sources[0].y)).arcsec < 0.1
+
+
+# ---- bands ----
+
+def _tied(rng, size=4):
+    """A Tie of three bands, the first the reference; their moments [band, 1, k]; the prior covariance of each band's own part; normal matrices."""
+    grams = np.stack([root @ root.T for root in 3 * rng.normal(size=(3, size, size))])
+    shape, deviations, colour = rng.normal(size=size), 0.5 + rng.random(size), 0.3
+    tie = tie_bands(grams, np.array([1.0, 0.6, 1.5]), 0, shape=shape, colour=colour, deviations=deviations)
+    own = np.diag((colour * deviations) ** 2) + LOOSENESS**2 * np.outer(shape, shape)
+    return tie, rng.normal(size=(3, 1, size)), own, grams
+
+
+def test_tied_bands_are_the_dense_normal_of_all_coefficients(rng):
+    """c with a flat prior and eta of two bands ~ N(0, own): normal equations of all unknowns, marginalised by a Schur complement, and drawn."""
+    tie, moments, own, grams = _tied(rng)
+    size = len(own)
+    to_bands = [np.concatenate([scale * np.eye(size), *(scale * np.eye(size) * (band == other) for other in (1, 2))], 1) for band, scale in enumerate(tie.scales)]
+    precision = sum(to.T @ gram @ to for to, gram in zip(to_bands, grams, strict=True))
+    precision[size:, size:] += np.kron(np.eye(2), np.linalg.inv(own))
+    moment = sum(to.T @ moment[0] for to, moment in zip(to_bands, moments, strict=True))
+    aside = precision[:size, size:] @ np.linalg.inv(precision[size:, size:])
+    np.testing.assert_allclose(tie.gram, precision[:size, :size] - aside @ precision[size:, :size], rtol=1e-8, atol=1e-8)
+    np.testing.assert_allclose(tied_moment(tie, moments)[0], moment[:size] - aside @ moment[size:], rtol=1e-8, atol=1e-8)
+    coefficients = rng.normal(size=size)
+    covariance = np.linalg.inv(precision[size:, size:])
+    eta = covariance @ (moment[size:] - precision[size:, :size] @ coefficients)
+    drawn = draw_bands(tie, np.tile(coefficients, (20000, 1)), np.repeat(moments, 20000, 1), rng)
+    for band, scale in ((1, 0.6), (2, 1.5)):
+        ours = slice((band - 1) * size, band * size)
+        expected, spread = scale * (coefficients + eta[ours]), scale**2 * covariance[ours, ours]
+        np.testing.assert_allclose((drawn[band].mean(0) - expected) / np.sqrt(np.diag(spread)), 0, atol=0.04)
+        np.testing.assert_allclose(np.cov(drawn[band].T), spread, atol=0.04 * np.abs(spread).max())
+    np.testing.assert_array_equal(drawn[0], np.tile(coefficients, (20000, 1)))
+
+
+def test_bands_of_other_depth_scale_and_mask_have_their_own_fluxes():
+    """A red bulge in a blue disc, through two cameras: fluxes within their errors, colour gradients seen, and no masked pixel counts."""
+    disc, bulge = GALAXY, galsim.DeVaucouleurs(half_light_radius=0.35, flux=1.0)
+    blue = _exposure(100 * disc + 5 * bulge, fwhm=0.7, sigma=0.12, seed=1, name="blue")
+    red = _exposure(60 * disc + 90 * bulge, fwhm=0.8, sigma=0.25, seed=2, wcs=_wcs(0.4, 0.25, offset=(1.2, 0.3)), scale=0.25, name="red")
+    mask = np.zeros(red.image.shape, bool)
+    mask[22:25, 5:30] = True
+    seen = [[blue, make_observation(np.where(mask, level, red.image), sigma=0.25, psf=red.psf, wcs=red.wcs, pixel_scale=0.25, mask=mask, name="red")] for level in (0.0, 1e5)]
+    result, other = (deconvolve_jointly(exposures, bands=["g", "r"], prior=_prior(), seed=1) for exposures in seen)
+    source = result.sources[0]
+    fluxes, errors = source.flux
+    assert (np.abs(fluxes - [105, 150]) < 3.5 * errors).all() and (errors < [4, 9]).all()
+    assert np.abs(np.array(result.chi2_all) - 1).max() < 0.12
+    np.testing.assert_allclose(np.sqrt(np.diag(source.flux_covariance)), errors, rtol=0.02)
+    centre = source.images[:, 30:34, 30:34].sum((1, 2)) / source.images.sum((1, 2))
+    assert centre[1] > 1.2 * centre[0]                           # redder inside
+    np.testing.assert_array_equal(result.sources[0].draws, other.sources[0].draws)
+
+
+# ---- blends ----
+
+def _pair(seed=1):
+    """Two galaxies 1.8 arcsec apart in one exposure, of fluxes 100 and 60."""
+    return _exposure(GALAXY.shift(-0.9, 0.1) * 100 + galsim.Exponential(half_light_radius=0.35).shear(g1=-0.2, g2=0.1).shift(0.9, -0.1) * 60, fwhm=0.7, sigma=0.15, seed=seed, name="pair")
+
+
+def _pair_places():
+    return np.array([[19.5 - 4.5, 19.5 + 0.5], [19.5 + 4.5, 19.5 - 0.5]])
+
+
+def test_detected_where_they_are():
+    found = detect([_pair()])
+    assert len(found) == 2 and np.abs(found - _pair_places()).max() < 1.5
+
+
+def test_the_mode_of_a_pair_is_found_from_a_catalogue_on_the_sky():
+    pair = _pair()
+    sky = pair.wcs.pixel_to_world(*_pair_places().T)
+    np.testing.assert_allclose(read_positions(pair, sky), _pair_places(), atol=1e-6)
+    result = deblend(pair, sources=sky, prior=_prior(), method="map", num_draws=8, seed=1)
+    fluxes = [source.flux[0][0] for source in result.sources]
+    assert fluxes == pytest.approx([100, 60], abs=15) and sum(fluxes) == pytest.approx(160, rel=0.04)       # they share light
+    assert abs(result.chi2_all[0] - 1) < 0.1
+    np.testing.assert_allclose([[source.x, source.y] for source in result.sources], _pair_places(), atol=0.25)
+
+
+@pytest.mark.slow
+def test_a_galaxy_far_from_others_is_drawn_as_if_alone():
+    """Deblended with a neighbour of which it sees nothing, by chains; alone, by Hamiltonian Monte Carlo in `deconvolution`."""
+    both = GALAXY.shift(-1.8, 1.8) * 100 + galsim.Exponential(half_light_radius=0.3).shift(2.0, -2.0) * 60
+    field = _exposure(both, fwhm=0.6, sigma=0.15, seed=1)
+    other = _exposure(GALAXY.shift(-1.8, 1.8) * 100, fwhm=0.6, sigma=0.15, seed=1)
+    ours = deblend(field, sources=[[10.5, 28.5], [29.5, 9.5]], prior=_prior(), seed=1).sources[0]
+    alone = deblend(other, sources=[[10.5, 28.5]], prior=_prior(), method="hmc", seed=1).sources[0]
+    (flux, error), (expected, expected_error) = (tuple(part[0] for part in source.flux) for source in (ours, alone))
+    assert flux == pytest.approx(expected, abs=0.4 * expected_error) and error == pytest.approx(expected_error, rel=0.35)
+    assert ours.quantities.half_light_radius[0] == pytest.approx(alone.quantities.half_light_radius[0], abs=0.5 * alone.quantities.half_light_radius[1])
+
+
+# ---- refusals ----
+
+def test_what_cannot_be_fitted_is_refused():
+    one = _exposure(GALAXY * 100, fwhm=0.7, sigma=0.15, seed=1)
+    bare = make_observation(one.image, sigma=0.15, psf=one.psf, pixel_scale=SCALE, name="bare")
+    far = _exposure(GALAXY * 100, fwhm=0.7, sigma=0.15, seed=1, wcs=_wcs(offset=(900, 0)), name="far")
+    blank = make_observation(np.random.default_rng(1).normal(0, 0.15, (SIDE, SIDE)), sigma=0.15, psf=one.psf, pixel_scale=SCALE, name="blank")
+    for call, words in ((lambda: deconvolve_jointly([], seed=1), "at least one"),
+                        (lambda: deconvolve_jointly([one, one], bands=["g"], seed=1), "one for each of the 2"),
+                        (lambda: deconvolve_jointly([one, bare], seed=1), "must have a WCS"),
+                        (lambda: deconvolve_jointly([one, far], seed=1), "same sky"),
+                        (lambda: deblend(blank, seed=1), "above 3 sigma, got none"),
+                        (lambda: deblend(bare, sources=SkyCoord(150, 2, unit="deg"), seed=1), "no WCS"),
+                        (lambda: deblend(one, sources=[[50, 3]], seed=1), "must lie in the stamp"),
+                        (lambda: deblend(one, sources=[1, 2, 3], seed=1), "positions")):
+        with pytest.raises(ValueError, match=words):
+            call()

@@ -84,7 +84,7 @@ def test_noise_factor_is_that_of_the_power_spectrum(share):
     kernel = np.outer([1 - share, share], [1 - share, share])
     noise = real.ndimage.convolve(np.random.default_rng(1).normal(size=(300, 300)), kernel, mode="wrap")
     expected = 1 / np.sqrt(np.square(kernel).sum())
-    assert real._noise_factor(noise / noise.std(), np.ones((300, 300), bool)) == pytest.approx(expected, abs=0.03)
+    assert real.noise_factor(noise / noise.std(), np.ones((300, 300), bool)) == pytest.approx(expected, abs=0.03)
 
 
 @pytest.fixture(scope="module")

@@ -87,7 +87,8 @@ def _draw_exposure(axes, result, number):
         middle = (np.array(result.observations[0].image.shape[::-1]) - 1) / 2
         for index, source in enumerate(result.sources, 1):
             if number == 0:
-                place = (np.array([source.x, source.y]) - middle) * result.observations[0].pixel_scale
+                # A galaxy at the edge, or beyond it, is named inside.
+                place = np.clip((np.array([source.x, source.y]) - middle) / (middle + 0.5), -0.93, 0.93) * (middle + 0.5) * result.observations[0].pixel_scale
                 axes[0].text(*place, str(index), color="white", fontsize=9, ha="center", va="center", bbox={"facecolor": "black", "alpha": 0.45, "pad": 1, "linewidth": 0})
 
 

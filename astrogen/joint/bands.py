@@ -47,7 +47,7 @@ def tie_bands(grams, scales, reference, *, shape, colour, deviations):
     deviations : array [k], flux times the population's standard deviations
     """
     spreads, factors, total = [], [], np.zeros_like(grams[0])
-    root = _prior_root(shape, colour * deviations)
+    root = prior_root(shape, colour * deviations)
     for band, (gram, scale) in enumerate(zip(grams, scales, strict=True)):
         if band == reference:
             spreads.append(None)
@@ -64,7 +64,7 @@ def tie_bands(grams, scales, reference, *, shape, colour, deviations):
     return Tie(spreads, factors, (total + total.T) / 2, scales, grams, reference)
 
 
-def _prior_root(shape, width):
+def prior_root(shape, width):
     """A square root [k, k] of diag(width)^2 + LOOSENESS^2 shape shape'."""
     white = shape / width
     square = white @ white
@@ -95,7 +95,7 @@ def draw_bands(tie, coefficients, moments, rng):
 def likeliest_colour(grams, moments, scales, reference, *, shape, deviations):
     """The strength of colour gradients, among COLOURS, that makes the bands most probable given the coefficients `shape` [k] of the reference band."""
     def log_posterior(colour):
-        value, root = -0.5 * (np.log(colour / COLOUR_MEDIAN) / COLOUR_SPREAD) ** 2, _prior_root(shape, colour * deviations)
+        value, root = -0.5 * (np.log(colour / COLOUR_MEDIAN) / COLOUR_SPREAD) ** 2, prior_root(shape, colour * deviations)
         for band, (gram, moment, scale) in enumerate(zip(grams, moments, scales, strict=True)):
             if band != reference:
                 ours = scale * root
