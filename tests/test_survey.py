@@ -3,6 +3,7 @@ import contextlib
 import hashlib
 import json
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -260,7 +261,7 @@ def deadly_psf(image, x, y, pixel_scale):
 @pytest.mark.slow
 def test_an_object_that_kills_its_process_is_quarantined(folder, whole, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
-    assert _run(folder, tmp_path, psf=["test_survey:deadly_psf"]) == (NUM - 1, 1, 0, 0)
+    assert _run(folder, tmp_path, psf=["test_survey:deadly_psf"], num_workers=2) == (NUM - 1, 1, 0, 0)
     failure, = Table.read(tmp_path / store.FAILURES)
     assert failure["id"] == "g3" and "the worker process died on it" in failure["reason"]
 
@@ -505,8 +506,10 @@ def test_threads_are_set_in_a_process_that_has_not_begun(tmp_path):
 
 
 def test_workers_of_others_have_the_same_code(tmp_path):
-    with pytest.raises(store.SurveyError, match="workers must have the astrogen of the client, got other code in "):
+    with pytest.raises(store.SurveyError, match="workers must have the astrogen of the client, got other code in ") as caught:
         remote.infer_remotely("another", str(tmp_path / "c.h5"), [], [], FIT)
+    arrived = pickle.loads(pickle.dumps(caught.value))
+    assert str(arrived) == str(caught.value) and arrived.path == tmp_path / "c.h5"
 
 
 def test_command_line_faults(folder, tmp_path, capsys):

@@ -2,7 +2,7 @@
 import contextlib
 import multiprocessing
 import os
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from functools import lru_cache
@@ -110,14 +110,25 @@ def _finished(jobs, out, exposures, fit, num_workers, scheduler):
 
 
 def _by_processes(jobs, out, exposures, fit, num_workers, crashed):
-    with _pool(min(num_workers, len(jobs))) as pool:
-        futures = {pool.submit(infer_chunk, str(chunk_path(out, number)), objects, exposures, fit): (number, objects) for number, objects in jobs}
-        for future in as_completed(futures):
-            try:
-                future.result()
-                yield futures[future][0]
-            except BrokenProcessPool:                # all that were under way or waiting: which one did it is found out later
-                crashed.append(futures[future])
+    """The numbers of chunks as they are finished; those that were under way when a process died are added to `crashed`, since which one did it is found out later."""
+    waiting = list(reversed(jobs))
+    while waiting:
+        under_way, broken = {}, False
+        with _pool(min(num_workers, len(waiting))) as pool:
+            while under_way or (waiting and not broken):
+                # No more than there are processes: a death then takes only these with it.
+                while waiting and len(under_way) < num_workers and not broken:
+                    number, objects = waiting.pop()
+                    under_way[pool.submit(infer_chunk, str(chunk_path(out, number)), objects, exposures, fit)] = number, objects
+                for future in wait(under_way, return_when=FIRST_COMPLETED).done:
+                    job = under_way.pop(future)
+                    try:
+                        future.result()
+                    except BrokenProcessPool:
+                        crashed.append(job)
+                        broken = True
+                        continue
+                    yield job[0]
 
 
 def _by_dask(jobs, out, exposures, fit, scheduler, crashed):
@@ -153,7 +164,8 @@ def _by_dask(jobs, out, exposures, fit, scheduler, crashed):
 
 def _scheduler_gone(out, scheduler, error):
     told = " ".join(f"{type(error).__name__}: {error}".split())
-    return SurveyError(out, f"run_survey: scheduler must be there until the end, got {told} from {scheduler}; start it and its workers and go on with --resume: finished chunks are kept")
+    return SurveyError(out, f"run_survey: scheduler must be there until the end, got {told} from {scheduler}; start it and its workers and go on with --resume: "
+                            "finished chunks are kept")
 
 
 def _one_by_one(number, objects, out, exposures, fit):

@@ -1,6 +1,6 @@
 """What a survey run writes: chunk files (HDF5), the catalogue (Parquet), the list of failures, the manifest; and how they are read back.
 
-    DIR/manifest.json             configuration, hashes of catalogue, images, weights and code; at the end, the chunks' sha256
+    DIR/manifest.json             configuration, hashes of catalogue, images, weights and code
     DIR/chunks/000012.h5          images, imagined solutions, latent draws and catalogue rows of one chunk
     DIR/catalogue.parquet         one row for each object and exposure; of a joint run, for each object
     DIR/failures.ecsv             what gave no result, and why
@@ -39,6 +39,9 @@ class SurveyError(Exception):
         super().__init__(f"{path}: {reason}")
         self.path, self.reason = Path(path), reason
 
+    def __reduce__(self):
+        return SurveyError, (self.path, self.reason)          # from a worker
+
 
 def chunk_path(out, number):
     """The file of one chunk."""
@@ -61,7 +64,7 @@ def pack(result, seen, *, bands, num_kept):
 
     Parameters
     ----------
-    result : Result, or JointResult of one galaxy, which stands beside it in the row of its reference band and has its fluxes in each band besides
+    result : Result, or JointResult of one galaxy: its row has the same columns, which hold for the reference band and the first exposure's axes, and the fluxes in each band
     seen : Seen, the object and its exposures
     bands : list of str, all bands of the run
     num_kept : int, imagined solutions that are kept
