@@ -78,20 +78,28 @@ def deconvolve(observations, *, psf=None, observed_scale=None, prior="galaxy", m
     observations, single = as_observations(observations, psf=psf, pixel_scale=observed_scale)
     prior = load_prior(prior) if not hasattr(prior, "components") else prior
     batch_size = batch_size or min(LARGEST_BATCH, max(len(observations), 1))
+    results = [None] * len(observations)
+    with tqdm(total=len(observations), unit=" galaxies", disable=not progress) as bar:
+        for index, result in deconvolve_each(observations, prior=prior, method=method, num_draws=num_draws, seed=seed, pixel_scale=pixel_scale, background=background,
+                                             num_chains=num_chains, batch_size=batch_size):
+            results[index] = result
+            bar.update()
+    return results[0] if single else results
+
+
+def deconvolve_each(observations, *, prior, method, num_draws, seed, pixel_scale, background, num_chains, batch_size):
+    """(index, Result) of Observations, batch by batch: who keeps little of each result needs the memory of one batch. Options as of `deconvolve`, not checked here."""
     plans = [plan_of(observation, word, prior, pixel_scale) for observation, word in zip(observations, seeds_of(observations, seed), strict=True)]
     provenance = provenance_of(prior, method, num_draws, seed, background)
-    results, telescopes = {}, {}
+    telescopes = {}
     # By seed too, so that neighbours, and with them the last bits, do not depend on the order of the input.
     order = sorted((index for index, plan in enumerate(plans) if plan.observation.status == "ok"), key=lambda index: (plans[index].kernel_key, plans[index].seed))
-    with tqdm(total=len(plans), unit=" galaxies", disable=not progress) as bar:
-        for start in range(0, len(order), batch_size):
-            chosen = order[start:start + batch_size]
-            batch = _infer([plans[index] for index in chosen], prior, telescopes, method=method, num_draws=num_draws, background=background,
-                           num_chains=num_chains, batch_size=batch_size)
-            results.update(zip(chosen, _results([plans[index] for index in chosen], batch, prior, telescopes, method, provenance), strict=True))
-            bar.update(len(chosen))
-    blank = [_no_data(plan, prior, method, num_draws, provenance) if index not in results else results[index] for index, plan in enumerate(plans)]
-    return blank[0] if single else blank
+    for start in range(0, len(order), batch_size):
+        chosen = order[start:start + batch_size]
+        batch = _infer([plans[index] for index in chosen], prior, telescopes, method=method, num_draws=num_draws, background=background, num_chains=num_chains, batch_size=batch_size)
+        yield from zip(chosen, _results([plans[index] for index in chosen], batch, prior, telescopes, method, provenance), strict=True)
+    for index in sorted(set(range(len(plans))) - set(order)):
+        yield index, _no_data(plans[index], prior, method, num_draws, provenance)
 
 
 def check_options(caller, method, background, num_draws, batch_size=None):

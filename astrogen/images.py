@@ -8,9 +8,11 @@ import contextlib
 import gzip
 import io
 import math
+import os
 import re
 import warnings
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -289,6 +291,15 @@ def read_psfex(path, *, position=None, row=None, max_pixels=MAX_PIXELS):
     ------
     InputFileError : damaged file, or a polynomial in anything else than the position.
     """
+    state = os.stat(path) if os.path.exists(path) else None
+    model = _psfex_model(path, row, max_pixels, state and (state.st_mtime_ns, state.st_size, state.st_ino))
+    with _only_input_errors(path):
+        return model and _evaluate_psfex(path, *model, position)
+
+
+@lru_cache(maxsize=16)
+def _psfex_model(path, row, max_pixels, state):
+    """(columns, keywords) of a PsfEx model, or None. Kept as long as the file's `state` is the same: a survey evaluates one at many positions."""
     content = _read_bytes(path, BYTES_PER_PIXEL * max_pixels + HEADER_BYTES)
     hdus = [] if content.startswith(NPY_MAGIC) else _parse_fits(path, content, max_pixels)
     tables = [hdu for hdu in hdus if isinstance(hdu, fits.BinTableHDU) and "PSF_MASK" in (n.upper() for n in hdu.columns.names)]
@@ -299,12 +310,11 @@ def read_psfex(path, *, position=None, row=None, max_pixels=MAX_PIXELS):
         if not len(rows) or (len(rows) > 1 and row is None) or not 0 <= (row or 0) < len(rows):
             raise InputFileError(path, f"is a PsfEx table of {len(rows)} rows; choose one with plane=0 to {len(rows) - 1}, got {row}")
         columns = {name.upper(): rows[name][row or 0] for name in rows.names}
-        return _evaluate_psfex(path, columns, {**tables[0].header, **columns}, position)
+        return np.asarray(columns["PSF_MASK"], float), {**tables[0].header, **columns}
 
 
-def _evaluate_psfex(path, columns, keywords, position):
+def _evaluate_psfex(path, basis, keywords, position):
     """PSF = sum over x^i y^j of the basis images, i + j <= degree, x fastest (PsfEx manual, section on the PSF model)."""
-    basis = np.asarray(columns["PSF_MASK"], float)
     num_axes = int(keywords.get("POLNAXIS", 0))
     names = [str(keywords[f"POLNAME{axis}"]).strip() for axis in range(1, num_axes + 1)]
     positional = not names or (len(names) == 2 and names[0].startswith("X") and names[1].startswith("Y"))

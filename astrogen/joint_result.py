@@ -11,7 +11,7 @@ import numpy as np
 from astropy.table import Table
 
 from astrogen.images import write_planes
-from astrogen.result import QUANTITIES, deconvolved_wcs, format_p, format_value, goodness_of_fit, judge, measure
+from astrogen.result import QUANTITIES, Quantities, deconvolved_wcs, format_p, format_value, goodness_of_fit, judge, measure
 
 FORMAT = "astrogen joint result 1"
 CENTRE_SIGMA = 2.5     # deconvolved pixels, of the weight that says where a galaxy is
@@ -27,10 +27,12 @@ class Source:
     x, y : float, pixels from 0 of the first exposure: weighted centroid of the mean image in the reference band
     pixel_scale, target_fwhm : float, arcsec per pixel of the deconvolved images, and their Gaussian resolution
     wcs : astropy WCS of the deconvolved images, or None
+    images, image_std : float32 [band, 64, 64], flux per deconvolved pixel, posterior mean and standard deviation
     draws : float32 [num_draws, band, 64, 64], flux per deconvolved pixel, centred on the galaxy's first position
     flux_draws : [num_draws, band]; shift_draws : [num_draws, 2], (x, y) arcsec from the middle of the first stamp; latent_draws : [num_draws, d]
     models : tuple of float32 [h, w], its light in each exposure, flux per observed pixel
     colour : float, strength of its colour gradients in units of the population's spread of shapes; residual_amplitude : float
+    measured : Quantities in the reference band where they are known, or None
     """
 
     name: str
@@ -42,6 +44,8 @@ class Source:
     pixel_scale: float
     target_fwhm: float
     wcs: object
+    images: np.ndarray
+    image_std: np.ndarray
     draws: np.ndarray
     flux_draws: np.ndarray
     shift_draws: np.ndarray
@@ -49,16 +53,7 @@ class Source:
     models: tuple
     colour: float
     residual_amplitude: float
-
-    @cached_property
-    def images(self):
-        """Posterior mean [band, 64, 64], flux per deconvolved pixel."""
-        return self.draws.mean(0, np.float64).astype(np.float32)
-
-    @cached_property
-    def image_std(self):
-        """Posterior standard deviation [band, 64, 64]."""
-        return self.draws.std(0)
+    measured: Quantities | None = None
 
     @property
     def flux(self):
@@ -73,7 +68,7 @@ class Source:
     @cached_property
     def quantities(self):
         """`astrogen.result.Quantities` in the reference band."""
-        return measure(self.draws[:, self.bands.index(self.reference)], pixel_scale=self.pixel_scale)
+        return self.measured or measure(self.draws[:, self.bands.index(self.reference)], pixel_scale=self.pixel_scale)
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,15 +183,17 @@ def make_source(first, *, name, bands, reference, place, pixel_scale, target_fwh
     """One galaxy, from draws [draw, band, h, w] of its images centred on `place`, (x, y) in arcsec from the middle of the first stamp; the rest as in `Source`."""
     middle = (np.array(first.image.shape[::-1]) - 1) / 2
     draws = np.asarray(draws, np.float32)
-    x, y = (np.asarray(place) + pixel_scale * _centroid(draws[:, list(bands).index(reference)].mean(0, np.float64))) / first.pixel_scale + middle
+    images = draws.mean(0, np.float64).astype(np.float32)
+    x, y = (np.asarray(place) + pixel_scale * _centroid(images[list(bands).index(reference)])) / first.pixel_scale + middle
     wcs = None
     if first.wcs is not None:
         wcs = deconvolved_wcs(first.wcs, first.image.shape, ratio=first.pixel_scale / pixel_scale, shape=draws.shape[2:])
         wcs.wcs.crpix = wcs.wcs.crpix - np.asarray(place) / pixel_scale
         wcs.wcs.set()
-    return Source(name=name, bands=tuple(bands), reference=reference, place=tuple(map(float, place)), x=float(x), y=float(y), pixel_scale=float(pixel_scale), target_fwhm=float(target_fwhm), wcs=wcs, draws=draws,
-                  flux_draws=draws.sum((2, 3), np.float64), shift_draws=np.asarray(shift_draws), latent_draws=np.asarray(latent_draws, np.float32),
-                  models=tuple(np.asarray(model, np.float32) for model in models), colour=float(colour), residual_amplitude=residual_amplitude)
+    return Source(name=name, bands=tuple(bands), reference=reference, place=tuple(map(float, place)), x=float(x), y=float(y), pixel_scale=float(pixel_scale),
+                  target_fwhm=float(target_fwhm), wcs=wcs, images=images, image_std=draws.std(0), draws=draws, flux_draws=draws.sum((2, 3), np.float64),
+                  shift_draws=np.asarray(shift_draws), latent_draws=np.asarray(latent_draws, np.float32), models=tuple(np.asarray(model, np.float32) for model in models),
+                  colour=float(colour), residual_amplitude=residual_amplitude)
 
 
 def _centroid(image):

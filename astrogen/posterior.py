@@ -58,12 +58,12 @@ def telescope_basis(kernel, prior, *, signal_to_noise):
     -------
     images [r, GRID, GRID], rotation [v, r], visible [v] int: whitened coefficients c (that is a = std * c) are seen as images' (rotation' c[visible])
     """
-    spectrum = prior.basis_transform * kernel
-    columns = np.full(forward.GRID // 2 + 1, 2.0)
+    columns = np.full(forward.GRID // 2 + 1, 2.0, np.float32)
     columns[[0, -1]] = 1.0                                                      # each inner column of a real transform stands for two
-    weighted = spectrum * np.sqrt(columns).astype(np.float32)
-    keep = (np.abs(weighted) ** 2).max(0) > 1e-9 * (np.abs(weighted) ** 2).max()
-    modes = weighted[:, keep]
+    strongest = _strongest(prior) * np.abs(kernel) ** 2 * columns
+    keep = np.flatnonzero(strongest > 1e-9 * strongest.max())
+    weight = (kernel * np.sqrt(columns)).ravel()[keep].astype(np.complex64)
+    modes = prior.basis_transform.reshape(-1, kernel.size)[:, keep] * weight
     modes = np.concatenate([modes.real, modes.imag], 1) / forward.GRID
     power = (modes**2).sum(1, dtype=np.float64)
     power = power / power.sum() * signal_to_noise**2
@@ -72,9 +72,16 @@ def telescope_basis(kernel, prior, *, signal_to_noise):
     eigenvalue, rotation = np.linalg.eigh((modes @ modes.T).astype(np.float64))
     num = _rounded((eigenvalue / eigenvalue.sum() * signal_to_noise**2 > WEAKEST).sum(), len(visible))
     rotation = np.ascontiguousarray(rotation[:, ::-1][:, :num]).astype(np.float32)
-    rotated = np.zeros((num, *spectrum.shape[1:]), np.complex64)
-    rotated[:, keep] = rotation.T @ spectrum[visible][:, keep]
-    return tf.signal.irfft2d(tf.constant(rotated), fft_length=[forward.GRID, forward.GRID]), tf.constant(rotation), tf.constant(visible)
+    real, imaginary = np.split(rotation.T @ modes, 2, 1)
+    rotated = np.zeros((num, kernel.size), np.complex64)
+    rotated[:, keep] = (real + 1j * imaginary) * (forward.GRID / np.sqrt(np.broadcast_to(columns, kernel.shape)).ravel()[keep])
+    return tf.signal.irfft2d(tf.constant(rotated.reshape(num, *kernel.shape)), fft_length=[forward.GRID, forward.GRID]), tf.constant(rotation), tf.constant(visible)
+
+
+@lru_cache
+def _strongest(prior):
+    """The largest power [GRID, GRID // 2 + 1] that any image of the prior's basis has at each frequency."""
+    return (np.abs(prior.basis_transform) ** 2).max(0)
 
 
 def _rounded(num, most):

@@ -342,10 +342,13 @@ def judge(diagnostics, chi2, p_value, *, num_lost=0):
 
 def all_status(result):
     """The sentences of `result.status`, and what measuring its draws adds."""
-    num_failed = result.quantities.num_failed
-    if not num_failed:
-        return tuple(result.status)
-    return (*result.status, f"poor_shape: the adaptive moments did not converge on {num_failed} draws, which e1 and e2 leave out")
+    return (*result.status, *poor_shape(result.quantities))
+
+
+def poor_shape(quantities):
+    """A sentence on draws whose shape could not be measured; none where there are none."""
+    failed = quantities.num_failed
+    return (f"poor_shape: the adaptive moments did not converge on {failed} draws, which e1 and e2 leave out",) if failed else ()
 
 
 # --- measuring

@@ -6,10 +6,13 @@ import sys
 import galsim
 import numpy as np
 import pytest
+from astropy.io import fits
+from astropy.table import Table
+from astropy.wcs import WCS
 from conftest import ROOT
 
 from astrogen import forward
-from benchmarks import cost, deconvolution, throughput
+from benchmarks import cost, deconvolution, survey, throughput
 from benchmarks.bench_file import CASES, _without_pixel, read_stamps
 
 PSFS = {"lsst": galsim.Kolmogorov(fwhm=0.7), "hsc": galsim.Moffat(beta=3.0, fwhm=0.7), "same": galsim.Kolmogorov(fwhm=0.7),
@@ -152,3 +155,34 @@ def test_table_and_cost_on_the_development_half(shared, tmp_path):
         out = tmp_path / f"{module}.json"
         subprocess.run([sys.executable, "-m", module, "--bench-dir", shared / "bench", "--out", out, *arguments], cwd=ROOT, check=True, timeout=500)
         assert json.loads(out.read_text())
+
+
+def test_survey_inputs_are_what_they_claim(tmp_path):
+    """Galaxies of the wanted signal-to-noise in the middle of their tiles, noise of one, and poison where it is said to be."""
+    bad = survey.make_inputs(tmp_path, 110, varying=True, poison=True)
+    assert bad == {"0-7", "0-107"}
+    with fits.open(tmp_path / "exposure000.fits") as file:
+        image, wcs = file["IMAGE"].data.astype(float), WCS(file["IMAGE"].header)
+    table = Table.read(tmp_path / "all.fits")
+    x, y = wcs.all_world2pix(table["ra"], table["dec"], 0)
+    np.testing.assert_allclose(np.stack([x, y], 1), survey._positions(110), atol=1e-6)
+    tiles = image.reshape(2, 48, 64, 48).swapaxes(1, 2).reshape(128, 48, 48)
+    assert np.isnan(tiles[7]).all() and np.isnan(tiles).sum() == 48**2 and np.std(tiles[120:]) == pytest.approx(1, abs=0.02)
+    seen = np.delete(tiles[:110], 7, 0)
+    power = np.square(seen).sum((1, 2)) - 48**2
+    assert np.quantile(power, 0.02) > 15**2 - 4 * np.sqrt(2) * 48 and power.max() < 150**2 * 1.2
+    core = seen[power > 50**2]
+    offset = np.arange(48) - 23.5
+    weight = core * np.exp(-0.5 * (offset**2 + offset[:, None] ** 2) / 3**2)
+    assert np.abs((weight.sum(1) @ offset) / weight.sum((1, 2))).max() < 1.5
+    assert np.isnan(survey.poisoned_varying_psf("", x[107], y[107], 0.2)).all() and np.isfinite(survey.poisoned_one_psf("", x[106], y[106], 0.2)).all()
+    assert survey._fwhm(0, 0) < survey._fwhm(0, 100) < survey._fwhm(48, 0)
+
+
+@pytest.mark.slow
+def test_survey_runs_and_finds_the_poison(tmp_path, capsys):
+    options = ["--num", "120", "--workers", "1", "--chunk", "60", "--poison", "--runs", "one", "--folder", str(tmp_path / "work"), "--out", str(tmp_path / "s.json")]
+    assert survey.main(options) == 0
+    run = json.loads((tmp_path / "s.json").read_text())["runs"]["one"]
+    assert run["failed"] == 2 and run["failed as expected"] and run["stamps/s"] > 0 and 300 < run["peak MB per worker"][0] < 8000
+    assert "bytes of the runs: equal" in capsys.readouterr().out and not (tmp_path / "work" / "run").exists()

@@ -548,6 +548,11 @@ def test_psfex_agrees_with_galsim(tmp_path, degree):
     assert ours.pixel_scale == pytest.approx(SCALE / 2) and ours.pixel_response == SCALE
 
 
+def test_a_psfex_file_that_is_replaced_is_read_again(tmp_path):
+    fine, coarse = (read_psf(write_psfex(tmp_path / "a.psf", sampling=sampling), pixel_scale=SCALE) for sampling in (0.5, 0.7))
+    assert coarse.pixel_scale / fine.pixel_scale == pytest.approx(1.4)
+
+
 def test_psfex_faults(tmp_path):
     path = write_psfex(tmp_path / "a.psf", degree=1)
     with pytest.raises(ValueError, match="oversampling must be 1 for a PsfEx file, got 2.0; .*0.5 pixels"):

@@ -115,6 +115,19 @@ def test_measured_gaussian_has_its_size_and_shape(radius, shift):
     assert half_light_radius == pytest.approx(np.interp(0.5, inside, radii), rel=0.03)
 
 
+@pytest.mark.parametrize("radius, shift", [(0.2, (0.0, 0.0)), (0.55, (0.21, -0.33)), (1.4, (0.0, 0.1)), (0.3, (1.2, -0.9))],
+                         ids=["small", "moved", "beyond the first look", "far from the middle"])
+def test_half_light_radius_is_that_of_galsim(radius, shift, rng):
+    """GalSim's, on a three times finer grid to which its own FFT interpolation is written out here."""
+    image = galsim.Exponential(half_light_radius=radius, flux=7).shear(g1=0.2).shift(*shift).drawImage(nx=64, ny=64, scale=0.1).array.astype(float)
+    image += 1e-4 * image.max() * rng.normal(size=image.shape)
+    padded = np.pad(np.fft.fftshift(np.fft.fft2(image)), 64)
+    fine = galsim.Image(9 * np.fft.ifft2(np.fft.ifftshift(padded)).real, scale=0.1 / 3)
+    centre = galsim.hsm.FindAdaptiveMom(galsim.Image(image)).moments_centroid
+    expected = fine.calculateHLR(center=galsim.PositionD(3 * (centre.x - 1) + 1, 3 * (centre.y - 1) + 1))
+    assert measure_image(image, pixel_scale=0.1)[1] == pytest.approx(expected, rel=2e-4)
+
+
 def test_what_cannot_be_measured_is_nan_and_counted():
     good, blank = draw_galaxy(), np.zeros((64, 64))
     assert measure_image(blank, pixel_scale=0.1)[0] == 0 and np.isnan(measure_image(blank, pixel_scale=0.1)[1:]).all()

@@ -48,7 +48,7 @@ def draw_alone(scene, galaxy, seeds, *, method, num_draws):
     normals = standard_normals(words, num_draws, len(scene.deviations()), galaxy.compressed.data.shape[1])
     coefficients = conditional.draw_coefficients(prior, galaxy.compressed, here, tf.constant(parameters), normals, decoded)[0].numpy()[:, 0].astype(np.float64)
     moments = moments_of(scene, galaxy, [white[None] for white in scene.white])
-    told = {name: float(value[0]) for name, value in told.items() if np.isfinite(value[0])}
+    told = {name: float(value[0]) for name, value in told.items() if not np.isnan(value[0])}
     used = "hmc" if "r_hat" in told else "map" if method == "map" else "laplace"
     return Draws([tying.draw_bands(galaxy.tie, coefficients, moments, rng)], [parameters[:, 0]], rng, {"map_converged": 1.0, **told}, used, MODE_ONLY if method == "map" else ())
 

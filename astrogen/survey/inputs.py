@@ -1,6 +1,7 @@
 """What a survey run reads: a catalogue of objects, exposures with their companions, and the cutout of one object."""
 import hashlib
 import importlib
+import os
 import re
 from functools import lru_cache
 from pathlib import Path
@@ -12,6 +13,7 @@ from astropy.nddata import Cutout2D
 from astropy.table import Table
 
 from astrogen.files import number_or_path
+from astrogen.images import read_psfex, split_path
 from astrogen.observation import make_observation, make_psf, read_observation, read_psf
 
 NAMES = {    # column names that catalogues use, in the order in which they are looked for
@@ -22,7 +24,7 @@ NAMES = {    # column names that catalogues use, in the order in which they are 
     "y": ("y", "y_image", "ywin_image", "ycentroid"),
 }
 ONE_BASED = ("x_image", "y_image", "xwin_image", "ywin_image")     # SExtractor counts from 1
-COMPANIONS = ("psf", "variance", "sigma", "weight", "mask")
+COMPANIONS = ("psf", "variance", "sigma", "weight", "mask")         # paths, beside the image's band
 POINT = [[1.0]]              # stands for the PSF while an exposure is read as a whole
 
 
@@ -39,12 +41,13 @@ class Exposure(NamedTuple):
 
 
 class Target(NamedTuple):
-    """One object in one exposure: its identifier, the exposure's number, and its position (x, y), pixels from 0."""
+    """One object in one exposure: its identifier, the exposure's number, its position (x, y), pixels from 0, and how many exposures before this one hold it too."""
 
     ident: str
     exposure: int
     x: float
     y: float
+    before: int = 0
 
 
 def read_catalogue(path):
@@ -99,7 +102,11 @@ def list_exposures(images, **companions):
     Parameters
     ----------
     images : sequence of paths; or one path of a table with the column `image` and any of psf, variance, sigma, weight, mask, band, whose paths may be relative to it
-    companions : for each of psf, variance, sigma, weight, mask a sequence of one path, or of one for each image; what the table has counts first
+    companions : for each of psf, variance, sigma, weight, mask (paths) and band (names) a sequence of one, or of one for each image; what the table has counts first
+
+    Returns
+    -------
+    list of Exposure; paths are absolute, so that workers elsewhere find them
 
     Raises
     ------
@@ -114,7 +121,16 @@ def list_exposures(images, **companions):
     if not companions.get("psf"):
         raise ValueError("list_exposures: psf must be given, got none; give one for all images, or one for each")
     columns = {kind: values * len(images) if len(values) == 1 else values for kind, values in companions.items() if values}
-    return [Exposure(image, **{kind: values[row] for kind, values in columns.items()}) for row, image in enumerate(images)]
+    return [_absolute(Exposure(image, **{kind: values[row] for kind, values in columns.items()})) for row, image in enumerate(images)]
+
+
+def _absolute(exposure):
+    named = {kind: getattr(exposure, kind) for kind in ("image", *COMPANIONS) if getattr(exposure, kind)}
+    return exposure._replace(**{kind: name if is_callable(name) or _is_number(name) else os.path.abspath(name) for kind, name in named.items()})
+
+
+def _is_number(name):
+    return not Path(name).exists() and bool(re.fullmatch(r"[-+.\deE]+", name))
 
 
 def _is_image(path):
@@ -134,8 +150,9 @@ def _exposures_of_table(path, companions):
     exposures = []
     for row in table:
         fields = {kind: values[0] for kind, values in companions.items() if values}
-        fields |= {kind: _beside(path, str(row[kind])) for kind in (*COMPANIONS, "image") if kind in table.colnames and str(row[kind]).strip() not in ("", "--")}
-        exposures.append(Exposure(**{"psf": "", **fields}, band=str(row["band"]) if "band" in table.colnames else ""))
+        given = {kind: str(row[kind]) for kind in Exposure._fields if kind in table.colnames and str(row[kind]).strip() not in ("", "--")}
+        fields |= {kind: name if kind == "band" else _beside(path, name) for kind, name in given.items()}
+        exposures.append(_absolute(Exposure(**{"psf": "", **fields})))
     if not all(exposure.psf for exposure in exposures):
         raise ValueError(f"list_exposures: psf must be given for every image, got none for {next(e.image for e in exposures if not e.psf)}; add a column psf to {path}, or give one")
     return exposures
@@ -143,7 +160,7 @@ def _exposures_of_table(path, companions):
 
 def _beside(table, name):
     """A number stays one; a path that is not there is looked for beside the table."""
-    return name if Path(name).exists() or re.fullmatch(r"[-+.\deE]+", name) or ":" in name else str(table.parent / name)
+    return name if Path(name).exists() or _is_number(name) or ":" in name else str(table.parent / name)
 
 
 def match(catalogue, exposures):
@@ -165,16 +182,26 @@ def match(catalogue, exposures):
     ident, sky, pixels = catalogue
     if sky is None and len(exposures) > 1:
         raise ValueError(f"match: positions must be on the sky (ra, dec) where there are several images, got x and y for {len(exposures)}")
-    targets, seen = [], set()
+    targets, seen = [], np.zeros(len(ident), int)
     for number, exposure in enumerate(exposures):
         whole = _whole(exposure, None)
         if sky is not None and whole.wcs is None:
             raise ValueError(f"match: images must have a WCS where the catalogue has ra and dec, got none in {exposure.image}; give x and y")
         x, y = whole.wcs.world_to_pixel(sky) if sky is not None else pixels.T
         inside = (x > -0.5) & (y > -0.5) & (x < whole.image.shape[1] - 0.5) & (y < whole.image.shape[0] - 0.5)       # False where NaN
-        targets += [Target(ident[row], number, float(x[row]), float(y[row])) for row in np.flatnonzero(inside)]
-        seen.update(np.flatnonzero(inside).tolist())
-    return targets, [(ident[row], "no image holds its position") for row in range(len(ident)) if row not in seen]
+        targets += [Target(ident[row], number, float(x[row]), float(y[row]), int(seen[row])) for row in np.flatnonzero(inside)]
+        seen += inside
+    return targets, [(ident[row], "no image holds its position") for row in np.flatnonzero(seen == 0)]
+
+
+def as_objects(targets, *, joint):
+    """What is inferred at once, as tuples of Targets: each target alone, or (`joint`) all of one object, objects of the same exposures together."""
+    if not joint:
+        return [(target,) for target in targets]
+    found = {}
+    for target in targets:
+        found.setdefault(target.ident, []).append(target)
+    return sorted(map(tuple, found.values()), key=lambda some: [target.exposure for target in some])
 
 
 @lru_cache(maxsize=2)
@@ -184,22 +211,34 @@ def _whole(exposure, bad_bits):
     return read_observation(exposure.image, psf=make_psf(POINT, pixel_scale=1e-6, pixel_response=0.0), mask=exposure.mask, bad_bits=bad_bits, max_bad_fraction=1.0, **noise)
 
 
-def cut_out(target, exposure, *, size, bad_bits=None):
+def cut_out(target, exposure, *, size, name, bad_bits=None):
     """The Observation of one target: its stamp of `size` pixels with its own PSF; what lies beyond the exposure is masked."""
     whole = _whole(exposure, bad_bits)
     centre = (target.x, target.y)
     stamp = Cutout2D(whole.image, centre, size, wcs=whole.wcs, mode="partial", fill_value=0)
     bad, variance = (Cutout2D(plane, centre, size, mode="partial", fill_value=filler).data for plane, filler in ((whole.mask, True), (whole.variance, 1.0)))
     psf = _psf(exposure, whole, centre)
-    return make_observation(stamp.data, psf=psf, variance=variance, mask=bad, wcs=stamp.wcs, pixel_scale=whole.pixel_scale, unit=whole.unit, name=target.ident)
+    return make_observation(stamp.data, psf=psf, variance=variance, mask=bad, wcs=stamp.wcs, pixel_scale=whole.pixel_scale, unit=whole.unit, name=name)
 
 
 def _psf(exposure, whole, centre):
     """The PSF at a position: of an image, a PsfEx model, or what a function `module:function` makes of it."""
     if not is_callable(exposure.psf):
-        return read_psf(exposure.psf, pixel_scale=whole.pixel_scale, position=centre)
+        return _psf_in(exposure.psf, whole.pixel_scale, centre if _varies(exposure.psf) else None)
     made = _function(exposure.psf)(image=exposure.image, x=centre[0], y=centre[1], pixel_scale=whole.pixel_scale)
     return made if hasattr(made, "pixel_response") else make_psf(np.asarray(made), pixel_scale=whole.pixel_scale)
+
+
+@lru_cache(maxsize=16)
+def _psf_in(path, pixel_scale, position):
+    """What stamps share, they share as one object: what has been found out about it is not found out again."""
+    return read_psf(path, pixel_scale=pixel_scale, position=position)
+
+
+@lru_cache(maxsize=16)
+def _varies(path):
+    """Whether the PSF of a file depends on the position."""
+    return read_psfex(split_path(path)[0]) is not None
 
 
 def is_callable(name):

@@ -1,34 +1,37 @@
-"""A survey run: targets into chunks, chunks to workers, and the end of the run. Progress counts objects."""
-import hashlib
+"""A survey run: objects into chunks, chunks to workers, and the end of the run. Progress counts objects (without --joint, each in each of its exposures)."""
+import contextlib
 import multiprocessing
 import os
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from functools import lru_cache
 from typing import NamedTuple
 
 from tqdm import tqdm
 
 from astrogen import __version__
-from astrogen.survey.inputs import file_hash, is_callable, list_exposures, match, read_catalogue
+from astrogen.survey.inputs import as_objects, file_hash, list_exposures, match, read_catalogue
+from astrogen.survey.remote import ONE_THREAD, code_hash, infer_remotely
 from astrogen.survey.store import SurveyError, chunk_path, is_whole, settle_manifest, write_catalogue
 from astrogen.survey.work import infer_chunk, survives
 
-ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")
+DASK_TIMEOUT = 30          # seconds until a scheduler that does not answer counts as gone
 DIED = "the worker process died on it (out of memory, or a fault of a library)"
 
 
 class Done(NamedTuple):
-    """num objects with a result, num_failed without; unfinished chunks (of other shards)."""
+    """num objects with a result, num_failed without; num_incomplete of the former were not seen in all bands or exposures; unfinished chunks (of other shards)."""
 
     num: int
     num_failed: int
+    num_incomplete: int
     num_unfinished: int
 
 
-def run_survey(catalogue, images, *, out, fit, psf=(), variance=(), sigma=(), weight=(), mask=(), chunk=256, num_workers=1, scheduler=None, shard=(1, 1), resume=False,
+def run_survey(catalogue, images, *, out, fit, psf=(), variance=(), sigma=(), weight=(), mask=(), band=(), chunk=256, num_workers=1, scheduler=None, shard=(1, 1), resume=False,
                force=False, progress=False):
-    """Deconvolve every object of a catalogue in every image that holds it.
+    """Deconvolve every object of a catalogue in every image that holds it: in each alone, or in all together (`fit.joint`).
 
     Parameters
     ----------
@@ -37,6 +40,7 @@ def run_survey(catalogue, images, *, out, fit, psf=(), variance=(), sigma=(), we
     out : path of a folder; see astrogen/survey/store.py for what is written
     fit : Fit, how objects are cut out and inferred
     psf, variance, sigma, weight, mask : sequences of paths, one for all images or one for each; psf may be an image, a PsfEx model, or module:function
+    band : sequence of names, likewise; fluxes of different bands are free in a joint fit
     chunk : int, objects that are done, written and lost together; memory grows with it
     num_workers : int, local processes of one thread each
     scheduler : str or None, address of a running Dask scheduler that takes the place of local processes
@@ -52,34 +56,40 @@ def run_survey(catalogue, images, *, out, fit, psf=(), variance=(), sigma=(), we
     SurveyError : the folder holds a run (of another configuration). ValueError, InputFileError : catalogue, images or options are wrong.
     """
     out = Path(out)
-    exposures = list_exposures(images, psf=psf, variance=variance, sigma=sigma, weight=weight, mask=mask)
+    exposures = list_exposures(images, psf=psf, variance=variance, sigma=sigma, weight=weight, mask=mask, band=band)
+    _check_fit(fit, exposures)
     targets, lost = match(read_catalogue(catalogue), exposures)
     if not targets:
         raise ValueError(f"run_survey: images must hold objects of the catalogue, got none of {len(lost)}; check the positions and the WCS")
-    jobs = [(number, targets[start:start + chunk]) for number, start in enumerate(range(0, len(targets), chunk))]
+    objects = as_objects(targets, joint=fit.joint)
+    jobs = [(number, objects[start:start + chunk]) for number, start in enumerate(range(0, len(objects), chunk))]
     settle_manifest(out, _manifest(catalogue, exposures, fit, chunk), resume=resume, force=force)
     mine = [job for job in jobs if job[0] % shard[1] == shard[0] - 1 and not is_whole(chunk_path(out, job[0]))]
-    with tqdm(total=len(targets), initial=len(targets) - sum(len(some) for _, some in mine), unit=" objects", disable=not progress, smoothing=0.05) as bar:
+    with tqdm(total=len(objects), initial=len(objects) - sum(len(some) for _, some in mine), unit=" objects", disable=not progress, smoothing=0.05) as bar:
         for number in _finished(mine, out, exposures, fit, num_workers, scheduler):
             bar.update(len(jobs[number][1]))
     unfinished = sum(not chunk_path(out, number).is_file() for number, _ in jobs)
-    return Done(0, 0, unfinished) if unfinished else Done(*write_catalogue(out, len(jobs), lost), 0)
+    return Done(0, 0, 0, unfinished) if unfinished else Done(*write_catalogue(out, len(jobs), lost), 0)
+
+
+def _check_fit(fit, exposures):
+    from astrogen.deconvolution import check_options
+    check_options("run_survey", fit.method, fit.background, fit.num_draws)
+    bands = {exposure.band for exposure in exposures}
+    if fit.joint and "" in bands and len(bands) > 1:
+        raise ValueError(f"run_survey: band must be given for all images of a joint run or for none, got none for {next(e.image for e in exposures if not e.band)}; name its band")
 
 
 def _manifest(catalogue, exposures, fit, chunk):
     """What decides the bytes of a run."""
-    paths = sorted({str(path).split("[")[0] for exposure in exposures for path in exposure if isinstance(path, str) and Path(str(path).split("[")[0]).is_file()})
-    functions = sorted({exposure.psf for exposure in exposures if is_callable(exposure.psf)})
+    hash_of = lru_cache(None)(file_hash)
+
+    def told(value):
+        path = Path(str(value).split("[")[0])
+        return [Path(str(value)).name, hash_of(path)] if path.is_file() else value
+
     return {"astrogen": __version__, "code": code_hash(), "weights": _weights_hash(fit.prior), "catalogue": file_hash(catalogue), "chunk": chunk, "fit": fit._asdict(),
-            "images": {Path(path).name: file_hash(path) for path in paths}, "psf_functions": functions}
-
-
-def code_hash():
-    """The sha256 over the package's source files."""
-    root, digest = Path(__file__).parent.parent, hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
-        digest.update(str(path.relative_to(root)).encode() + path.read_bytes())
-    return digest.hexdigest()
+            "exposures": [{kind: told(value) for kind, value in exposure._asdict().items() if value} for exposure in exposures]}
 
 
 def _weights_hash(prior):
@@ -90,44 +100,93 @@ def _weights_hash(prior):
 
 def _finished(jobs, out, exposures, fit, num_workers, scheduler):
     """The numbers of chunks as they are finished."""
-    if not jobs:
-        return
-    if scheduler:
-        yield from _by_dask(jobs, out, exposures, fit, scheduler)
-        return
     crashed = []
-    with _pool(min(num_workers, len(jobs))) as pool:
-        futures = {pool.submit(infer_chunk, str(chunk_path(out, number)), targets, exposures, fit): (number, targets) for number, targets in jobs}
-        for future in as_completed(futures):
-            try:
-                future.result()
-                yield futures[future][0]
-            except BrokenProcessPool:                # all that were under way or waiting: which one did it is found out below
-                crashed.append(futures[future])
-    for number, targets in crashed:
-        _one_by_one(number, targets, out, exposures, fit)
+    submitted = _by_dask(jobs, out, exposures, fit, scheduler, crashed) if scheduler else _by_processes(jobs, out, exposures, fit, num_workers, crashed)
+    if jobs:
+        yield from submitted
+    for number, objects in crashed:
+        _one_by_one(number, objects, out, exposures, fit)
         yield number
 
 
-def _one_by_one(number, targets, out, exposures, fit):
+def _by_processes(jobs, out, exposures, fit, num_workers, crashed):
+    """The numbers of chunks as they are finished; those that were under way when a process died are added to `crashed`, since which one did it is found out later."""
+    waiting = list(reversed(jobs))
+    while waiting:
+        under_way, broken = {}, False
+        with _pool(min(num_workers, len(waiting))) as pool:
+            while under_way or (waiting and not broken):
+                # No more than there are processes: a death then takes only these with it.
+                while waiting and len(under_way) < num_workers and not broken:
+                    number, objects = waiting.pop()
+                    under_way[pool.submit(infer_chunk, str(chunk_path(out, number)), objects, exposures, fit)] = number, objects
+                for future in wait(under_way, return_when=FIRST_COMPLETED).done:
+                    job = under_way.pop(future)
+                    try:
+                        future.result()
+                    except BrokenProcessPool:
+                        crashed.append(job)
+                        broken = True
+                        continue
+                    yield job[0]
+
+
+def _by_dask(jobs, out, exposures, fit, scheduler, crashed):
+    """As `_by_processes`. A chunk that has killed workers is done again here, beside the client, where the object that did it can be found."""
+    try:
+        from distributed import CancelledError, Client, KilledWorker
+        from distributed import as_completed as dask_as_completed
+        from distributed.comm import CommClosedError
+    except ImportError as error:
+        raise SurveyError(out, f"run_survey: scheduler needs Dask, got {error}; pip install 'astrogen[dask]'") from error
+    folder, code = Path(out).resolve(), code_hash()
+    try:
+        client = Client(scheduler, timeout=DASK_TIMEOUT, set_as_default=False)
+    except OSError as error:
+        raise _scheduler_gone(out, scheduler, error) from error
+    try:
+        with client:
+            futures = {client.submit(infer_remotely, code, str(chunk_path(folder, number)), objects, exposures, fit, pure=False): (number, objects) for number, objects in jobs}
+            for future in dask_as_completed(futures, loop=client.loop):
+                number, objects = futures[future]
+                try:
+                    future.result()
+                except KilledWorker:
+                    crashed.append((number, objects))
+                    continue
+                if not chunk_path(out, number).is_file():
+                    raise SurveyError(chunk_path(out, number), "run_survey: workers must write to the folder of the run, got no file of a chunk that is done; "
+                                                               "use a folder that all hosts share")
+                yield number
+    except (CancelledError, CommClosedError) as error:
+        raise _scheduler_gone(out, scheduler, error) from error
+
+
+def _scheduler_gone(out, scheduler, error):
+    told = " ".join(f"{type(error).__name__}: {error}".split())
+    return SurveyError(out, f"run_survey: scheduler must be there until the end, got {told} from {scheduler}; start it and its workers and go on with --resume: "
+                            "finished chunks are kept")
+
+
+def _one_by_one(number, objects, out, exposures, fit):
     """A chunk after a crash: again by itself, then without the objects that kill their process."""
     path = str(chunk_path(out, number))
-    if _alone(infer_chunk, path, targets, exposures, fit):
+    if _alone(infer_chunk, path, objects, exposures, fit):
         return
-    deadly = _bisect(targets, lambda some: _alone(survives, some, exposures, fit))
-    left = [target for target in targets if target not in deadly]
-    if not _alone(infer_chunk, path, left, exposures, fit, [(target.ident, DIED) for target in deadly]):
+    deadly = _bisect(objects, lambda some: _alone(survives, some, exposures, fit))
+    left = [some for some in objects if some not in deadly]
+    if not _alone(infer_chunk, path, left, exposures, fit, [(some[0].ident, DIED) for some in deadly]):
         raise SurveyError(path, "run_survey: a chunk's process must live, got a crash even without the objects that crash alone; use smaller chunks, or free memory")
 
 
-def _bisect(targets, survives_fn):
-    """Those targets that do not survive, found by halving."""
-    if survives_fn(targets):
+def _bisect(objects, survives_fn):
+    """Those objects that do not survive, found by halving."""
+    if survives_fn(objects):
         return []
-    if len(targets) == 1:
-        return list(targets)
-    half = len(targets) // 2
-    return _bisect(targets[:half], survives_fn) + _bisect(targets[half:], survives_fn)
+    if len(objects) == 1:
+        return list(objects)
+    half = len(objects) // 2
+    return _bisect(objects[:half], survives_fn) + _bisect(objects[half:], survives_fn)
 
 
 def _alone(function, *arguments):
@@ -140,25 +199,16 @@ def _alone(function, *arguments):
             return False
 
 
+@contextlib.contextmanager
 def _pool(num_workers):
-    # Spawned, never forked: TensorFlow does not survive a fork.
-    return ProcessPoolExecutor(num_workers, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker)
-
-
-def _start_worker():
-    # One thread each, before numpy is imported: workers never fight for cores, and sums do not depend on how many cores there are.
-    os.environ.update(dict.fromkeys(ONE_THREAD, "1"))
+    """Spawned processes, never forked: TensorFlow does not survive a fork. They inherit an environment of one thread, which libraries read when they are loaded."""
+    before = dict(os.environ)
+    os.environ.update(ONE_THREAD)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-
-
-def _by_dask(jobs, out, exposures, fit, scheduler):
     try:
-        from distributed import Client
-        from distributed import as_completed as dask_as_completed
-    except ImportError as error:
-        raise SurveyError(out, f"run_survey: scheduler needs Dask, got {error}; pip install 'astrogen[dask]'") from error
-    with Client(scheduler, timeout=30) as client:
-        futures = {client.submit(infer_chunk, str(chunk_path(Path(out).resolve(), number)), targets, exposures, fit, pure=False): number for number, targets in jobs}
-        for future in dask_as_completed(futures):
-            future.result()
-            yield futures[future]
+        with ProcessPoolExecutor(num_workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+            yield pool
+    finally:
+        for name in set(os.environ) - set(before):
+            del os.environ[name]
+        os.environ.update(before)

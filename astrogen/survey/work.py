@@ -1,17 +1,19 @@
-"""What one worker does: a chunk of targets into one file. Nothing here depends on who does it, or when."""
+"""What one worker does: a chunk of objects into one file. Nothing here depends on who does it, or when."""
 import os
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 from astrogen.survey.inputs import cut_out
-from astrogen.survey.store import pack, write_chunk
+from astrogen.survey.store import INCOMPLETE, Seen, pack, write_chunk
 
 BATCH = 32               # objects inferred at once; always so many, so that nothing depends on how many a chunk holds
 
 
 class Fit(NamedTuple):
-    """How objects are cut out and inferred. size: pixels of a stamp; num_kept: imagined solutions kept of each; the others as of `astrogen.deconvolve`."""
+    """How objects are cut out and inferred. joint: all exposures of an object together; size: pixels of a stamp; num_kept: imagined solutions kept of each; the others as of
+    `astrogen.deconvolve`."""
 
+    joint: bool = False
     size: int = 48
     prior: str = "galaxy"
     prior_scale: float | None = None
@@ -24,50 +26,94 @@ class Fit(NamedTuple):
     seed: int = 1
 
 
-def infer_chunk(path, targets, exposures, fit, known_failures=()):
-    """Infer targets and write their chunk; returns its path. One bad input never touches the others."""
-    packed, failures = [], list(known_failures)
-    for start in range(0, len(targets), BATCH):
-        some = targets[start:start + BATCH]
-        for target, result in _infer(some, exposures, fit, failures):
-            exposure = exposures[target.exposure]
-            packed.append(pack(result, exposure=os.path.basename(exposure.image), band=exposure.band, num_kept=fit.num_kept))
-    write_chunk(path, packed, failures)
+class _Cut(NamedTuple):
+    """One object and its stamps, one for each exposure that it can be seen in."""
+
+    seen: Seen
+    stamps: tuple
+
+
+def infer_chunk(path, objects, exposures, fit, known_failures=()):
+    """Infer objects, tuples of Targets, and write their chunk; returns its path. One bad input never touches the others."""
+    failures, bands = list(known_failures), list(dict.fromkeys(exposure.band for exposure in exposures))
+    cuts = _cut(objects, exposures, fit, failures)
+    packed = dict(_infer(cuts, fit, failures, partial(pack, bands=bands, num_kept=fit.num_kept)))
+    write_chunk(path, [packed[index] for index in sorted(packed)], failures)
     return path
 
 
-def survives(targets, exposures, fit):
-    """Infer targets and forget them: a process that dies of one tells so by dying."""
-    for start in range(0, len(targets), BATCH):
-        list(_infer(targets[start:start + BATCH], exposures, fit, []))
+def survives(objects, exposures, fit):
+    """Infer objects and forget them: a process that dies of one tells so by dying."""
+    for _ in _infer(_cut(objects, exposures, fit, []), fit, [], lambda result, seen: None):
+        pass
 
 
-def _infer(targets, exposures, fit, failures):
-    """(target, Result) of a batch; what fails alone is put on the list."""
-    good = []
-    for target in targets:
+def _cut(objects, exposures, fit, failures):
+    """The _Cut of each object that can be seen at all. Exposure after exposure, so that each is read once for a chunk."""
+    found = {}
+    for target in sorted((target for some in objects for target in some), key=lambda target: target.exposure):
+        name = target.ident if fit.joint or not target.before else f"{target.ident} ({target.before + 1})"        # draws come from the name
         try:
-            good.append((target, cut_out(target, exposures[target.exposure], size=fit.size, bad_bits=fit.bad_bits)))
+            found[target] = cut_out(target, exposures[target.exposure], size=fit.size, name=name, bad_bits=fit.bad_bits)
+            if found[target].status != "ok":
+                found[target] = f"{found[target].status}: every pixel is masked"
         except Exception as error:                       # whatever a file or a user's function does, the others go on
-            failures.append((target.ident, _reason(error)))
+            found[target] = _reason(error)
+    cuts = []
+    for some in objects:
+        lost = [target for target in some if isinstance(found[target], str)]
+        if len(lost) < len(some):
+            cuts.append(_as_cut([target for target in some if target not in lost], lost, found, exposures, fit))
+        else:
+            failures.append((some[0].ident, "; ".join(dict.fromkeys(found[target] for target in lost))))
+    return cuts
+
+
+def _as_cut(good, lost, found, exposures, fit):
+    seen = [exposures[target.exposure] for target in good]
+    missing = [f"{INCOMPLETE}: {os.path.basename(exposures[target.exposure].image)} was left out: {found[target]}" for target in lost]
+    if fit.joint and (bands := [band for band in dict.fromkeys(exposure.band for exposure in exposures) if band not in {exposure.band for exposure in seen}]):
+        missing.append(f"{INCOMPLETE}: not seen in {', '.join(bands)}")
+    names = tuple(os.path.basename(exposure.image) for exposure in seen)
+    return _Cut(Seen(good[0].ident, names, tuple(exposure.band for exposure in seen), tuple(missing)), tuple(found[target] for target in good))
+
+
+def _infer(cuts, fit, failures, keep_fn):
+    """(index, what `keep_fn` makes of result and Seen) for the cuts as they come; what fails alone is put on the list."""
+    yield from _halving(partial(_fit_jointly if fit.joint else _fit_each, fit), keep_fn, list(enumerate(cuts)), failures)
+
+
+def _halving(fit_fn, keep_fn, cuts, failures):
+    """Those of (index, cut) that can be done; after an error what is not done yet by halves, down to the one that is to blame."""
+    left = dict(cuts)
     try:
-        return list(zip([target for target, _ in good], _deconvolve([stamp for _, stamp in good], fit), strict=True))
-    except Exception:
-        return list(_each_alone(good, fit, failures))
+        for place, result in fit_fn([cut for _, cut in cuts]):
+            index, cut = cuts[place]
+            kept = keep_fn(result, cut.seen)
+            del left[index]
+            yield index, kept
+    except Exception as error:
+        if len(left) <= 1:
+            failures += [(cut.seen.ident, _reason(error)) for cut in left.values()]
+            return
+        left = list(left.items())
+        for some in (left[:len(left) // 2], left[len(left) // 2:]):
+            yield from _halving(fit_fn, keep_fn, some, failures)
 
 
-def _each_alone(good, fit, failures):
-    for target, stamp in good:
-        try:
-            yield target, _deconvolve([stamp], fit)[0]
-        except Exception as error:
-            failures.append((target.ident, _reason(error)))
+def _fit_each(fit, cuts):
+    """(place, Result) of each cut, batch by batch."""
+    from astrogen.deconvolution import deconvolve_each
+    return deconvolve_each([cut.stamps[0] for cut in cuts], prior=_prior(fit.prior), method=fit.method, num_draws=fit.num_draws, seed=fit.seed, pixel_scale=fit.prior_scale,
+                           background=fit.background, num_chains=fit.num_chains, batch_size=BATCH)
 
 
-def _deconvolve(stamps, fit):
-    from astrogen.deconvolution import deconvolve
-    return deconvolve(stamps, prior=_prior(fit.prior), method=fit.method, num_draws=fit.num_draws, seed=fit.seed, pixel_scale=fit.prior_scale,
-                      background=fit.background, num_chains=fit.num_chains, batch_size=BATCH)
+def _fit_jointly(fit, cuts):
+    """(place, JointResult) of each cut, one after the other."""
+    from astrogen.joint import deconvolve_jointly
+    for index, cut in enumerate(cuts):
+        yield index, deconvolve_jointly(cut.stamps, bands=cut.seen.bands, prior=_prior(fit.prior), method=fit.method, num_draws=fit.num_draws, seed=fit.seed,
+                                        pixel_scale=fit.prior_scale, background=fit.background)
 
 
 @lru_cache(maxsize=1)
