@@ -2,8 +2,10 @@
 import numpy as np
 
 from astrogen.images import only_plane, read_images
+from astrogen.training.spectra import band_multipoles, mean_bands
+from data_pipelines.convergence import RANGE, SOURCE_REDSHIFT
 from data_pipelines.cosmology import Cosmology
-from data_pipelines.pixels import average_pixels
+from data_pipelines.pixels import PIXEL_SCALE, SIDE, average_pixels
 from data_pipelines.theory import band_means, expected_map_power, map_power
 
 BANDS = np.array([150, 250, 350, 500, 700, 1000, 1350, 1700, 2000, 2500, 3000, 4000])    # l
@@ -49,6 +51,32 @@ def compare_with_theory(maps, *, source_redshift):
         "standard_deviation": float(spread),
         "skewness": float(np.mean((centred / spread) ** 3)),
     }
+
+
+def expected_points():
+    """25 cosmologies over the range of the simulations: list of (Omega_m, sigma_8)."""
+    return [(float(omega_m), float(sigma_8)) for omega_m in np.linspace(*RANGE["omega_m"], 5).round(5) for sigma_8 in np.linspace(*RANGE["sigma_8"], 5).round(5)]
+
+
+def expected_bands(points, progress_fn):
+    """What HMCode-2020 expects of the maps of `convergence`, in the bands that the emulator is matched in: the file of `astrogen train kappa --spectrum`.
+
+    Parameters
+    ----------
+    points : list of (Omega_m, sigma_8)
+    progress_fn : callable of str, told of each cosmology
+
+    Returns
+    -------
+    dict : pixel_scale (arcmin), image_shape, source_redshift, cosmologies [num][2], multipoles [bands], power [num][bands] in steradian
+    """
+    powers = []
+    for number, point in enumerate(points, 1):
+        expected = expected_map_power(Cosmology(*point), side=SIDE, pixel_scale=PIXEL_SCALE, source_redshift=SOURCE_REDSHIFT)
+        powers.append(mean_bands(expected[:, :SIDE // 2 + 1], (SIDE, SIDE), PIXEL_SCALE).tolist())
+        progress_fn(f"{number}/{len(points)}: Omega_m {point[0]:g}, sigma_8 {point[1]:g}")
+    return {"what": "mean band powers of convergence maps: HMCode-2020, Limber, pixels and edges included", "pixel_scale": PIXEL_SCALE, "image_shape": [SIDE, SIDE],
+            "source_redshift": SOURCE_REDSHIFT, "cosmologies": points, "multipoles": band_multipoles((SIDE, SIDE), PIXEL_SCALE).tolist(), "power": powers}
 
 
 def compare_ktng(path, *, pixel_scale):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from data_pipelines.words import positive, record_options, seed
 
-VERBS = ("convergence", "maps", "check-convergence", "measure-transfer")
+VERBS = ("convergence", "maps", "check-convergence", "expected-spectrum", "measure-transfer")
 MAP_FORMATS = ("image", "ktng", "massivenus", "columbia", "cosmogrid")
 
 
@@ -54,6 +54,16 @@ def _add_check(verbs):
     verb.add_argument("--json", type=Path, metavar="FILE", help="write the numbers as JSON too")
 
 
+def _add_expected(verbs):
+    verb = verbs.add_parser(
+        "expected-spectrum",
+        help="what theory expects of the maps' spectrum",
+        description="Mean band powers that HMCode-2020 expects of the maps of `convergence` (Limber, pixels and edges included), at 25 cosmologies of the range; takes two "
+        "minutes. `astrogen train kappa --spectrum FILE` brings the emulated maps to it: simulations are right in the mean, but a few dozen of them scatter by some per cent.",
+    )
+    verb.add_argument("--out", type=Path, required=True, metavar="FILE", help="JSON file to write")
+
+
 def _add_measure_transfer(verbs):
     verb = verbs.add_parser(
         "measure-transfer",
@@ -69,6 +79,7 @@ def add_verbs(verbs):
     _add_convergence(verbs)
     _add_maps(verbs)
     _add_check(verbs)
+    _add_expected(verbs)
     _add_measure_transfer(verbs)
 
 
@@ -137,6 +148,15 @@ def _check(options):
         options.json.write_text(json.dumps(checked, indent=1) + "\n")
 
 
+def _expected(options):
+    _simulations()
+    from data_pipelines.comparison import expected_bands, expected_points
+
+    expected = expected_bands(expected_points(), partial(print, file=sys.stderr))
+    options.out.write_text(json.dumps(expected, indent=1) + "\n")
+    print(f"band powers at {len(expected['cosmologies'])} cosmologies: {options.out}")
+
+
 def _measure_transfer(options):
     convergence = _simulations()
     table = convergence.measure_recipe_transfer(options.seed, partial(print, file=sys.stderr))
@@ -146,4 +166,5 @@ def _measure_transfer(options):
 
 def run(options):
     """Run one of VERBS; the manifest of the records it wrote, or None."""
-    return {"convergence": _write_convergence, "maps": _write_maps, "check-convergence": _check, "measure-transfer": _measure_transfer}[options.verb](options)
+    return {"convergence": _write_convergence, "maps": _write_maps, "check-convergence": _check, "expected-spectrum": _expected,
+            "measure-transfer": _measure_transfer}[options.verb](options)

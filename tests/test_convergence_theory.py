@@ -7,7 +7,8 @@ pytest.importorskip("jaxpm", reason="the simulations need jaxpm: pip install 'as
 pytest.importorskip("camb", reason="the simulations need camb: pip install 'astrogen[simulations]'")
 
 from data_pipelines import theory
-from data_pipelines.comparison import BANDS, compare_ktng, compare_with_theory
+from astrogen.training.spectra import measured_bands
+from data_pipelines.comparison import BANDS, compare_ktng, compare_with_theory, expected_bands
 from data_pipelines.cosmology import Cosmology, nonlinear_spectrum
 
 FIDUCIAL = Cosmology(0.3, 0.8)
@@ -68,6 +69,8 @@ def test_maps_of_theory_agree_with_theory(rng):
     # The aliases of the last band are not in these maps.
     assert np.all(np.abs(np.array(checked["ratio"]) - 1)[:-1] < 4 * np.array(checked["error"])[:-1])
     assert np.max(np.abs(np.array(checked["ratio"]) - 1)[3:-1]) < 0.04
+    expected = expected_bands([(0.3, 0.8)], lambda told: None)
+    np.testing.assert_allclose(measured_bands(kappa, 2.3).mean(0)[3:9], np.array(expected["power"][0])[3:9], rtol=0.06)         # no aliases in these either
     assert checked["num_simulations"] == num and abs(checked["skewness"]) < 0.1
 
 

@@ -157,6 +157,46 @@ def test_drawn_maps_get_the_spectrum_of_the_simulations(kind):
     np.testing.assert_allclose(colour[3:], true_spectrum(l[3:]), rtol=0.15)              # what NumPy coloured its noise with
 
 
+def expected_file(path, **changes):
+    """A file of expected band powers, 1.3 times `true_spectrum`, as `python -m data_pipelines expected-spectrum` writes it."""
+    points, l = [(omega_m, sigma_8) for omega_m in (0.2, 0.3, 0.4) for sigma_8 in (0.6, 0.8, 1.0)], spectra.band_multipoles((64, 64), PIXEL_SCALE)
+    power = [(1.3 * true_spectrum(l, *point)).tolist() for point in points]
+    path.write_text(json.dumps({"what": "a power law", "pixel_scale": PIXEL_SCALE, "image_shape": [64, 64], "source_redshift": 1.0, "cosmologies": points,
+                                "multipoles": l.tolist(), "power": power} | changes))
+    return path
+
+
+def test_an_expected_spectrum_is_read_as_polynomials(tmp_path):
+    coefficients = spectra.read_target(expected_file(tmp_path / "f.json"), shape=(64, 64), pixel_scale=PIXEL_SCALE)
+    l = spectra.band_multipoles((64, 64), PIXEL_SCALE)
+    np.testing.assert_allclose(coefficients[0], np.log(1.3 * true_spectrum(l)), atol=1e-4)
+    np.testing.assert_allclose(coefficients[1:], np.array([1.2, 2.3, 0, 0, 0])[:, None] * np.ones(20), atol=1e-3)
+
+
+@pytest.mark.parametrize("changes, message", [
+    ({"pixel_scale": 0.3}, "of maps of .64, 64. pixels of 2.3 arcmin as the records are, got .64, 64. of 0.3"),
+    ({"power": [[1.0]]}, "positive powers in the 20 bands of this release at 6 cosmologies or more, got shape"),
+    ({"power": "many"}, "be a file of `python -m data_pipelines expected-spectrum`, got"),
+], ids=["pixels", "bands", "none"])
+def test_expected_spectra_of_something_else_are_refused(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=f"read_target: spectrum must .*{message}"):
+        spectra.read_target(expected_file(tmp_path / "f.json", **changes), shape=(64, 64), pixel_scale=PIXEL_SCALE)
+    with pytest.raises(ValueError, match="read_target: spectrum must be a file of"):
+        spectra.read_target(tmp_path / "missing.json", shape=(64, 64), pixel_scale=PIXEL_SCALE)
+
+
+def test_fields_are_brought_to_an_expected_spectrum(maps, tmp_path, monkeypatch):
+    """Tables of another spectrum become ones whose maps have the powers of the file, of both fields."""
+    monkeypatch.setattr(kappa, "FINAL_MAPS", 96)
+    monkeypatch.setattr(kappa, "FINAL_ITERATIONS", 4)
+    target, log_shift = spectra.read_target(expected_file(tmp_path / "f.json"), shape=(64, 64), pixel_scale=PIXEL_SCALE), small_prior().log_shift
+    moved = kappa.rematched({kind: small_prior(kind).table for kind in ("gaussian", "lognormal")}, target, log_shift, maps, seed=1)
+    for kind, table in moved.items():
+        drawn = kappa.make_prior(kind, table, moved["gaussian"], log_shift, None, maps).sample(192, omega_m=0.35, sigma_8=0.7, seed=5).numpy()
+        expected = 1.3 * true_spectrum(spectra.band_multipoles((64, 64), PIXEL_SCALE), 0.35, 0.7)
+        np.testing.assert_allclose(spectra.measured_bands(drawn, PIXEL_SCALE).mean(0)[2:], expected[2:], rtol=0.1, err_msg=kind)
+
+
 # ---- the whole training ----
 
 @pytest.fixture
@@ -167,6 +207,7 @@ def quick(maps, monkeypatch):
     monkeypatch.setattr(kappa, "read_manifest", lambda directory: manifest)
     monkeypatch.setattr(kappa, "NUM_MAPS", 32)
     monkeypatch.setattr(kappa, "FINAL_MAPS", 32)
+    monkeypatch.setattr(kappa, "FINAL_ITERATIONS", 1)
     monkeypatch.setattr(kappa, "NUM_ITERATIONS", 1)
     monkeypatch.setattr(kappa, "NETWORK", {"channels": 4, "dilations": [1, 2], "smoothing": [2.0]})
     monkeypatch.setattr(wgan, "CHECKPOINT_EVERY", 4)

@@ -12,6 +12,7 @@ def add_options(verb):
     verb.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for checkpoints, logs, and the trained prior")
     verb.add_argument("--real", type=Path, metavar="DIR", help="galaxy: records of real stamps, learned from under their own PSF and noise")
     verb.add_argument("--validation", type=Path, metavar="DIR", help="kappa: records of other simulations (default: every tenth is kept apart)")
+    verb.add_argument("--spectrum", type=Path, metavar="FILE", help="kappa: of `python -m data_pipelines expected-spectrum`; the maps are brought to it (default: the simulations' own)")
     verb.add_argument("--loss", choices=("wgan-gp", "gan"), help="kappa: gan is the loss of the first GAN, to see it fail (default: wgan-gp)")
     verb.add_argument("--steps", type=count, metavar="N", help="training steps (default: the recipe's)")
     verb.add_argument("--seed", type=int, default=1, metavar="N", help="(default 1)")
@@ -23,5 +24,5 @@ def add_options(verb):
 def run(options):
     from astrogen.training import train_prior
     train_prior(options.prior, records=options.records, out=options.out, num_steps=options.steps, seed=options.seed, resume=options.resume, real=options.real,
-                validation=options.validation, loss=options.loss, strategy=None if options.strategy == "one" else options.strategy)
+                validation=options.validation, spectrum=options.spectrum, loss=options.loss, strategy=None if options.strategy == "one" else options.strategy)
     return DONE

@@ -1,7 +1,7 @@
 """Training: plain loops that write weights and cards."""
 
 
-def train_prior(name, *, records, out, num_steps=None, seed=1, resume=False, real=None, validation=None, loss=None, strategy=None):
+def train_prior(name, *, records, out, num_steps=None, seed=1, resume=False, real=None, validation=None, spectrum=None, loss=None, strategy=None):
     """Train the prior `name` from records and write its weights; see the module of each.
 
     Parameters
@@ -12,6 +12,7 @@ def train_prior(name, *, records, out, num_steps=None, seed=1, resume=False, rea
     num_steps : int or None for the length that the shipped weights were trained for
     real : path or None, of `python -m data_pipelines real`; for "galaxy" only
     validation : path or None, records of other simulations; for "kappa" only
+    spectrum : path or None, of `python -m data_pipelines expected-spectrum`; for "kappa" only
     loss : str or None, "wgan-gp" or "gan"; for "kappa" only
     strategy : tf.distribute.Strategy, "one" (or None), "mirrored" (all GPUs of a host) or "multi-worker" (the hosts of TF_CONFIG, with the same command on each); for
         "galaxy" and "kappa". The batch is shared among the replicas: the steps are those of one device
@@ -20,8 +21,8 @@ def train_prior(name, *, records, out, num_steps=None, seed=1, resume=False, rea
     -------
     path : of the weights, for `load_prior`
     """
-    given = {word: value for word, value in (("real", real), ("validation", validation), ("loss", loss), ("strategy", strategy)) if value is not None}
-    allowed = {"galaxy": {"real", "strategy"}, "galaxy-conv": set(), "kappa": {"validation", "loss", "strategy"}}
+    given = {word: value for word, value in (("real", real), ("validation", validation), ("spectrum", spectrum), ("loss", loss), ("strategy", strategy)) if value is not None}
+    allowed = {"galaxy": {"real", "strategy"}, "galaxy-conv": set(), "kappa": {"validation", "spectrum", "loss", "strategy"}}
     if name not in allowed:
         raise ValueError(f"train_prior: name must be {', '.join(map(repr, allowed))}, got {name!r}; see `astrogen train --help`")
     for word in sorted(given.keys() - allowed[name]):
@@ -36,4 +37,4 @@ def train_prior(name, *, records, out, num_steps=None, seed=1, resume=False, rea
         from astrogen.training.convolutional import train_convolutional
         return train_convolutional(records, out, num_steps=num_steps or 4000, seed=seed, resume=resume)
     from astrogen.training.kappa import train_kappa
-    return train_kappa(records, out, validation=validation, num_steps=num_steps or 1000, seed=seed, loss=loss or "wgan-gp", resume=resume, strategy=strategy)
+    return train_kappa(records, out, validation=validation, spectrum=spectrum, num_steps=num_steps or 3000, seed=seed, loss=loss or "wgan-gp", resume=resume, strategy=strategy)

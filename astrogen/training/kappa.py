@@ -1,15 +1,17 @@
 """From simulated convergence maps to the three fields of the prior: shift and spectra, the WGAN-GP, the final spectrum, weights and card."""
+import json
 from pathlib import Path
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from astrogen.priors.convergence import ConvergencePrior, Table, stored_arrays
 from astrogen.priors.correction import Correction
 from astrogen.priors.storage import write_weights
 from astrogen.training.records import load_maps, read_manifest
 from astrogen.training.replicas import scope_of, worker_folder
-from astrogen.training.spectra import LOG_L, fit_shift, fit_target, lognormal_start, match_spectrum, start_table
+from astrogen.training.spectra import LOG_L, fit_shift, fit_target, lognormal_start, match_spectrum, read_target, start_table
 from astrogen.training.wgan import BATCH, NUM_CRITIC, PENALTY, STEERING, WARM_UP, fit_features, train_wgan
 
 NETWORK = {"channels": 16, "dilations": [1, 1, 2, 4], "smoothing": [2.0, 5.0]}
@@ -17,11 +19,11 @@ COSMOLOGY_RANGE = {"omega_m": (0.2, 0.4), "sigma_8": (0.6, 1.0)}
 L_RANGE = (250, 3000)          # multipoles for which the drawn maps' spectrum was compared with the simulations'
 HELD_OUT_EVERY = 10            # without a folder of its own, every tenth simulation is kept for validation
 NUM_MAPS, NUM_ITERATIONS = 256, 3
-FINAL_MAPS = 1024              # of each cosmology, for the last change of the spectrum: with 256 it kept errors of up to 7 % in a band
+FINAL_MAPS, FINAL_ITERATIONS = 1024, 8     # for the last change of the spectrum: 256 maps and three rounds left errors of up to 7 % in a band
 FEWEST_SIMULATIONS = 4         # to train on: how the spectrum scatters from one to the other weighs its bands
 
 
-def train_kappa(records, out, *, validation=None, num_steps, seed, loss="wgan-gp", resume=False, strategy=None):
+def train_kappa(records, out, *, validation=None, spectrum=None, num_steps, seed, loss="wgan-gp", resume=False, strategy=None):
     """Train the convergence prior and write it to `out`/weights.
 
     Parameters
@@ -29,6 +31,7 @@ def train_kappa(records, out, *, validation=None, num_steps, seed, loss="wgan-gp
     records : path, of `python -m data_pipelines convergence`
     out : path; also holds checkpoints, TensorBoard logs and the tables of an interrupted run
     validation : path or None, records of other simulations
+    spectrum : path or None, of `python -m data_pipelines expected-spectrum`: the mean spectrum that all three fields are brought to at the end, instead of the simulations' own
     num_steps : int, of the generator, 16 maps each
     loss : str, "wgan-gp", or "gan" for the loss of the first GAN, to see it fail
     strategy : tf.distribute.Strategy or None; several hosts need a common folder `out` to resume
@@ -39,12 +42,13 @@ def train_kappa(records, out, *, validation=None, num_steps, seed, loss="wgan-gp
 
     Raises
     ------
-    ValueError : records of too few simulations.
+    ValueError : records of too few simulations; a spectrum of other maps.
     """
     resume_from, out = Path(out) if resume else None, worker_folder(out, strategy)
     out.mkdir(parents=True, exist_ok=True)
     keras.utils.set_random_seed(seed)
     maps, held_out = split_maps(load_maps(records), validation and load_maps(validation))
+    expected = spectrum and read_target(spectrum, shape=maps["kappa"].shape[1:], pixel_scale=maps["pixel_scale"])
     target, tables, log_shift = tables_of_run(maps, out, seed, resume)
     with scope_of(strategy):
         network, average = Correction(**NETWORK), Correction(**NETWORK, name="average")
@@ -53,12 +57,15 @@ def train_kappa(records, out, *, validation=None, num_steps, seed, loss="wgan-gp
         chosen = train_wgan(prior, average, maps, validation=held_out, target=fit_features(prior, maps), out=out, num_steps=num_steps, seed=seed, loss=loss,
                             resume_from=resume_from, strategy=strategy)
     network.set_weights(average.get_weights())
-    left = match_spectrum(prior, target, num_maps=FINAL_MAPS, num_iterations=NUM_ITERATIONS, seed=seed)
+    if spectrum:
+        target, tables = expected, rematched(tables, expected, log_shift, maps, seed)
+        prior.kappa_table = Table(*(tf.constant(x, tf.float32) for x in tables["gaussian"]))
+    left = match_spectrum(prior, target, num_maps=FINAL_MAPS, num_iterations=FINAL_ITERATIONS, seed=seed)
     manifest = read_manifest(records)
     training = {"records": {key: manifest[key] for key in ("kind", "num", "seed", "recipe_version", "sha256") if key in manifest},
                 "num_simulations": len(np.unique(maps["simulation"])), "num_maps": len(maps["kappa"]), "num_held_out": len(held_out["kappa"]),
                 "num_steps": num_steps, "batch": BATCH,
-                "num_critic": NUM_CRITIC, "penalty": PENALTY, "steering": STEERING, "warm_up": WARM_UP, "loss": loss, "seed": seed}
+                "num_critic": NUM_CRITIC, "spectrum": spectrum and json.loads(Path(spectrum).read_text())["what"], "penalty": PENALTY, "steering": STEERING, "warm_up": WARM_UP, "loss": loss, "seed": seed}
     return write_prior(out / "weights", prior, tables, training, {**chosen, "largest_band_error_before_last_change": left})
 
 
@@ -92,6 +99,16 @@ def tables_of_run(maps, out, seed, resume):
     tables = {"gaussian": found, "lognormal": numpy_table(lognormal.table)}
     np.savez(kept, target=target, log_shift=log_shift, **{f"{kind}_{field}": value for kind, table in tables.items() for field, value in table._asdict().items()})
     return target, tables, log_shift
+
+
+def rematched(tables, target, log_shift, maps, seed):
+    """The tables of the Gaussian and the lognormal field, brought to the bands of another target."""
+    moved = {}
+    for kind, table in tables.items():
+        prior = make_prior(kind, table, moved.get("gaussian", table), log_shift, None, maps)
+        match_spectrum(prior, target, num_maps=FINAL_MAPS, num_iterations=FINAL_ITERATIONS, seed=seed)
+        moved[kind] = numpy_table(prior.table)
+    return moved
 
 
 def make_prior(kind, table, kappa_table, log_shift, network, maps):

@@ -3,6 +3,9 @@
 A map cut from the sky is not periodic, and the exponential changes a spectrum: instead of correcting for both, maps are drawn and cut in the same way, measured
 with the same estimator, and the spectrum that colours the noise is changed until the two agree.
 """
+import json
+from pathlib import Path
+
 import numpy as np
 import tensorflow as tf
 
@@ -19,9 +22,13 @@ BATCH = 32
 def measured_bands(kappa, pixel_scale):
     """Band powers [num, NUM_BANDS] (steradian) of maps [num, n, m]; pixel_scale in arcmin per pixel."""
     n, m = kappa.shape[1:]
-    matrix, _ = band_matrix(n, m, pixel_scale, band_edges(NUM_BANDS, last=LAST))
-    power = np.abs(np.fft.rfft2(kappa).reshape(len(kappa), -1)) ** 2 @ matrix.T
-    return power * (pixel_scale * ARCMIN) ** 2 / (n * m)
+    return mean_bands(np.abs(np.fft.rfft2(kappa)) ** 2 * (pixel_scale * ARCMIN) ** 2 / (n * m), (n, m), pixel_scale)
+
+
+def mean_bands(power, shape, pixel_scale):
+    """Means [..., NUM_BANDS] over the bands of powers [..., n, m // 2 + 1] of the modes of maps of a shape."""
+    matrix, _ = band_matrix(*shape, pixel_scale, band_edges(NUM_BANDS, last=LAST))
+    return power.reshape(*power.shape[:-2], -1) @ matrix.T
 
 
 def band_multipoles(shape, pixel_scale):
@@ -65,6 +72,27 @@ def fit_target(maps):
         coefficients[term] = np.polyval(np.polyfit(log_l, coefficients[term], 2, w=weight), log_l)
     coefficients[0] = (log_power - terms[:, 1:] @ coefficients[1:]).mean(0)
     return coefficients
+
+
+def read_target(path, *, shape, pixel_scale):
+    """Coefficients as of `fit_target` from band powers that theory expects (`python -m data_pipelines expected-spectrum`).
+
+    Raises
+    ------
+    ValueError : the file is of other maps, or none of this kind.
+    """
+    try:
+        stored = json.loads(Path(path).read_text())
+        cosmologies, power, l = (np.array(stored[name], float) for name in ("cosmologies", "power", "multipoles"))
+        of = (stored["pixel_scale"], tuple(stored["image_shape"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"read_target: spectrum must be a file of `python -m data_pipelines expected-spectrum`, got {path}: {error}") from error
+    if of != (pixel_scale, tuple(shape)):
+        raise ValueError(f"read_target: spectrum must be of maps of {tuple(shape)} pixels of {pixel_scale:g} arcmin as the records are, got {of[1]} of {of[0]:g} in {path}")
+    if power.shape != (len(cosmologies), NUM_BANDS) or len(cosmologies) < TERMS or not np.allclose(l, band_multipoles(shape, pixel_scale)) or not np.all(power > 0):
+        raise ValueError(f"read_target: spectrum must have positive powers in the {NUM_BANDS} bands of this release at {TERMS} cosmologies or more, got shape {power.shape} in {path}; "
+                         "make the file again")
+    return fit_polynomial(cosmologies, np.log(power))
 
 
 def start_table(target, pixel_scale, shape):
