@@ -1,7 +1,7 @@
 """A small prior of convergence maps whose spectra are known in closed form, and maps drawn without astrogen."""
 import numpy as np
 
-from astrogen.priors.convergence import ConvergencePrior, Table
+from astrogen.priors.convergence import TERMS, ConvergencePrior, Table
 from astrogen.priors.correction import Correction
 
 PIXEL_SCALE = 2.3                                       # arcmin
@@ -16,12 +16,17 @@ def true_spectrum(l, omega_m=0.3, sigma_8=0.8):
     return 1e-4 * 2 * np.pi / 1000**2 * (np.clip(l, 50, 6700) / 1000) ** -1.2 * (omega_m / 0.3) ** 1.2 * (sigma_8 / 0.8) ** 2.3
 
 
+def row(*values):
+    """Coefficients [TERMS] of a polynomial of the cosmology: the first ones, and zeros."""
+    return np.pad(np.array(values, float), (0, TERMS - len(values)))
+
+
 def power_law_table(mean, *, factor=1.0):
     """The table of `true_spectrum` times a factor."""
-    log_spectrum = np.zeros((6, len(LOG_L)))
+    log_spectrum = np.zeros((TERMS, len(LOG_L)))
     log_spectrum[0], log_spectrum[1], log_spectrum[2] = np.log(factor * true_spectrum(np.exp(LOG_L))), 1.2, 2.3
-    log_std = np.array([np.log(0.015) + 0.5 * np.log(factor), 0.6, 1.15, 0, 0, 0])
-    return Table(log_spectrum, np.array([mean, 0.8, 0.5, 0, 0, 0]) * (mean != 0), log_std)
+    log_std = row(np.log(0.015) + 0.5 * np.log(factor), 0.6, 1.15)
+    return Table(log_spectrum, row(mean, 0.8, 0.5) * (mean != 0), log_std)
 
 
 def small_prior(kind="network", *, scale=0.1, seed=1):
@@ -31,7 +36,7 @@ def small_prior(kind="network", *, scale=0.1, seed=1):
     network.set_weights([rng.normal(size=weight.shape) * (scale if weight.shape[-1] == 1 else 0.3) for weight in network.weights])
     gaussian = power_law_table(0.0)
     table = gaussian if kind == "gaussian" else power_law_table(MEAN_OF_LOG, factor=1 / SHIFT**2)
-    return ConvergencePrior(kind=kind, name="kappa", log_l=LOG_L, table=table, kappa_table=gaussian, log_shift=[np.log(SHIFT), 0.8, 0.5, 0, 0, 0],
+    return ConvergencePrior(kind=kind, name="kappa", log_l=LOG_L, table=table, kappa_table=gaussian, log_shift=row(np.log(SHIFT), 0.8, 0.5),
                             network=network if kind == "network" else None, pixel_scale=PIXEL_SCALE, image_shape=(64, 64),
                             cosmology_range={"omega_m": (0.2, 0.4), "sigma_8": (0.6, 1.0)}, card={"source_redshift": 1.0})
 

@@ -6,7 +6,7 @@
 
 `g` is white noise, one standard normal per pixel of a periodic grid of any size, coloured with the spectrum C_g(l; cosmology). With a network of zeros the third
 field is the second, exactly. Everything is a smooth function of the latent and of the cosmology (Omega_m, sigma_8): log C_g, log lambda and the mean of g are
-polynomials of second order in their logarithms.
+biquadratic polynomials of their logarithms.
 """
 from functools import lru_cache
 from typing import NamedTuple
@@ -18,7 +18,7 @@ from astrogen.priors.correction import Correction
 
 MEMBERS = ("network", "gaussian", "lognormal")
 CENTRE = (0.3, 0.8)          # Omega_m and sigma_8 where the polynomials are expanded
-TERMS = 6
+TERMS, SECOND_ORDER = 9, 6    # of the polynomials: biquadratic, of which the first are those of second order
 MARGIN = 16                  # pixels by which the periodic grid is larger than the map that is cut from it
 ARCMIN = np.pi / 180 / 60    # radian
 
@@ -150,9 +150,9 @@ class ConvergencePrior:
 
 
 def polynomial_terms(cosmology):
-    """The terms 1, x, y, x^2, x y, y^2 [batch, TERMS] with x = ln(Omega_m / 0.3), y = ln(sigma_8 / 0.8)."""
+    """The terms 1, x, y, x^2, x y, y^2, x^2 y, x y^2, x^2 y^2 [batch, TERMS] with x = ln(Omega_m / 0.3), y = ln(sigma_8 / 0.8)."""
     x, y = tf.unstack(tf.math.log(tf.convert_to_tensor(cosmology, tf.float32) / tf.constant(CENTRE)), axis=-1)
-    return tf.stack([tf.ones_like(x), x, y, x * x, x * y, y * y], -1)
+    return tf.stack([tf.ones_like(x), x, y, x * x, x * y, y * y, x * x * y, x * y * y, x * x * y * y], -1)
 
 
 def scaled_cosmology(cosmology):
