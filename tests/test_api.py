@@ -35,7 +35,7 @@ API = {    # function: its parameters, in their order
     "read_result": "path",
     "results_table": "results",
     "write_report": "results directory title failures max_figures picture caption",
-    "run_survey": "catalogue images out fit psf variance sigma weight mask chunk num_workers scheduler shard resume force progress",
+    "run_survey": "catalogue images out fit psf variance sigma weight mask band chunk num_workers scheduler shard resume force progress",
     "read_survey": "out",
     "read_object": "out ident image",
     "make_field": "maps noise mask pixel_scale beam wcs max_bad_fraction",
@@ -45,7 +45,7 @@ API = {    # function: its parameters, in their order
     "draw_maps": "num omega_m sigma_8 shape seed prior extrapolate",
     "write_galaxies": "path num seed prior",
     "write_maps": "path num omega_m sigma_8 shape seed prior extrapolate",
-    "train_prior": "name records out num_steps seed resume real validation loss strategy",
+    "train_prior": "name records out num_steps seed resume real validation spectrum loss strategy",
 }
 CLASSES = {    # class: what a user reads of it
     "Observation": "image variance mask psf pixel_scale name wcs unit notes status",

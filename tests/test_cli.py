@@ -230,7 +230,7 @@ def test_demo_and_train_pass_their_options_on(tmp_path, monkeypatch):
     assert main(["train", "galaxy", "--records", str(tmp_path / "r"), "--out", str(tmp_path), "--steps", "5", "--resume",
                  "--real", str(tmp_path / "hst")]) == 0
     assert calls == [(tmp_path, 3), (tmp_path / "dark_matter", 3), (
-        "galaxy", {"records": tmp_path / "r", "out": tmp_path, "num_steps": 5, "seed": 1, "resume": True, "real": tmp_path / "hst", "validation": None, "loss": None, "strategy": None})]
+        "galaxy", {"records": tmp_path / "r", "out": tmp_path, "num_steps": 5, "seed": 1, "resume": True, "real": tmp_path / "hst", "validation": None, "spectrum": None, "loss": None, "strategy": None})]
 
 
 def test_version_answers_within_a_second_without_tensorflow():
