@@ -22,7 +22,7 @@ NUM_HOLES, HOLE = 9, 4.5            # bright stars, and their radius in pixels: 
 OMEGA_M, SIGMA_8 = (0.2, 0.3, 0.4), (0.7, 0.9)
 
 
-def run_demo_maps(out, seed, *, num_draws=64):
+def run_demo_maps(out, seed, *, num_draws=128):
     """Draw maps of six cosmologies, map one field, print errors against the truth, and write the sheet and the page.
 
     Parameters

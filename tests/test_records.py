@@ -259,7 +259,7 @@ def test_command_writes_reports_and_resumes(tmp_path, capfd):
 
 
 @pytest.mark.parametrize("arguments, words", [
-    ([], "required: {galaxies,real,convergence,maps,check-convergence,measure-transfer}"),
+    ([], "required: {galaxies,real,convergence,maps,check-convergence,expected-spectrum,measure-transfer}"),
     (["galaxies", "--num", "0", "--seed", "1", "--out", "x"], "argument --num: must be at least 1, got 0"),
     (["galaxies", "--num", "ten", "--seed", "1", "--out", "x"], "argument --num: invalid whole number value: 'ten'"),
     (["galaxies", "--num", "1", "--seed", "-1", "--out", "x"], "argument --seed: must not be negative, got -1"),
