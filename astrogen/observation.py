@@ -8,6 +8,7 @@ import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from astropy.coordinates import SkyCoord
@@ -358,6 +359,31 @@ def read_observation(path, *, psf, variance=None, sigma=None, weight=None, mask=
     InputFileError : a file is damaged or too large, or does not say which plane is meant.
     ValueError : what `make_observation` refuses; a cutout outside the image; unknown `bad_bits`.
     """
+    frame = read_frame(path, variance=variance, sigma=sigma, weight=weight, mask=mask, bad_bits=bad_bits, hdu=hdu, plane=plane, max_pixels=max_pixels)
+    if position is not None or size is not None:
+        frame = cut_frame(frame, position, size)
+    return check_frame(frame, psf=psf, pixel_scale=pixel_scale, name=_name_of(split_path(path)[0]) if name is None else name, max_bad_fraction=max_bad_fraction)
+
+
+class Frame(NamedTuple):
+    """What the files of an image say, of which nothing has been checked but that the planes fit each other: image [h, w]; noise {kind: plane or float}, one or none; bad [h, w] or None;
+    wcs or None; unit (str or None)."""
+
+    image: np.ndarray
+    noise: dict
+    bad: np.ndarray | None
+    wcs: WCS | None
+    unit: str | None
+
+    @property
+    def pixel_scale(self):
+        """Arcsec per pixel in the middle; None where no WCS tells."""
+        sides = _wcs_pixel_sides(self.wcs, self.image.shape)
+        return sides and sides[2]
+
+
+def read_frame(path, *, variance=None, sigma=None, weight=None, mask=None, bad_bits=None, hdu=None, plane=None, max_pixels=MAX_PIXELS):
+    """An image and what belongs to it, to cut many stamps out of: a Frame. Parameters and errors are those of `read_observation`."""
     file, bracket = split_path(path)
     planes = read_images(file, max_pixels=max_pixels)
     science = _choose_science(file, planes, bracket if hdu is None else hdu)
@@ -370,12 +396,33 @@ def read_observation(path, *, psf, variance=None, sigma=None, weight=None, mask=
     for kind, pixels in (*noise.items(), ("mask", bad)):
         if pixels is not None and np.ndim(pixels):
             _same_shape(kind, pixels, image.shape)
-    wcs = header_wcs(science.header)
-    if position is not None or size is not None:
-        image, noise, bad, wcs = _cut_out(image, noise, bad, wcs, position, size)
-    return make_observation(image, psf=psf, mask=bad, wcs=wcs, unit=str(science.keyword("BUNIT", "")).strip() or None,
-                            pixel_scale=pixel_scale, name=_name_of(file) if name is None else name,
-                            max_bad_fraction=max_bad_fraction, **noise)
+    return Frame(image, noise, bad, header_wcs(science.header), str(science.keyword("BUNIT", "")).strip() or None)
+
+
+def cut_frame(frame, position, size):
+    """Cut the image and what belongs to it alike; what lies beyond the image is masked. position: (x, y) pixels from 0, or SkyCoord; size: int or (h, w)."""
+    if position is None or size is None:
+        raise ValueError(f"read_observation: position and size must be given together, got position={position}, size={size}; give both")
+    if isinstance(position, SkyCoord) and frame.wcs is None:
+        raise ValueError(f"read_observation: position must be in pixels, because the image has no WCS, got {position}; give (x, y)")
+
+    def _cut(pixels):
+        return Cutout2D(pixels, position, size, wcs=frame.wcs, mode="partial", fill_value=0, copy=True)
+
+    try:
+        stamp = _cut(frame.image)
+    except (NoOverlapError, ValueError, TypeError) as error:
+        raise ValueError(f"read_observation: position and size must describe a box that meets the image {frame.image.shape}, got "
+                         f"{position}, {size} ({error}); give pixels from 0") from error
+    beyond = np.ones(stamp.shape, bool)
+    beyond[stamp.slices_cutout] = False
+    noise = {kind: _cut(pixels).data if np.ndim(pixels) else pixels for kind, pixels in frame.noise.items()}
+    return Frame(stamp.data, noise, beyond if frame.bad is None else beyond | _cut(frame.bad).data, stamp.wcs, frame.unit)
+
+
+def check_frame(frame, **how):
+    """The Observation of a frame; further parameters and errors are those of `make_observation`."""
+    return make_observation(frame.image, mask=frame.bad, wcs=frame.wcs, unit=frame.unit, **frame.noise, **how)
 
 
 def _name_of(file):
@@ -433,24 +480,3 @@ def _read_mask(file, planes, science, mask, bad_bits, plane, max_pixels):
                              "give mask")
         return None
     return flag_bad(take_plane(mask or file, found, plane), found, bad_bits)
-
-
-def _cut_out(image, noise, bad, wcs, position, size):
-    """Cut the image and what belongs to it alike; what lies beyond the image is masked."""
-    if position is None or size is None:
-        raise ValueError(f"read_observation: position and size must be given together, got position={position}, size={size}; give both")
-    if isinstance(position, SkyCoord) and wcs is None:
-        raise ValueError(f"read_observation: position must be in pixels, because the image has no WCS, got {position}; give (x, y)")
-
-    def _cut(pixels):
-        return Cutout2D(pixels, position, size, wcs=wcs, mode="partial", fill_value=0, copy=True)
-
-    try:
-        stamp = _cut(image)
-    except (NoOverlapError, ValueError, TypeError) as error:
-        raise ValueError(f"read_observation: position and size must describe a box that meets the image {image.shape}, got "
-                         f"{position}, {size} ({error}); give pixels from 0") from error
-    beyond = np.ones(stamp.shape, bool)
-    beyond[stamp.slices_cutout] = False
-    noise = {kind: _cut(pixels).data if np.ndim(pixels) else pixels for kind, pixels in noise.items()}
-    return stamp.data, noise, beyond if bad is None else beyond | _cut(bad).data, stamp.wcs

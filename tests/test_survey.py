@@ -140,6 +140,23 @@ def test_a_psf_may_be_a_function(folder, monkeypatch):
     assert broad / narrow == pytest.approx(2.4 / 1.6, rel=0.02)
 
 
+def test_a_stamp_that_is_mostly_nan_is_refused_and_the_edge_is_not(folder, tmp_path):
+    with fits.open(folder / "exposure.fits") as file:
+        file["IMAGE"].data[:, :18] = np.nan
+        file.writeto(tmp_path / "torn.fits")
+    exposure = inputs.Exposure(str(tmp_path / "torn.fits"), str(folder / "psf.npy"))
+    with pytest.raises(ValueError, match="image must have at most 50% NaN or infinite pixels, got 336 of 576 in 'a'"):
+        inputs.cut_out(inputs.Target("a", 0, 15.5, 20.5), exposure, size=SIZE, name="a")
+    corner = inputs.cut_out(inputs.Target("b", 0, 98.0, 78.0), exposure, size=SIZE, name="b")
+    assert corner.mask.mean() > 0.5 and not corner.notes
+
+
+def test_images_without_wcs_are_refused_before_the_run(folder):
+    np.save(folder / "bare.npy", np.zeros((80, 100)))
+    with pytest.raises(ValueError, match="match: images must have a celestial WCS, got none that works in .*bare.npy"):
+        inputs.match(inputs.read_catalogue(folder / "pixels.ecsv"), inputs.list_exposures([folder / "bare.npy"], psf=["psf.npy"]))
+
+
 def test_several_exposures_and_objects_in_none(folder, tmp_path):
     with fits.open(folder / "exposure.fits") as file:
         file["IMAGE"].header.update(_wcs(150.0 + 30 * SCALE / 3600).to_header())          # 30 pixels to the east
@@ -391,6 +408,20 @@ def test_runs_are_not_mixed(folder, whole, options, message):
     with pytest.raises((store.SurveyError, ValueError), match=message):
         _run(folder, whole, **options)
     assert _bytes(whole) == before
+
+
+def test_a_run_is_not_mixed_with_another_function(folder, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    text = "import numpy as np\n\n\ndef psf_of(image, x, y, pixel_scale):\n    return np.ones((3, 3)) / 9\n"
+    (tmp_path / "my_psfs.py").write_text(text)
+    out, exposures = tmp_path / "run", inputs.list_exposures([folder / "exposure.fits"], psf=["my_psfs:psf_of"])
+    told = run._manifest(folder / "pixels.ecsv", exposures, FIT, 2)
+    store.settle_manifest(out, told, resume=False, force=False)
+    (tmp_path / "my_psfs.py").write_text(text.replace("9", "(9 + 0 * x)"))
+    with pytest.raises(store.SurveyError, match="must be of the same exposures"):
+        store.settle_manifest(out, run._manifest(folder / "pixels.ecsv", exposures, FIT, 2), resume=True, force=False)
+    with pytest.raises(ValueError, match="psf must name a function that can be imported, got 'my_psfs_of_yore:psf_of'"):
+        inputs.function_hash("my_psfs_of_yore:psf_of")
 
 
 def test_bytes_do_not_depend_on_who_holds_a_dataset(tmp_path, monkeypatch):

@@ -1,6 +1,6 @@
 """What a survey run reads: a catalogue of objects, exposures with their companions, and the cutout of one object."""
 import hashlib
-import importlib
+import importlib.util
 import os
 import re
 from functools import lru_cache
@@ -9,12 +9,11 @@ from typing import NamedTuple
 
 import numpy as np
 from astropy.coordinates import SkyCoord
-from astropy.nddata import Cutout2D
 from astropy.table import Table
 
 from astrogen.files import number_or_path
 from astrogen.images import read_psfex, split_path
-from astrogen.observation import make_observation, make_psf, read_observation, read_psf
+from astrogen.observation import Frame, check_frame, cut_frame, make_psf, read_frame, read_psf
 
 NAMES = {    # column names that catalogues use, in the order in which they are looked for
     "id": ("id", "object_id", "objid", "objectid", "source_id", "number", "name", "ident"),
@@ -25,7 +24,6 @@ NAMES = {    # column names that catalogues use, in the order in which they are 
 }
 ONE_BASED = ("x_image", "y_image", "xwin_image", "ywin_image")     # SExtractor counts from 1
 COMPANIONS = ("psf", "variance", "sigma", "weight", "mask")         # paths, beside the image's band
-POINT = [[1.0]]              # stands for the PSF while an exposure is read as a whole
 
 
 class Exposure(NamedTuple):
@@ -177,18 +175,16 @@ def match(catalogue, exposures):
 
     Raises
     ------
-    ValueError : pixel positions with several exposures; an exposure without a WCS where positions are on the sky.
+    ValueError : pixel positions with several exposures; an exposure without a WCS.
     """
     ident, sky, pixels = catalogue
     if sky is None and len(exposures) > 1:
         raise ValueError(f"match: positions must be on the sky (ra, dec) where there are several images, got x and y for {len(exposures)}")
     targets, seen = [], np.zeros(len(ident), int)
     for number, exposure in enumerate(exposures):
-        whole = _whole(exposure, None)
-        if sky is not None and whole.wcs is None:
-            raise ValueError(f"match: images must have a WCS where the catalogue has ra and dec, got none in {exposure.image}; give x and y")
-        x, y = whole.wcs.world_to_pixel(sky) if sky is not None else pixels.T
-        inside = (x > -0.5) & (y > -0.5) & (x < whole.image.shape[1] - 0.5) & (y < whole.image.shape[0] - 0.5)       # False where NaN
+        frame = _whole(exposure, None).frame
+        x, y = frame.wcs.world_to_pixel(sky) if sky is not None else pixels.T
+        inside = (x > -0.5) & (y > -0.5) & (x < frame.image.shape[1] - 0.5) & (y < frame.image.shape[0] - 0.5)       # False where NaN
         targets += [Target(ident[row], number, float(x[row]), float(y[row]), int(seen[row])) for row in np.flatnonzero(inside)]
         seen += inside
     return targets, [(ident[row], "no image holds its position") for row in np.flatnonzero(seen == 0)]
@@ -204,29 +200,34 @@ def as_objects(targets, *, joint):
     return sorted(map(tuple, found.values()), key=lambda some: [target.exposure for target in some])
 
 
+class _Whole(NamedTuple):
+    """An exposure as its files say, and its pixel scale (arcsec) in the middle: one for all stamps, so that they share what is computed for a PSF."""
+
+    frame: Frame
+    pixel_scale: float
+
+
 @lru_cache(maxsize=2)
 def _whole(exposure, bad_bits):
-    """An exposure as one large Observation."""
     noise = {kind: number_or_path(getattr(exposure, kind)) for kind in ("variance", "sigma", "weight") if getattr(exposure, kind) is not None}
-    return read_observation(exposure.image, psf=make_psf(POINT, pixel_scale=1e-6, pixel_response=0.0), mask=exposure.mask, bad_bits=bad_bits, max_bad_fraction=1.0, **noise)
+    frame = read_frame(exposure.image, mask=exposure.mask, bad_bits=bad_bits, **noise)
+    if frame.pixel_scale is None:
+        raise ValueError(f"match: images must have a celestial WCS, got none that works in {exposure.image}; add one, if only for the pixel scale")
+    return _Whole(frame, frame.pixel_scale)
 
 
 def cut_out(target, exposure, *, size, name, bad_bits=None):
     """The Observation of one target: its stamp of `size` pixels with its own PSF; what lies beyond the exposure is masked."""
-    whole = _whole(exposure, bad_bits)
-    centre = (target.x, target.y)
-    stamp = Cutout2D(whole.image, centre, size, wcs=whole.wcs, mode="partial", fill_value=0)
-    bad, variance = (Cutout2D(plane, centre, size, mode="partial", fill_value=filler).data for plane, filler in ((whole.mask, True), (whole.variance, 1.0)))
-    psf = _psf(exposure, whole, centre)
-    return make_observation(stamp.data, psf=psf, variance=variance, mask=bad, wcs=stamp.wcs, pixel_scale=whole.pixel_scale, unit=whole.unit, name=name)
+    whole, centre = _whole(exposure, bad_bits), (target.x, target.y)
+    return check_frame(cut_frame(whole.frame, centre, size), psf=_psf(exposure, whole.pixel_scale, centre), pixel_scale=whole.pixel_scale, name=name)
 
 
-def _psf(exposure, whole, centre):
+def _psf(exposure, pixel_scale, centre):
     """The PSF at a position: of an image, a PsfEx model, or what a function `module:function` makes of it."""
     if not is_callable(exposure.psf):
-        return _psf_in(exposure.psf, whole.pixel_scale, centre if _varies(exposure.psf) else None)
-    made = _function(exposure.psf)(image=exposure.image, x=centre[0], y=centre[1], pixel_scale=whole.pixel_scale)
-    return made if hasattr(made, "pixel_response") else make_psf(np.asarray(made), pixel_scale=whole.pixel_scale)
+        return _psf_in(exposure.psf, pixel_scale, centre if _varies(exposure.psf) else None)
+    made = _function(exposure.psf)(image=exposure.image, x=centre[0], y=centre[1], pixel_scale=pixel_scale)
+    return made if hasattr(made, "pixel_response") else make_psf(np.asarray(made), pixel_scale=pixel_scale)
 
 
 @lru_cache(maxsize=16)
@@ -253,6 +254,15 @@ def _function(name):
         return getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"cut_out: psf must name a function that can be imported, got {name!r}: {error}") from error
+
+
+def function_hash(name):
+    """The sha256 of the file that holds `module:function`."""
+    module = name.split(":")[0]
+    try:
+        return file_hash(importlib.util.find_spec(module).origin)
+    except (ImportError, AttributeError, TypeError, OSError) as error:       # no such package; no such module; one without a file
+        raise ValueError(f"run_survey: psf must name a function that can be imported, got {name!r}: {error}") from error
 
 
 def file_hash(path):

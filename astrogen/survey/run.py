@@ -11,7 +11,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from astrogen import __version__
-from astrogen.survey.inputs import as_objects, file_hash, list_exposures, match, read_catalogue
+from astrogen.survey.inputs import as_objects, file_hash, function_hash, is_callable, list_exposures, match, read_catalogue
 from astrogen.survey.remote import ONE_THREAD, code_hash, infer_remotely
 from astrogen.survey.store import SurveyError, chunk_path, is_whole, settle_manifest, write_catalogue
 from astrogen.survey.work import infer_chunk, survives
@@ -82,10 +82,12 @@ def _check_fit(fit, exposures):
 
 def _manifest(catalogue, exposures, fit, chunk):
     """What decides the bytes of a run."""
-    hash_of = lru_cache(None)(file_hash)
+    hash_of, hash_of_function = lru_cache(None)(file_hash), lru_cache(None)(function_hash)
 
     def told(value):
         path = Path(str(value).split("[")[0])
+        if is_callable(str(value)):
+            return [value, hash_of_function(value)]
         return [Path(str(value)).name, hash_of(path)] if path.is_file() else value
 
     return {"astrogen": __version__, "code": code_hash(), "weights": _weights_hash(fit.prior), "catalogue": file_hash(catalogue), "chunk": chunk, "fit": fit._asdict(),
