@@ -22,6 +22,7 @@ _HOMES = {
     "psf_from_galsim": "galsim_objects",
     "read_observation": "observation",
     "read_psf": "observation",
+    "mask_neighbours": "detection",
     "load_prior": "priors",
     "deconvolve": "deconvolution",
     "deconvolve_jointly": "joint",

@@ -3,18 +3,18 @@
 Exit codes: 0 done, 2 usage, 3 some objects failed (or did not converge, under --strict), 4 bad input or all failed, 130 interrupted.
 """
 import argparse
-import os
 
 from astrogen import __version__
 from astrogen.commands import deconvolve, demo, emulate, massmap, show, survey, train
 from astrogen.commands.words import ALL_FAILED, INTERRUPTED, complain, is_users, reason
+from astrogen.quiet import keep_tensorflow_quiet
 
 VERBS = {"deconvolve": deconvolve, "survey": survey, "show": show, "massmap": massmap, "emulate": emulate, "train": train, "demo": demo}
 
 
 def main(arguments=None):
     """Run the command line and return its exit code; `arguments` defaults to those of the process."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    keep_tensorflow_quiet()
     options = _parser().parse_args(arguments)
     try:
         return options.run(options)

@@ -1,12 +1,18 @@
-"""Where the galaxies of a field are: found with sep (Source Extractor: Bertin & Arnouts 1996, Barbary 2016), or given."""
+"""Where the galaxies of a field are: found with sep (Source Extractor: Bertin & Arnouts 1996, Barbary 2016), or given; and which pixels belong to neighbours."""
+from dataclasses import replace
+
 import numpy as np
 import sep
 from astropy.coordinates import SkyCoord
+from scipy import ndimage
 
 THRESHOLD = 3.0           # sigma, per pixel of the matched-filtered image
 MIN_AREA = 5              # pixels
 CLIP = 3.0                # sigma, of the estimate of the background
 CONTRAST = 0.002          # of a peak to be taken as a galaxy of its own
+MASK_THRESHOLD = 1.5      # sigma: what is masked reaches further down than what counts as detected
+MASK_CONTRAST = 0.02      # and a galaxy's own knots and arms are not to be masked
+MASK_GROWTH = 2           # pixels beyond that
 
 
 def detect(observations, *, aligned=False):
@@ -34,6 +40,38 @@ def detect(observations, *, aligned=False):
     if not len(found):
         raise ValueError(f"detect: observations must show a galaxy above {THRESHOLD:g} sigma, got none in {observations[0].name!r}; give positions (--sources)")
     return np.stack([found["xpeak"], found["ypeak"]], 1)[np.argsort(-found["flux"])].astype(float)
+
+
+def mask_neighbours(observation, *, place=None):
+    """Mask the pixels of what stands beside a galaxy.
+
+    Pixels above 1.5 sigma are shared out among the objects that sep finds, and those of all but the galaxy are masked, with two more around them. Light of neighbours further out stays, and knots
+    that stand apart from their galaxy are taken for neighbours; where galaxies overlap, fit them together (`deblend`).
+
+    Parameters
+    ----------
+    observation : Observation
+    place : (x, y) of the galaxy, pixels from 0; None: the middle of the stamp
+
+    Returns
+    -------
+    Observation, with a note on what was masked; the same one where nothing stands beside the galaxy
+    """
+    height, width = observation.image.shape
+    x, y = ((width - 1) / 2, (height - 1) / 2) if place is None else place
+    significance = np.where(observation.mask, 0, (observation.image - _level(observation)) / np.sqrt(observation.variance)).astype(np.float64)
+    found, segments = sep.extract(significance, MASK_THRESHOLD, err=1.0, mask=observation.mask.copy(), minarea=MIN_AREA, deblend_cont=MASK_CONTRAST, segmentation_map=True)
+    if len(found) < 2:
+        return observation
+    inside = segments[int(np.clip(round(y), 0, height - 1)), int(np.clip(round(x), 0, width - 1))]
+    own = inside or 1 + int(np.argmin(np.hypot(found["x"] - x, found["y"] - y)))
+    others = ndimage.binary_dilation((segments > 0) & (segments != own), iterations=MASK_GROWTH) & (segments != own) & ~observation.mask
+    mask = observation.mask | others
+    image, variance = np.where(mask, np.float32(0), observation.image), np.where(mask, np.float32(1), observation.variance)
+    for plane in (image, variance, mask):
+        plane.setflags(write=False)
+    note = f"{int(others.sum())} pixels of {len(found) - 1} neighbours masked"
+    return replace(observation, image=image, variance=variance, mask=mask, notes=(*observation.notes, note), status="no_data" if mask.all() else observation.status)
 
 
 def _level(observation):

@@ -136,7 +136,7 @@ class JointResult:
     def summary(self):
         """What was found and how far it can be trusted, as text of several lines."""
         lines = [f"{self.name}: {_counted(len(self.observations), 'exposure')}, {_counted(len(self.sources), 'galaxy')}, by {self.method}, {len(self.background_draws)} draws"
-                 + (f", R-hat of the fluxes {self.diagnostics['r_hat_flux']:.3f}" if "r_hat_flux" in self.diagnostics else "")]
+                 + (f", R-hat of fluxes {self.diagnostics['r_hat_flux']:.3f}, of shapes {self.diagnostics['r_hat_shape']:.3f}" if "r_hat_flux" in self.diagnostics else "")]
         for source in self.sources:
             fluxes = ", ".join(f"{band or 'flux'} {format_value(pair)}" for band, *pair in zip(source.bands, *source.flux, strict=True))
             lines.append(f"  {source.name} at ({source.x:.1f}, {source.y:.1f}): {fluxes}; half-light radius {format_value(source.quantities.half_light_radius)} arcsec")

@@ -255,13 +255,17 @@ def curvature(prior, compressed, parameters):
     the residual variances v alone, the trace is D (Q * Q) D' with Q = F' C^-1 F, * elementwise, and D the derivatives of v. Without it the Laplace
     approximation is useless wherever the latent decides how rough a galaxy is rather than where its light lies.
     """
-    jacobian, variance_slope, unit_forward, residual = slopes(prior, compressed, parameters)
+    return information(*slopes(prior, compressed, parameters)) + tf.linalg.diag(prior_precision(prior))
+
+
+def information(jacobian, variance_slope, unit_forward, residual):
+    """Fisher information [batch, p, p] of the data, from what `slopes` returns."""
     factor = _factor(residual)
     white = tf.linalg.triangular_solve(factor, jacobian)
     seen_basis = tf.linalg.triangular_solve(factor, unit_forward)
-    information = tf.matmul(seen_basis, seen_basis, transpose_a=True) ** 2
-    rough = tf.matmul(tf.matmul(variance_slope, information), variance_slope, transpose_b=True)
-    return tf.matmul(white, white, transpose_a=True) + 0.5 * rough + tf.linalg.diag(prior_precision(prior))
+    sensitivity = tf.matmul(seen_basis, seen_basis, transpose_a=True) ** 2
+    rough = tf.matmul(tf.matmul(variance_slope, sensitivity), variance_slope, transpose_b=True)
+    return tf.matmul(white, white, transpose_a=True) + 0.5 * rough
 
 
 def prior_precision(prior):
@@ -302,14 +306,18 @@ def draw_coefficients(prior, compressed, parameters, normals):
     normals : Tensor [batch, k + r + 1], standard normals
     """
     mean, scale, seen, residual = predict(prior, compressed, parameters)
-    factor = _factor(residual)
     wild, noise, level_noise = tf.split(normals, [scale.shape[-1], residual.shape[-2], 1], -1)
-    miss = compressed.data - seen - tf.linalg.matvec(residual, _visible(compressed, wild)) - noise
-    solved = tf.linalg.cholesky_solve(factor, miss[..., None])[..., 0]
-    update = _scattered(tf.linalg.matvec(residual, solved, transpose_a=True), compressed.visible, scale.shape[-1])
-    coefficients = mean + scale * (wild + update)
+    update = matheron_update(compressed.data - seen, residual, _visible(compressed, wild), noise)
+    coefficients = mean + scale * (wild + _scattered(update, compressed.visible, scale.shape[-1]))
     level = (compressed.background_data - tf.reduce_sum(compressed.background_forward * _visible(compressed, coefficients), -1)) / compressed.background_precision
     return coefficients, level + level_noise[:, 0] * tf.math.rsqrt(compressed.background_precision)
+
+
+def matheron_update(miss, residual, wild, noise):
+    """What the data [batch, r] less their mean add to standard normals [batch, k] seen through the residual matrix [batch, r, k], given draws of both from the prior and the noise
+    (Matheron's rule)."""
+    rest = miss - tf.linalg.matvec(residual, wild) - noise
+    return tf.linalg.matvec(residual, tf.linalg.cholesky_solve(_factor(residual), rest[..., None])[..., 0], transpose_a=True)
 
 
 def stack(parts):

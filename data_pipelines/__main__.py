@@ -1,12 +1,11 @@
 """The command line of the data pipelines: parse, call, print. Exit codes: 0 done, 2 usage, 3 some entries left out, 4 bad input or all left out, 130 interrupted."""
 import argparse
-import os
 import sys
 from collections import Counter
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+from astrogen.quiet import keep_tensorflow_quiet
 from data_pipelines import map_commands
 from data_pipelines.words import odd, positive, record_options, seed
 
@@ -61,20 +60,6 @@ def _report(manifest, directory):
     return 3 if num else 4
 
 
-@contextmanager
-def _silent_import():
-    """TensorFlow's C++ parts greet on stderr while they are imported, whatever TF_CPP_MIN_LOG_LEVEL says. Exceptions still come through."""
-    sys.stderr.flush()
-    kept = os.dup(2)
-    with open(os.devnull, "wb") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-
-
 def _write_galaxies(options):
     """The manifest of the galaxies that were asked for."""
     from data_pipelines import population, real    # GalSim
@@ -90,12 +75,11 @@ def _write_galaxies(options):
 
 
 def _run(options):
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    keep_tensorflow_quiet()
     # Heavy, and needed by neither --help nor the workers, which import this module again.
-    with _silent_import():
-        from astrogen.images import InputFileError
-        from astrogen.training.records import RecordsError
-        from data_pipelines.real import CatalogError
+    from astrogen.images import InputFileError
+    from astrogen.training.records import RecordsError
+    from data_pipelines.real import CatalogError
 
     try:
         manifest = map_commands.run(options) if options.verb in map_commands.VERBS else _write_galaxies(options)

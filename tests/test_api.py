@@ -28,6 +28,7 @@ API = {    # function: its parameters, in their order
     "psf_from_galsim": "gsobject pixel_scale oversampling num_pixels",
     "read_observation": "path psf variance sigma weight mask bad_bits hdu plane pixel_scale name position size max_bad_fraction max_pixels",
     "read_psf": "path pixel_scale oversampling includes_pixel recentre position hdu plane max_pixels",
+    "mask_neighbours": "observation place",
     "load_prior": "name",
     "deconvolve": "observations psf observed_scale prior method num_draws seed pixel_scale background num_chains batch_size progress",
     "deconvolve_jointly": "observations bands aligned prior method num_draws seed pixel_scale background",

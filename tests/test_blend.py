@@ -11,7 +11,7 @@ from test_posterior import gaussian_kernel
 from astrogen.inference import diagnostics
 from astrogen.joint import bands as tying
 from astrogen.joint import blend as blending
-from astrogen.joint.draws import group_by_light
+from astrogen.joint.draws import group_by_light, judge_chains, moment_weights
 
 SHAPE, PIXEL_SCALE, PRIOR_SCALE = (9, 10), 0.2, 0.1
 PLACES = ((-0.2, 0.05), (0.22, -0.04))                      # arcsec: less than a PSF apart
@@ -234,3 +234,27 @@ def test_no_group_grows_too_large():
     light = [[np.exp(-0.5 * ((x - 16 * number) / 8) ** 2)[None]] for number in range(20)]
     groups = group_by_light(light)
     assert sorted(sum(groups, [])) == list(range(20)) and 2 < max(map(len, groups)) <= 4
+
+
+def test_moments_are_those_of_the_image(rng):
+    prior, numbers = tiny_prior(rng, latent=2)
+    shape, coefficients = np.abs(numbers["mean"]), rng.normal(size=(5, len(numbers["mean"])))
+    moments = coefficients @ moment_weights(prior, shape)
+    images = np.tensordot(coefficients, numbers["basis"], 1)
+    side = np.arange(images.shape[1]) - (images.shape[1] - 1) / 2
+    light = np.maximum(np.tensordot(shape, numbers["basis"], 1), 0)
+    window = np.exp(-0.5 * (side**2 + side[:, None] ** 2) / max((light * (side**2 + side[:, None] ** 2)).sum() / light.sum() / 2, 1))
+    np.testing.assert_allclose(moments[:, 0], images.sum((1, 2)), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(moments[:, 6], (images * window * side * side[:, None]).sum((1, 2)), rtol=1e-5, atol=1e-5)
+
+
+def test_chains_that_agree_on_fluxes_may_disagree_on_shapes(rng):
+    """Two galaxies in two bands; the second galaxy's reference band is the second, in which its chains differ in width, or in nothing."""
+    num, parts = 200, np.array([1.0, 0.8, 0.0, 0.0, 2.0, 2.0, 0.1])
+    moments = parts + 0.05 * rng.normal(size=(num, 2, 2, 4, 7))
+    told = judge_chains(moments, [0, 1])
+    assert told["r_hat_flux"] < 1.03 and told["r_hat_shape"] < 1.03 and told["ess"] > 300
+    moments[:, 1, 1, 2, 4:6] *= 1.2
+    told = judge_chains(moments, [0, 1])
+    assert told["r_hat_flux"] < 1.03 and told["r_hat_shape"] > 1.1 and told["ess"] < 100
+    assert judge_chains(moments, [0, 0])["r_hat_shape"] < 1.03

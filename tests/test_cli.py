@@ -90,6 +90,19 @@ def test_options_reach_the_reader_and_the_inference(folder):
                                             "num_chains": 3}
 
 
+def test_neighbours_are_masked_where_asked(folder, capsys):
+    image = np.load(folder / "two.npy")
+    np.save(folder / "crowd.npy", image + np.roll(image, (9, 11), (0, 1)))
+    how = ("crowd.npy", "--psf", "psf.npy", "--sigma", "0.01", "--pixel-scale", 0.2, "--draws", 9)
+    assert deconvolve(folder, *how) == 0 and not read_result(folder / "out/crowd.fits").observation.mask.any()
+    assert deconvolve(folder, *how, "--mask-neighbours") == 0
+    mask = read_result(folder / "out/crowd.fits").observation.mask
+    assert mask[24, 27] and not mask[13:17, 14:18].any()
+    with pytest.raises(SystemExit, match="2"):
+        deconvolve(folder, *how, "--mask-neighbours", "--deblend")
+    assert "--mask-neighbours contradicts --deblend" in capsys.readouterr().err
+
+
 def test_companions_are_one_for_all_or_one_for_each(folder):
     scale = ("--pixel-scale", 0.2)
     assert deconvolve(folder, "one.fits", "two.npy", *scale, "--psf", "psf.fits", "psf.npy", "--sigma", "0.01", "--draws", 9) == 0

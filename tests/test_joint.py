@@ -8,7 +8,7 @@ from astropy.coordinates import SkyCoord
 from astropy.wcs import WCS
 
 from astrogen import deblend, deconvolve, deconvolve_jointly, load_prior, make_observation, make_psf
-from astrogen.detection import detect, read_positions
+from astrogen.detection import detect, mask_neighbours, read_positions
 from astrogen.joint.bands import LOOSENESS, draw_bands, tie_bands, tied_moment
 
 SCALE, SIDE = 0.2, 40
@@ -145,6 +145,28 @@ def _pair_places():
 def test_detected_where_they_are():
     found = detect([_pair()])
     assert len(found) == 2 and np.abs(found - _pair_places()).max() < 1.5
+
+
+def test_a_neighbour_is_masked_and_the_galaxy_is_not():
+    pair, (left, right) = _pair(), _pair_places()
+    for place, other in ((left, right), (right, left)):
+        masked = mask_neighbours(pair, place=tuple(place))
+        added = masked.mask & ~pair.mask
+        assert added[int(other[1]), int(other[0])] and not added[int(place[1]) - 1:int(place[1]) + 2, int(place[0]) - 1:int(place[0]) + 2].any()
+        assert masked.notes[-1] == f"{added.sum()} pixels of 1 neighbours masked" and 30 < added.sum() < 300
+        assert (masked.image[added] == 0).all() and (masked.variance[added] == 1).all() and not masked.image.flags.writeable
+    alone = _exposure(GALAXY * 100, fwhm=0.7, sigma=0.15, seed=1)
+    assert mask_neighbours(alone) is alone
+
+
+def test_what_is_masked_beside_a_galaxy_does_not_bias_it():
+    """A neighbour four arcseconds away; the same noise without it."""
+    lonely = GALAXY.shift(0.1, 0.05) * 100
+    crowded = lonely + galsim.Exponential(half_light_radius=0.35).shift(2.6, 2.2) * 80
+    both, one = (_exposure(light, fwhm=0.7, sigma=0.15, seed=3) for light in (crowded, lonely))
+    unmasked, masked, alone = deconvolve([both, mask_neighbours(both), one], prior=_prior(), seed=1)
+    assert unmasked.chi2 > 1.3 and masked.chi2 < 1.15
+    assert masked.flux[0] == pytest.approx(alone.flux[0], abs=alone.flux[1]) and masked.flux[1] < 1.5 * alone.flux[1]
 
 
 def test_the_mode_of_a_pair_is_found_from_a_catalogue_on_the_sky():

@@ -410,6 +410,18 @@ def test_runs_are_not_mixed(folder, whole, options, message):
     assert _bytes(whole) == before
 
 
+def test_neighbours_are_masked_where_asked(folder, tmp_path, in_process):
+    """The second catalogue object is a neighbour 14 pixels from the first."""
+    _write_exposure(tmp_path / "exposure.fits", [(40.0, 40.0), (52.0, 47.0)])
+    Table({"id": ["a"], "x": [40.0], "y": [40.0]}).write(tmp_path / "one.ecsv")
+    chi2 = {}
+    for masked in (False, True):
+        run_survey(tmp_path / "one.ecsv", [tmp_path / "exposure.fits"], psf=[folder / "psf.npy"], out=tmp_path / str(masked), fit=FIT._replace(size=32, mask_neighbours=masked))
+        chi2[masked] = read_survey(tmp_path / str(masked))["chi2"][0]
+    assert chi2[True] < 1.2 < 1.35 < chi2[False]
+    assert "1 neighbours masked" in read_object(tmp_path / "True", "a").observation.notes[-1]
+
+
 def test_a_run_is_not_mixed_with_another_function(folder, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     text = "import numpy as np\n\n\ndef psf_of(image, x, y, pixel_scale):\n    return np.ones((3, 3)) / 9\n"

@@ -27,6 +27,7 @@ def add_options(verb):
                            help=f"{text}: a file, or a number; by default the plane in the image's own file, or estimated from the border")
     planes.add_argument("--mask", nargs="+", action="extend", default=[], metavar="FILE", help="nonzero = bad, unless --bad-bits says more")
     planes.add_argument("--bad-bits", nargs="+", metavar="BIT", type=number_or_name, help="names or values of the mask's bits that make a pixel bad")
+    planes.add_argument("--mask-neighbours", action="store_true", help="mask what sep finds beside the galaxy in the middle (of the first image, with --joint)")
 
     psf = verb.add_argument_group("how the PSF is sampled")
     psf.add_argument("--psf-oversampling", type=positive, default=1.0, metavar="K", help="pixels of the PSF image per observed pixel (default 1)")
@@ -63,6 +64,8 @@ def run(options):
     tasks = _match_companions(options)
     options.out.mkdir(parents=True, exist_ok=True)
     observations, failures = _read_all(tasks, options)
+    if options.mask_neighbours:
+        observations = _mask_neighbours(observations, options)
     if not observations:
         return _finish([], failures, options)
     if options.joint or options.deblend:
@@ -102,6 +105,18 @@ def _read_all(tasks, options):
         except Exception as error:
             note_failure(error, task["image"], failures, options)
     return observations, failures
+
+
+def _mask_neighbours(observations, options):
+    """The galaxy stands in the middle of each image; in those of a joint fit where the middle of the first one is on the sky."""
+    from astrogen.detection import mask_neighbours
+    places = [None] * len(observations)
+    if options.joint and not options.aligned:
+        first = observations[0][1]
+        if first.wcs is not None:
+            sky = first.wcs.pixel_to_world(*((side - 1) / 2 for side in first.image.shape[::-1]))
+            places = [stamp.wcs and tuple(map(float, stamp.wcs.world_to_pixel(sky))) for _, stamp in observations]
+    return [(path, mask_neighbours(stamp, place=place) if stamp.status == "ok" else stamp) for (path, stamp), place in zip(observations, places, strict=True)]
 
 
 def _read_one(task, options):

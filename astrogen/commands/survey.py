@@ -18,6 +18,7 @@ def add_options(verb):
         verb.add_argument(f"--{kind}", nargs="+", default=[], metavar="FILE", help=f"{text}: one for all images or one for each; by default the plane in the image's file")
     verb.add_argument("--bands", nargs="+", default=[], metavar="NAME", help="band of each image, or one for all; a table of images has them in its column band")
     verb.add_argument("--bad-bits", nargs="+", metavar="BIT", type=number_or_name, help="names or values of the mask's bits that make a pixel bad")
+    verb.add_argument("--mask-neighbours", action="store_true", help="mask what sep finds beside the object in its cutout")
     verb.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of the run")
 
     run = verb.add_argument_group("the run")
@@ -38,7 +39,8 @@ def run(options):
     from astrogen.survey import run_survey
     from astrogen.survey.work import Fit
     fit = Fit(joint=options.joint, size=options.size, prior=options.prior, prior_scale=options.prior_scale, method=options.method, num_draws=options.draws, num_kept=options.keep,
-              background=options.background, bad_bits=tuple(options.bad_bits) if options.bad_bits else None, seed=options.seed)
+              background=options.background, bad_bits=tuple(options.bad_bits) if options.bad_bits else None,
+              mask_neighbours=options.mask_neighbours, seed=options.seed)
     done = run_survey(options.catalogue, _expanded(options.images), out=options.out, fit=fit, chunk=options.chunk, num_workers=options.workers,
                       scheduler=options.scheduler, shard=options.shard, resume=options.resume, force=options.force, progress=sys.stderr.isatty(),
                       **{kind: _expanded(getattr(options, kind)) for kind in ("psf", "variance", "sigma", "weight", "mask")}, band=options.bands)

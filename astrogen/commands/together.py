@@ -9,6 +9,8 @@ def check_together(options):
     for name, needed in (("bands", "joint"), ("aligned", "joint"), ("sources", "deblend")):
         if getattr(options, name) and not getattr(options, needed):
             options.parser.error(f"--{name} needs --{needed}")
+    if options.mask_neighbours and options.deblend:
+        options.parser.error("--mask-neighbours contradicts --deblend, which fits them")
     if options.bands and len(options.bands) != len(options.images):
         options.parser.error(f"--bands must be one for each of the {len(options.images)} images, got {len(options.bands)}")
 

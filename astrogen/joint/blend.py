@@ -167,7 +167,7 @@ def target(prior):
 
     def curvature_fn(parameters, evidence):
         field = tf.nest.map_structure(lambda tensor: tensor[0], evidence.field)
-        num, rows, size = field.forward.shape
+        num = field.forward.shape[0]
         return tf.map_fn(lambda one: _curvature(prior, field, tf.reshape(one, [num, -1])), parameters, parallel_iterations=1)
 
     return log_density_fn, curvature_fn
@@ -175,15 +175,12 @@ def target(prior):
 
 def _curvature(prior, field, parameters):
     """`posterior.curvature` of all galaxies together: [galaxy * p, galaxy * p], for parameters [galaxy, p]."""
-    num, rows, size = field.forward.shape
+    num = parameters.shape[0]
     jacobian, variance_slope, unit_forward, residual = posterior.slopes(prior, field, parameters)
-    residual, width = _together(residual), parameters.shape[1]
-    factor = tf.linalg.cholesky(tf.matmul(residual, residual, transpose_b=True) + tf.eye(rows))
-    white = tf.linalg.triangular_solve(factor, _together(jacobian))
-    seen_basis = tf.linalg.triangular_solve(factor, _together(unit_forward))
-    information = tf.reshape(tf.matmul(seen_basis, seen_basis, transpose_a=True) ** 2, [num, size, num, size])
-    rough = tf.einsum("gpk,gkhl,hql->gphq", variance_slope, information, variance_slope)
-    return tf.matmul(white, white, transpose_a=True) + 0.5 * tf.reshape(rough, [num * width] * 2) + tf.linalg.diag(tf.tile(posterior.prior_precision(prior), [num]))
+    own = tf.einsum("gpk,gh->gphk", variance_slope, tf.eye(num))                                          # a galaxy's parameters move its own variances
+    own = tf.reshape(own, [num * own.shape[1], num * own.shape[3]])
+    information = posterior.information(_together(jacobian)[None], own[None], _together(unit_forward)[None], _together(residual)[None])[0]
+    return information + tf.linalg.diag(tf.tile(posterior.prior_precision(prior), [num]))
 
 
 class Near(NamedTuple):
@@ -231,11 +228,9 @@ def _drawer(prior):
 
         def one(parts):
             mean, scale, seen, residual = posterior.predict(prior, field, tf.reshape(parts[0], [num, -1]))
-            residual, wild, noise = _together(residual), parts[2][:num * size], parts[2][num * size:]
-            factor = tf.linalg.cholesky(tf.matmul(residual, residual, transpose_b=True) + tf.eye(rows))
-            miss = parts[1] - tf.reduce_sum(seen, 0) - tf.linalg.matvec(residual, wild) - noise
-            solved = tf.linalg.cholesky_solve(factor, miss[:, None])[:, 0]
-            return mean + scale * tf.reshape(wild + tf.linalg.matvec(residual, solved, transpose_a=True), [num, size])
+            wild, noise = tf.split(parts[2][None], [num * size, rows], -1)
+            update = posterior.matheron_update((parts[1] - tf.reduce_sum(seen, 0))[None], _together(residual)[None], wild, noise)
+            return mean + scale * tf.reshape(wild + update, [num, size])
 
         return tf.map_fn(one, (parameters, evidence.data, normals), fn_output_signature=tf.float32, parallel_iterations=1)
 

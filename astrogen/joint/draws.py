@@ -21,7 +21,7 @@ CLIMBS, SETTLED = 6, 0.1   # over several blends on the way to the mode, until n
 NUM_CHAINS, NUM_BURNIN = 4, 25
 THINNING = 2               # moves for each draw that is kept
 NUM_HOPS = 2               # trajectories for each move
-R_HAT_FLUX = 1.05          # of the fluxes of several galaxies
+R_HAT_MAX = 1.05           # of fluxes and shapes of several galaxies
 
 
 class Draws(NamedTuple):
@@ -134,8 +134,8 @@ def draw_together(scene, galaxies, groups, seeds, *, num_draws):
     images = [np.repeat(galaxy.coefficients, NUM_CHAINS, 1) for galaxy in galaxies]
     lights = [light_of(scene, galaxy, image) for galaxy, image in zip(galaxies, images, strict=True)]
     data = [group.data(scene, galaxies, lights) for group in groups]
-    kept, parameters, rates, fluxes = [], [], [], []
-    sums = prior.basis.numpy().sum((1, 2))
+    kept, parameters, rates, seen_moments = [], [], [], []
+    weights = [moment_weights(prior, galaxy.shape) for galaxy in galaxies]
     for index in range(NUM_BURNIN + THINNING * -(-num_draws // NUM_CHAINS)):
         learn = index < NUM_BURNIN
         for place, (group, chain) in enumerate(zip(groups, chains, strict=True)):
@@ -150,18 +150,42 @@ def draw_together(scene, galaxies, groups, seeds, *, num_draws):
                 images[number], lights[number] = image, None if alone else light_of(scene, galaxies[number], image)
         if learn:
             continue
-        fluxes.append(np.stack([image @ sums for image in images]))                                  # [galaxy, band, chain]
+        seen_moments.append(np.stack([image @ weight for image, weight in zip(images, weights, strict=True)]))              # [galaxy, band, chain, moment]
         if (index - NUM_BURNIN) % THINNING == THINNING - 1:
             kept.append(list(images))
             parameters.append(_by_galaxy(groups, [chain.parameters.numpy() for chain in chains]))
     coefficients, latents = ([np.concatenate([draw[number] for draw in some], axis)[..., :num_draws, :] for number in range(len(galaxies))] for some, axis in ((kept, 1), (parameters, 0)))
-    told = {"map_converged": 1.0, **_judge_chains(np.moveaxis(np.array(fluxes), -1, 0)), **dict(zip(("accept_rate", "accept_rate_exact"), np.mean(rates, 0).tolist(), strict=True))}
-    status = ()
-    if not told["r_hat_flux"] < R_HAT_FLUX:
-        status = (f"not_converged: R-hat of a flux is {told['r_hat_flux']:.3f}, more than {R_HAT_FLUX}: the chains disagree; take more draws",)
+    told = {"map_converged": 1.0, **judge_chains(np.array(seen_moments), [galaxy.reference for galaxy in galaxies]),
+            **dict(zip(("accept_rate", "accept_rate_exact"), np.mean(rates, 0).tolist(), strict=True))}
+    status = tuple(f"not_converged: R-hat of a {what} is {told[f'r_hat_{what}']:.3f}, more than {R_HAT_MAX}: the chains disagree; take more draws"
+                   for what in ("flux", "shape") if not told[f"r_hat_{what}"] <= R_HAT_MAX)
     return Draws(coefficients, latents, rng, told, "hmc", status)
 
 
-def _judge_chains(fluxes):
-    """The worst of all fluxes [chain, move, galaxy, band]."""
-    return {"r_hat_flux": float(diagnostics.r_hat(fluxes).max()), "ess": float(diagnostics.effective_draws(fluxes).min())}
+def moment_weights(prior, shape):
+    """What takes coefficients to moments of their image, [k, 7]: flux; and 1, x, y, x^2, y^2, x y under a round Gaussian as wide as the image of coefficients `shape` [k]."""
+    basis = prior.basis.numpy().astype(np.float64)
+    side = np.arange(basis.shape[1]) - (basis.shape[1] - 1) / 2
+    x, y = side, side[:, None]
+    light = np.maximum(np.tensordot(shape, basis, 1), 0)
+    width = max(0.5 * float((light * (x**2 + y**2)).sum() / light.sum()), 1.0)                       # squared, pixels
+    window = np.exp(-0.5 * (x**2 + y**2) / width)
+    planes = [np.ones_like(window), *(window * part for part in (1, x, y, x**2, y**2, x * y))]
+    return np.einsum("kyx,myx->km", basis, planes)
+
+
+def judge_chains(seen_moments, references):
+    """The worst R-hat, and the fewest effective draws, of what the catalogue tells: fluxes in each band; and place, size and ellipticity in the reference band.
+
+    Parameters
+    ----------
+    seen_moments : array [move, galaxy, band, chain, 7] of `moment_weights`
+    references : sequence of int, the reference band of each galaxy
+    """
+    fluxes = np.moveaxis(seen_moments[..., 0], -1, 0)                                                # [chain, move, galaxy, band]
+    _, total, x, y, xx, yy, xy = np.moveaxis(seen_moments[:, np.arange(len(references)), references], (-1, -2), (0, 1))      # [chain, move, galaxy] each
+    x, y = x / total, y / total
+    xx, yy, xy = xx / total - x**2, yy / total - y**2, xy / total - x * y
+    shapes = np.stack([x, y, xx + yy, (xx - yy) / (xx + yy), 2 * xy / (xx + yy)], -1)
+    worst = [float(diagnostics.r_hat(values).max()) for values in (fluxes, shapes)]
+    return {"r_hat_flux": worst[0], "r_hat_shape": worst[1], "ess": float(min(diagnostics.effective_draws(values).min() for values in (fluxes, shapes)))}

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from astrogen import __version__
+from astrogen.quiet import keep_tensorflow_quiet
 from astrogen.survey.inputs import as_objects, file_hash, function_hash, is_callable, list_exposures, match, read_catalogue
 from astrogen.survey.remote import ONE_THREAD, code_hash, infer_remotely
 from astrogen.survey.store import SurveyError, chunk_path, is_whole, settle_manifest, write_catalogue
@@ -206,9 +207,8 @@ def _pool(num_workers):
     """Spawned processes, never forked: TensorFlow does not survive a fork. They inherit an environment of one thread, which libraries read when they are loaded."""
     before = dict(os.environ)
     os.environ.update(ONE_THREAD)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
-        with ProcessPoolExecutor(num_workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        with ProcessPoolExecutor(num_workers, mp_context=multiprocessing.get_context("spawn"), initializer=keep_tensorflow_quiet) as pool:
             yield pool
     finally:
         for name in set(os.environ) - set(before):

@@ -3,6 +3,7 @@ import os
 from functools import lru_cache, partial
 from typing import NamedTuple
 
+from astrogen.detection import mask_neighbours
 from astrogen.survey.inputs import cut_out
 from astrogen.survey.store import INCOMPLETE, Seen, pack, write_chunk
 
@@ -10,8 +11,8 @@ BATCH = 32               # objects inferred at once; always so many, so that not
 
 
 class Fit(NamedTuple):
-    """How objects are cut out and inferred. joint: all exposures of an object together; size: pixels of a stamp; num_kept: imagined solutions kept of each; the others as of
-    `astrogen.deconvolve`."""
+    """How objects are cut out and inferred. joint: all exposures of an object together; size: pixels of a stamp; mask_neighbours: as the function of that name; num_kept: imagined solutions
+    kept of each; the others as of `astrogen.deconvolve`."""
 
     joint: bool = False
     size: int = 48
@@ -23,6 +24,7 @@ class Fit(NamedTuple):
     num_chains: int = 4
     background: str = "fit"
     bad_bits: tuple | None = None
+    mask_neighbours: bool = False
     seed: int = 1
 
 
@@ -54,7 +56,8 @@ def _cut(objects, exposures, fit, failures):
     for target in sorted((target for some in objects for target in some), key=lambda target: target.exposure):
         name = target.ident if fit.joint or not target.before else f"{target.ident} ({target.before + 1})"        # draws come from the name
         try:
-            found[target] = cut_out(target, exposures[target.exposure], size=fit.size, name=name, bad_bits=fit.bad_bits)
+            stamp = cut_out(target, exposures[target.exposure], size=fit.size, name=name, bad_bits=fit.bad_bits)
+            found[target] = mask_neighbours(stamp) if fit.mask_neighbours and stamp.status == "ok" else stamp
             if found[target].status != "ok":
                 found[target] = f"{found[target].status}: every pixel is masked"
         except Exception as error:                       # whatever a file or a user's function does, the others go on
