@@ -11,7 +11,7 @@ import numpy as np
 from astropy.table import Table
 
 from astrogen.images import write_planes
-from astrogen.result import QUANTITIES, Quantities, deconvolved_wcs, format_p, format_value, goodness_of_fit, judge, measure
+from astrogen.result import QUANTITIES, Quantities, deconvolved_wcs, edge_significance, format_p, format_value, goodness_of_fit, judge, measure
 
 FORMAT = "astrogen joint result 1"
 CENTRE_SIGMA = 2.5     # deconvolved pixels, of the weight that says where a galaxy is
@@ -221,7 +221,9 @@ def make_joint_result(observations, *, bands, sources, models, background_draws,
         fits.append(goodness_of_fit(residual, model - level, observation, num_fitted=fitted))
         good = ~observation.mask
         everywhere.append(float(np.sum(residual[good] ** 2 / observation.variance[good], dtype=float) / max(good.sum() - fitted, 1.0)))
-    sentences = list(judge(diagnostics, math.nan, 1.0))
+    # Galaxies at the edge of a field are cut off as a matter of course; of a lone one the exposure that shows most of it counts.
+    edge = min(edge_significance(model - level, observation) for observation, model, level in zip(observations, models, background_draws.mean(0), strict=True)) if len(sources) == 1 else 0.0
+    sentences = list(judge(diagnostics, math.nan, 1.0, edge=edge))
     sentences += [f"{observation.name} {band}: {words}".replace(" :", ":") for observation, band, fit in zip(observations, bands, fits, strict=True) for words in judge({}, *fit)]
     sentences += status
     return JointResult(

@@ -26,6 +26,7 @@ R_HAT_MAX = 1.01      # Vehtari et al. 2021, section 4
 K_HAT_MAX = 0.7       # Vehtari et al. 2024, section 3.2.4
 POOR_FIT_P = 1e-3
 SMALLEST_P = 1e-9     # smaller ones are printed as smaller
+EDGE_WIDTH, EDGE_SIGMA = 2, 3.0      # observed pixels; isolated galaxies of the benchmark stay below 0.5 sigma
 MIN_PIXELS = 9        # fewer pixels are no test of a fit
 MIN_DRAWS = 8         # fewer draws give no error
 FORMAT = "astrogen result 1"
@@ -252,7 +253,7 @@ def make_result(observation, *, pixel_scale, target_fwhm, draws, model, latent_d
     residual = np.where(observation.mask, 0, observation.image - model).astype(np.float32)
     background = per_draw["background_draws"].mean()
     chi2, p_value = goodness_of_fit(residual, model - background, observation, num_fitted=num_fitted)
-    status = (*judge(diagnostics, chi2, p_value, num_lost=int((~finite).sum())), *status)
+    status = (*judge(diagnostics, chi2, p_value, num_lost=int((~finite).sum()), edge=edge_significance(model - background, observation)), *status)
     image = draws.mean(0, np.float64).astype(np.float32)
     return Result(
         observation=observation, pixel_scale=float(pixel_scale), target_fwhm=float(target_fwhm), image=image,
@@ -309,7 +310,24 @@ def goodness_of_fit(residual, source, observation, *, num_fitted=0.0):
     return total / freedom, float(stats.chi2.sf(total, freedom))
 
 
-def judge(diagnostics, chi2, p_value, *, num_lost=0):
+def edge_significance(source, observation):
+    """How far the mean light of a model rises above the noise of the mean in the stamp's outermost pixels (EDGE_WIDTH), in sigma.
+
+    Parameters
+    ----------
+    source : array [h, w], model without background
+    observation : Observation
+
+    Returns
+    -------
+    float; zero where no pixel of the edge is good
+    """
+    weight = np.where(observation.mask, 0, 1 / observation.variance).astype(np.float64)
+    weight[EDGE_WIDTH:-EDGE_WIDTH, EDGE_WIDTH:-EDGE_WIDTH] = 0
+    return float((weight * source).sum() / np.sqrt(weight.sum())) if weight.any() else 0.0
+
+
+def judge(diagnostics, chi2, p_value, *, num_lost=0, edge=0.0):
     """Sentences on what stands against a result; none where nothing does.
 
     Parameters
@@ -317,10 +335,11 @@ def judge(diagnostics, chi2, p_value, *, num_lost=0):
     diagnostics : dict of str -> float; r_hat, k_hat, num_divergent, map_converged are looked at
     chi2, p_value : float
     num_lost : int, draws that were not finite
+    edge : float, as of `edge_significance`
 
     Returns
     -------
-    tuple of str, `not_converged: ...` or `poor_fit: ...`
+    tuple of str, `not_converged: ...`, `poor_fit: ...` or `cut_off: ...`
     """
     sentences = []
     if diagnostics.get("map_converged", 1) < 1:
@@ -337,6 +356,8 @@ def judge(diagnostics, chi2, p_value, *, num_lost=0):
     if p_value < POOR_FIT_P:
         sentences.append(f"poor_fit: reduced chi2 is {chi2:.2f} inside the galaxy ({format_p(p_value)}): star, blend or artefact outside the prior, "
                          "or the variance or the PSF is wrong; look at the residual")
+    if edge > EDGE_SIGMA:
+        sentences.append(f"cut_off: the galaxy's light reaches the edge of the stamp ({edge:.0f} sigma), where it cannot be told from the background; take a larger cutout")
     return tuple(sentences)
 
 

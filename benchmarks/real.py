@@ -478,7 +478,7 @@ def _compare_pair(options):
     write_report(results, options.out / "hsc_hst_pair", title="HSC i band of hsc_hst_pair")
     shown = [*rows[:3], rows[3 + chosen]]
     for resolution in RESOLUTIONS:
-        draw_comparison(shown, pair, resolution=resolution).savefig(options.out / f"hsc_hst_pair_{resolution}.png", dpi=110)
+        draw_comparison(shown, pair, resolution=resolution).savefig(options.out / f"hsc_hst_pair_{resolution}.png", dpi=110, bbox_inches="tight")
     hsc, stopped, _, ours = (np.array(row.correlations) for row in shown)
     return bool((ours > np.maximum(hsc, stopped)).all())
 

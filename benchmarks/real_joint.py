@@ -4,8 +4,11 @@
 
 How fluxes are compared: sep adds up a circle of APERTURE pixels of the image without astrogen's background, once as it is and once without the models of the other galaxies, and the light
 of astrogen's own galaxy is added up in the same circle of the same pixels. No PSF enters: both see the galaxy through the telescope. The errors are sep's, from the variance plane, with the
-background's, and the relative error of astrogen's flux; a galaxy is isolated where the others' models put less into its circle than sep's error.
+background's, and the relative error of astrogen's flux; a galaxy is isolated where no other one's circle meets its own.
 """
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +16,7 @@ import numpy as np
 import sep
 from astropy.io import fits
 from astropy.nddata import Cutout2D
+from astropy.table import Table
 from astropy.wcs import WCS
 from scipy import ndimage
 
@@ -22,22 +26,44 @@ from benchmarks.real import HSC_BANDS, HSC_SCALE, SEED, line
 HSC_BAD = 1 | 2 | 8 | 16 | 128 | 256   # BAD, SAT, CR, EDGE, SUSPECT, NO_DATA
 NEAR = 4.0                             # pixels: a detection so near to a given peak is the same galaxy
 APERTURE = 7.0                         # pixels, radius of the circle in which fluxes are compared
+SURVEY_SIZE = 64                       # pixels, of the cutouts of the survey run
 SKY_LIGHT = 0.3                        # sigma: pixels where the model is fainter are blank sky
 
 
 # --- three bands
 
+def _files(folder):
+    """A row of paths for each DECam exposure: image, psf, weight, mask; and its band."""
+    exposure = list(real.exposures(folder))[1]
+    words = [word for word in exposure.options if isinstance(word, Path)]
+    columns = [words[first:first + len(exposure.images)] for first in range(0, len(words), len(exposure.images))]
+    return [(*row, row[0].name.split("_ooi_")[1][0]) for row in zip(exposure.images, *columns, strict=True)]
+
+
 def read_exposures(folder):
     """(observations, bands) of decam_exposures."""
     from astrogen import make_psf, read_observation, read_psf
-    exposure = list(real.exposures(folder))[1]
-    words = [word for word in exposure.options if isinstance(word, Path)]
-    models, weights, masks = (words[first:first + len(exposure.images)] for first in range(0, len(words), len(exposure.images)))
     seen = []
-    for image, model, weight, mask in zip(exposure.images, models, weights, masks, strict=True):
+    for image, model, weight, mask, _ in _files(folder):
         scale = read_observation(image, psf=make_psf([[1.0]], pixel_scale=1e-6, pixel_response=0.0)).pixel_scale
         seen.append(read_observation(image, psf=read_psf(model, pixel_scale=scale, position=(50, 50)), weight=weight, mask=mask))
-    return seen, [path.name.split("_ooi_")[1][0] for path in exposure.images]
+    return seen, [band for *_, band in _files(folder)]
+
+
+def survey_exposures(folder, out, *, method, num_draws, prior):
+    """The galaxy in the middle of the first exposure through `astrogen survey --joint --mask-neighbours`, as a user would run it: its JointResult."""
+    from astrogen import read_object
+    first = read_exposures(folder)[0][0]
+    middle = first.wcs.pixel_to_world(*((side - 1) / 2 for side in first.image.shape[::-1]))
+    out.mkdir(parents=True, exist_ok=True)
+    Table({"id": ["middle"], "ra": [middle.ra.deg], "dec": [middle.dec.deg]}).write(out / "catalogue.ecsv", overwrite=True)
+    rows = [(*map(str, map(Path.resolve, paths)), band) for *paths, band in _files(folder)]
+    Table(rows=rows, names=["image", "psf", "weight", "mask", "band"]).write(out / "images.ecsv", overwrite=True)
+    shutil.rmtree(out / "run", ignore_errors=True)
+    command = ["survey", out / "catalogue.ecsv", "--images", out / "images.ecsv", "--joint", "--mask-neighbours", "--size", SURVEY_SIZE, "--method", method, "--draws", num_draws,
+               "--prior", prior, "--seed", SEED, "--out", out / "run"]
+    subprocess.run([sys.executable, "-m", "astrogen", *map(str, command)], check=True)
+    return read_object(out / "run", "middle")
 
 
 def fit_exposures(folder, **how):
@@ -110,11 +136,13 @@ def aperture_fluxes(result, *, radius=APERTURE):
                 continue
             level, level_error = result.background_draws[:, number].mean(), result.background_draws[:, number].std()
             raw, error = circle(observation.image - level, observation.variance.astype(np.float64))
-            others = sum(circle(other.models[number])[0] for other in result.sources if other is not source)
+            others = [other for other in result.sources if other is not source]
+            beside = sum(circle(other.models[number])[0] for other in others)
+            isolated = all(np.hypot(other.x - source.x, other.y - source.y) > 2 * radius for other in others)
             ours, area = circle(source.models[number])[0], circle(~observation.mask)[0]
             error = float(np.hypot(error, area * level_error))
             flux, flux_error = (part[source.bands.index(band)] for part in source.flux)
-            rows.append(Flux(source.name.split()[-1], band, raw, raw - others, error, ours, abs(flux_error / flux * ours), bool(abs(others) < error)))
+            rows.append(Flux(source.name.split()[-1], band, raw, raw - beside, error, ours, abs(flux_error / flux * ours), isolated))
     return rows
 
 
@@ -175,8 +203,7 @@ def _view_of(source, band):
 # --- together
 
 def fit_together(options):
-    """Print and draw the joint fits that are asked for."""
-    from astrogen import deconvolve_jointly
+    """Print and draw the joint fits that are asked for; with `joint`, what a survey run makes of the same exposures, neighbours masked."""
     from astrogen.report.joint import write_joint_figure
     how = {"method": options.method, "num_draws": options.draws, "prior": options.prior}
     for name in ("joint", "blend", "bands"):
@@ -187,17 +214,18 @@ def fit_together(options):
             result = fit_bands(options.shared / "hsc_hst_pair", pair, **how)
             rows = compare_bands(pair, result)
             real.print_comparison(rows, pair)
-            real.draw_comparison(rows, pair, resolution=real.RESOLUTIONS[0]).savefig(options.out / "hsc_hst_bands_hst.png", dpi=110)
+            real.draw_comparison(rows, pair, resolution=real.RESOLUTIONS[0]).savefig(options.out / "hsc_hst_bands_hst.png", dpi=110, bbox_inches="tight")
         else:
             result = (fit_exposures if name == "joint" else fit_blend)(options.shared, **how)
         print(result.summary(), flush=True)
         if name == "joint":
-            seen, bands = read_exposures(options.shared)
-            print(deconvolve_jointly(seen, bands=bands, seed=SEED, **how | {"method": "auto"}).summary(), flush=True)
+            alone = survey_exposures(options.shared, options.out / "survey", **how | {"method": "auto"})
+            print(alone.summary(), flush=True)
+            write_joint_figure(alone, options.out / "survey.png")
         if name == "blend":
             for band, (num, ratio, power) in zip(result.bands, sky_noise(result), strict=True):
                 print(line(band, f"{num} pixels of blank sky", f"variance {ratio:.2f} of the variance plane", f"power at low frequencies {power:.2f} of it"))
-            print_fluxes(aperture_fluxes(result))
+        print_fluxes(aperture_fluxes(result))
         write_joint_figure(result, options.out / f"{name}.png")
         result.write_fits(options.out / f"{name}.fits", num_draws_kept=8)
 

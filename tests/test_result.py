@@ -12,7 +12,7 @@ from astrogen.galsim_objects import measure_image, psf_from_galsim
 from astrogen.images import InputFileError, read_plane_wcs, read_planes, write_planes
 from astrogen.observation import make_observation
 from astrogen.psf import make_psf
-from astrogen.result import deconvolved_wcs, file_names, format_value, goodness_of_fit, judge, make_result, measure, read_result
+from astrogen.result import deconvolved_wcs, edge_significance, file_names, format_value, goodness_of_fit, judge, make_result, measure, read_result
 
 NUM_DRAWS = 40
 
@@ -210,6 +210,21 @@ def test_faint_galaxy_is_judged_on_its_nine_best_pixels(observation):
 ])
 def test_judge_says_what_is_wrong(diagnostics, p_value, words):
     assert [sentence[:len(words)] for sentence in judge(diagnostics, 1.5, p_value)] == [words]
+
+
+def test_light_at_the_edge_is_measured_against_the_noise_of_its_mean(observation):
+    """A level of half a sigma in n good pixels of the edge is sqrt(n) / 2 sigma; what stands inside does not count."""
+    source = np.full(observation.image.shape, 0.05)
+    source[2:-2, 2:-2] = 1e3
+    num = 2 * 2 * (40 + 41 - 4)
+    assert edge_significance(source, observation) == pytest.approx(0.5 * np.sqrt(num), rel=1e-6)
+    assert edge_significance(source, replace(observation, mask=np.ones(source.shape, bool))) == 0
+
+
+def test_a_galaxy_larger_than_its_stamp_is_said_to_be_cut_off(observation):
+    broad = galsim.Convolve(galsim.Exponential(half_light_radius=2.0, flux=400), galsim.Gaussian(fwhm=0.7)).drawImage(nx=41, ny=40, scale=0.2).array
+    assert any(sentence.startswith("cut_off: the galaxy's light reaches the edge of the stamp") for sentence in fake_result(observation, model=broad).status)
+    assert not any(sentence.startswith("cut_off") for sentence in fake_result(observation).status)
 
 
 def test_judge_is_silent_on_a_good_result():

@@ -15,8 +15,8 @@ from astrogen.joint import bands as tying
 from astrogen.joint import blend as blending
 from astrogen.joint.scene import light_of, moments_of, normal_matrix, rests_of
 
-LARGEST_BLEND = 4          # galaxies: the cost grows with the third power
-LEAST_OVERLAP = 0.02       # correlation of two galaxies' light from which they move together
+LARGEST_BLEND = 8          # galaxies: the cost grows with the square and more
+LEAST_SHARED = 0.03        # of a galaxy's light that another one's makes up where it stands, from which the two move together
 CLIMBS, SETTLED = 6, 0.1   # over several blends on the way to the mode, until no pixel's model moves by so many sigma
 NUM_CHAINS, NUM_BURNIN = 4, 25
 THINNING = 2               # moves for each draw that is kept
@@ -81,15 +81,16 @@ def _centred_flux(parameters, latent_size):
 def group_by_light(lights):
     """Which galaxies move together: lists of numbers, from the whitened light [galaxy][exposure][1, n] of each.
 
-    Pairs are joined in the order of the correlation of their light, from the largest to LEAST_OVERLAP, as long as no group grows beyond LARGEST_BLEND.
+    Where a galaxy stands in the outskirts of a brighter one, the two exchange light although their images hardly overlap: what counts is the product of the two images over the square of the
+    fainter. Pairs are joined in the order of this share, from the largest to LEAST_SHARED, as long as no group grows beyond LARGEST_BLEND.
     """
     flat = np.stack([np.concatenate([seen[0] for seen in light]) for light in lights])
-    flat /= np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-30)
-    overlap = np.triu(np.abs(flat @ flat.T), 1)
+    power = np.maximum(np.square(flat).sum(1), 1e-30)
+    shared = np.triu(np.abs(flat @ flat.T) / np.minimum(power[:, None], power), 1)
     group_of = {number: [number] for number in range(len(lights))}
-    for one, other in zip(*np.unravel_index(np.argsort(-overlap, axis=None), overlap.shape), strict=True):
+    for one, other in zip(*np.unravel_index(np.argsort(-shared, axis=None), shared.shape), strict=True):
         ours, theirs = group_of[one], group_of[other]
-        if overlap[one, other] >= LEAST_OVERLAP and ours is not theirs and len(ours) + len(theirs) <= LARGEST_BLEND:
+        if shared[one, other] >= LEAST_SHARED and ours is not theirs and len(ours) + len(theirs) <= LARGEST_BLEND:
             group_of.update(dict.fromkeys(ours + theirs, sorted(ours + theirs)))
     return [list(group) for group in sorted({tuple(group) for group in group_of.values()})]
 
