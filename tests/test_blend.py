@@ -258,9 +258,10 @@ def test_chains_that_agree_on_fluxes_may_disagree_on_shapes(rng):
     """Two galaxies in two bands; the second galaxy's reference band is the second, in which its chains differ in width, or in nothing."""
     num, parts = 200, np.array([1.0, 0.8, 0.0, 0.0, 2.0, 2.0, 0.1])
     moments = parts + 0.05 * rng.normal(size=(num, 2, 2, 4, 7))
-    told = judge_chains(moments, [0, 1])
-    assert told["r_hat_flux"] < 1.03 and told["r_hat_shape"] < 1.03 and told["ess"] > 300
+    told, sentences = judge_chains(moments, [0, 1])
+    assert told["r_hat_flux"] < 1.03 and told["r_hat_shape"] < 1.03 and told["ess"] > 300 and not sentences
     moments[:, 1, 1, 2, 4:6] *= 1.2
-    told = judge_chains(moments, [0, 1])
+    told, sentences = judge_chains(moments, [0, 1])
     assert told["r_hat_flux"] < 1.03 and told["r_hat_shape"] > 1.1 and told["ess"] < 100
-    assert judge_chains(moments, [0, 0])["r_hat_shape"] < 1.03
+    assert len(sentences) == 1 and sentences[0].startswith("not_converged: R-hat of a shape of galaxy 2 is 1.")
+    assert judge_chains(moments, [0, 0])[0]["r_hat_shape"] < 1.03

@@ -156,10 +156,8 @@ def draw_together(scene, galaxies, groups, seeds, *, num_draws):
             kept.append(list(images))
             parameters.append(_by_galaxy(groups, [chain.parameters.numpy() for chain in chains]))
     coefficients, latents = ([np.concatenate([draw[number] for draw in some], axis)[..., :num_draws, :] for number in range(len(galaxies))] for some, axis in ((kept, 1), (parameters, 0)))
-    told = {"map_converged": 1.0, **judge_chains(np.array(seen_moments), [galaxy.reference for galaxy in galaxies]),
-            **dict(zip(("accept_rate", "accept_rate_exact"), np.mean(rates, 0).tolist(), strict=True))}
-    status = tuple(f"not_converged: R-hat of a {what} is {told[f'r_hat_{what}']:.3f}, more than {R_HAT_MAX}: the chains disagree; take more draws"
-                   for what in ("flux", "shape") if not told[f"r_hat_{what}"] <= R_HAT_MAX)
+    judged, status = judge_chains(np.array(seen_moments), [galaxy.reference for galaxy in galaxies])
+    told = {"map_converged": 1.0, **judged, **dict(zip(("accept_rate", "accept_rate_exact"), np.mean(rates, 0).tolist(), strict=True))}
     return Draws(coefficients, latents, rng, told, "hmc", status)
 
 
@@ -182,11 +180,21 @@ def judge_chains(seen_moments, references):
     ----------
     seen_moments : array [move, galaxy, band, chain, 7] of `moment_weights`
     references : sequence of int, the reference band of each galaxy
+
+    Returns
+    -------
+    ({name: float}, tuple of str) : numbers, and sentences `not_converged: ...` on the galaxy where the chains disagree most
     """
     fluxes = np.moveaxis(seen_moments[..., 0], -1, 0)                                                # [chain, move, galaxy, band]
     _, total, x, y, xx, yy, xy = np.moveaxis(seen_moments[:, np.arange(len(references)), references], (-1, -2), (0, 1))      # [chain, move, galaxy] each
     x, y = x / total, y / total
     xx, yy, xy = xx / total - x**2, yy / total - y**2, xy / total - x * y
     shapes = np.stack([x, y, xx + yy, (xx - yy) / (xx + yy), 2 * xy / (xx + yy)], -1)
-    worst = [float(diagnostics.r_hat(values).max()) for values in (fluxes, shapes)]
-    return {"r_hat_flux": worst[0], "r_hat_shape": worst[1], "ess": float(min(diagnostics.effective_draws(values).min() for values in (fluxes, shapes)))}
+    told, sentences = {}, []
+    for what, values in (("flux", fluxes), ("shape", shapes)):
+        worst = diagnostics.r_hat(values).max(-1)                                                    # [galaxy]
+        told[f"r_hat_{what}"] = float(worst.max())
+        if not worst.max() <= R_HAT_MAX:
+            sentences.append(f"not_converged: R-hat of a {what} of galaxy {int(worst.argmax()) + 1} is {worst.max():.3f}, more than {R_HAT_MAX}: the chains disagree; take more draws")
+    told["ess"] = float(min(diagnostics.effective_draws(values).min() for values in (fluxes, shapes)))
+    return told, tuple(sentences)
