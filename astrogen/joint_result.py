@@ -11,7 +11,8 @@ import numpy as np
 from astropy.table import Table
 
 from astrogen.images import write_planes
-from astrogen.result import QUANTITIES, Quantities, deconvolved_wcs, edge_significance, format_p, format_value, goodness_of_fit, judge, measure
+from astrogen.result import QUANTITIES, Quantities, deconvolved_wcs, format_value, measure
+from astrogen.verdict import edge_significance, format_p, goodness_of_fit, judge
 
 FORMAT = "astrogen joint result 1"
 CENTRE_SIGMA = 2.5     # deconvolved pixels, of the weight that says where a galaxy is

@@ -1,10 +1,13 @@
 """Run by tests/test_replicas.py in processes of its own: the same few training steps without a strategy and with one.
 
+Adam divides a gradient by its own size: where that is next to nothing, rounding decides the sign of a whole step. Here its epsilon is 1, so that steps are as large as gradients are, and longer.
+
     python replica_steps.py FOLDER mirrored          two logical CPU devices
     TF_CONFIG=... python replica_steps.py FOLDER multi-worker
 """
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -19,10 +22,11 @@ from astrogen.training.basis import Basis  # noqa: E402
 from astrogen.training.replicas import choose_strategy, scope_of, worker_folder  # noqa: E402
 
 SEED, COMPONENTS = 3, 12
+LONGER = 100                 # than in training
 
 
 def galaxy_steps(folder, strategy, num_steps=3):
-    """Weights of the VAE after some steps of 32 galaxies."""
+    """Weights of the VAE before and after some steps of 32 galaxies."""
     keras.utils.set_random_seed(SEED)
     vae.BATCH, vae.CHECKPOINT_EVERY = 32, 2
     white = np.random.default_rng(SEED).normal(size=(8, 60, COMPONENTS)).astype(np.float16)
@@ -30,21 +34,24 @@ def galaxy_steps(folder, strategy, num_steps=3):
     out = worker_folder(folder, strategy)
     with scope_of(strategy):
         networks = vae.make_networks(COMPONENTS, latent=3, widths=(16,))
+        start = networks.encoder.get_weights() + networks.decoder.get_weights()
         options = {"validation": white[0, :8].astype(np.float32), "out": out, "seed": SEED, "strategy": strategy}
         vae.train_vae(networks, basis, white, num_steps=num_steps, **options)
-    return networks.encoder.get_weights() + networks.decoder.get_weights()
+    return start, networks.encoder.get_weights() + networks.decoder.get_weights()
 
 
 def map_steps(strategy, num_steps=2):
-    """Weights of correction, average and critic, and the running differences, after some steps of 16 maps."""
+    """Weights of correction, average and critic, and the running differences, before and after some steps of 16 maps."""
     keras.utils.set_random_seed(SEED)
     maps = simulated_maps(4, 8, seed=3)
     with scope_of(strategy):
         prior, average = small_prior(seed=1), small_prior(seed=2).network
         step = wgan.Step(prior, average, wgan.fit_features(prior, maps), loss="wgan-gp", seed=SEED, strategy=strategy)
+        parts = (prior.network, average, step.critic)
+        start = [weight for part in parts for weight in part.get_weights()] + [step.difference.numpy()]
         for index in range(num_steps):
             step.run(*wgan.draw_batch(maps, [SEED, index]), tf.constant(index), True)
-    return [*prior.network.get_weights(), *average.get_weights(), *step.critic.get_weights(), step.difference.numpy()]
+    return start, [weight for part in parts for weight in part.get_weights()] + [step.difference.numpy()]
 
 
 def main(folder, name):
@@ -56,11 +63,17 @@ def main(folder, name):
     else:
         strategy = choose_strategy(name)
     assert strategy.num_replicas_in_sync == 2
-    found = [*galaxy_steps(folder / "several", strategy), *map_steps(strategy)]
-    alone = [*galaxy_steps(folder / "one", None), *map_steps(None)]
+    keras.optimizers.Adam = partial(keras.optimizers.Adam, epsilon=1.0)
+    vae.LEARNING_RATE *= LONGER
+    wgan.RATES = {name: LONGER * rate for name, rate in wgan.RATES.items()}
     out = worker_folder(folder, strategy)
     out.mkdir(parents=True, exist_ok=True)
-    np.savez(out / "weights.npz", **{f"found_{row:03d}": value for row, value in enumerate(found)}, **{f"alone_{row:03d}": value for row, value in enumerate(alone)})
+    runs = {"found": (galaxy_steps(folder / "several", strategy), map_steps(strategy)), "alone": (galaxy_steps(out / "one", None), map_steps(None))}
+    weights = {(when, who): [*galaxy[index], *maps[index]] for who, (galaxy, maps) in runs.items() for index, when in enumerate(("start", "end"))}
+    for one, other in zip(weights["start", "found"], weights["start", "alone"], strict=True):
+        np.testing.assert_array_equal(one, other)
+    named = {"start": weights["start", "alone"], "found": weights["end", "found"], "alone": weights["end", "alone"]}
+    np.savez(out / "weights.npz", **{f"{name}_{row:03d}": value for name, values in named.items() for row, value in enumerate(values)})
 
 
 if __name__ == "__main__":

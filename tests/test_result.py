@@ -12,7 +12,8 @@ from astrogen.galsim_objects import measure_image, psf_from_galsim
 from astrogen.images import InputFileError, read_plane_wcs, read_planes, write_planes
 from astrogen.observation import make_observation
 from astrogen.psf import make_psf
-from astrogen.result import deconvolved_wcs, edge_significance, file_names, format_value, goodness_of_fit, judge, make_result, measure, read_result
+from astrogen.result import deconvolved_wcs, file_names, format_value, make_result, measure, read_result
+from astrogen.verdict import edge_significance, goodness_of_fit, judge
 
 NUM_DRAWS = 40
 

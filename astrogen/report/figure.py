@@ -15,7 +15,8 @@ from matplotlib.ticker import FuncFormatter
 
 from astrogen.files import write_whole
 from astrogen.report.style import GOOD, INK, LIGHT, QUIET, SIGNED, WARNING
-from astrogen.result import all_status, format_p, format_value
+from astrogen.result import all_status, format_value
+from astrogen.verdict import format_p
 
 NUM_IMAGINED = 3
 RESIDUAL_LIMIT = 4.0      # standard deviations at the ends of the residual's colours
