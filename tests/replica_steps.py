@@ -1,6 +1,6 @@
 """Run by tests/test_replicas.py in processes of its own: the same few training steps without a strategy and with one.
 
-Adam divides a gradient by its own size: where that is next to nothing, rounding decides the sign of a whole step. Here its epsilon is 1, so that steps are as large as gradients are, and longer.
+Adam divides a gradient by its own size: where that is next to nothing, rounding decides the sign of a whole step. Here its epsilon is 1, so that steps are as large as gradients are.
 
     python replica_steps.py FOLDER mirrored          two logical CPU devices
     TF_CONFIG=... python replica_steps.py FOLDER multi-worker
@@ -22,7 +22,6 @@ from astrogen.training.basis import Basis  # noqa: E402
 from astrogen.training.replicas import choose_strategy, scope_of, worker_folder  # noqa: E402
 
 SEED, COMPONENTS = 3, 12
-LONGER = 100                 # than in training
 
 
 def galaxy_steps(folder, strategy, num_steps=3):
@@ -64,8 +63,6 @@ def main(folder, name):
         strategy = choose_strategy(name)
     assert strategy.num_replicas_in_sync == 2
     keras.optimizers.Adam = partial(keras.optimizers.Adam, epsilon=1.0)
-    vae.LEARNING_RATE *= LONGER
-    wgan.RATES = {name: LONGER * rate for name, rate in wgan.RATES.items()}
     out = worker_folder(folder, strategy)
     out.mkdir(parents=True, exist_ok=True)
     runs = {"found": (galaxy_steps(folder / "several", strategy), map_steps(strategy)), "alone": (galaxy_steps(out / "one", None), map_steps(None))}
