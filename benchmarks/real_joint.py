@@ -4,7 +4,8 @@
 
 How fluxes are compared: sep adds up a circle of APERTURE pixels of the image without astrogen's background, once as it is and once without the models of the other galaxies, and the light
 of astrogen's own galaxy is added up in the same circle of the same pixels. No PSF enters: both see the galaxy through the telescope. The errors are sep's, from the variance plane, with the
-background's, and the relative error of astrogen's flux; a galaxy is isolated where no other one's circle meets its own.
+background's, and the relative error of astrogen's flux; a galaxy is isolated where the others put less than BLENDED of its own light
+into its circle.
 """
 import shutil
 import subprocess
@@ -26,6 +27,7 @@ from benchmarks.real import HSC_BANDS, HSC_SCALE, SEED, line
 HSC_BAD = 1 | 2 | 8 | 16 | 128 | 256   # BAD, SAT, CR, EDGE, SUSPECT, NO_DATA
 NEAR = 4.0                             # pixels: a detection so near to a given peak is the same galaxy
 APERTURE = 7.0                         # pixels, radius of the circle in which fluxes are compared
+BLENDED = 0.01                         # of its own light
 SURVEY_SIZE = 64                       # pixels, of the cutouts of the survey run
 SKY_LIGHT = 0.3                        # sigma: pixels where the model is fainter are blank sky
 
@@ -136,13 +138,11 @@ def aperture_fluxes(result, *, radius=APERTURE):
                 continue
             level, level_error = result.background_draws[:, number].mean(), result.background_draws[:, number].std()
             raw, error = circle(observation.image - level, observation.variance.astype(np.float64))
-            others = [other for other in result.sources if other is not source]
-            beside = sum(circle(other.models[number])[0] for other in others)
-            isolated = all(np.hypot(other.x - source.x, other.y - source.y) > 2 * radius for other in others)
+            beside = sum(circle(other.models[number])[0] for other in result.sources if other is not source)
             ours, area = circle(source.models[number])[0], circle(~observation.mask)[0]
             error = float(np.hypot(error, area * level_error))
             flux, flux_error = (part[source.bands.index(band)] for part in source.flux)
-            rows.append(Flux(source.name.split()[-1], band, raw, raw - beside, error, ours, abs(flux_error / flux * ours), isolated))
+            rows.append(Flux(source.name.split()[-1], band, raw, raw - beside, error, ours, abs(flux_error / flux * ours), bool(abs(beside) < BLENDED * abs(ours))))
     return rows
 
 

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -224,7 +225,8 @@ def _observations(row, arrays, about):
     for told, end, image, variance, mask in zip(about["exposures"], ends, arrays["observed"], arrays["variance"], arrays["mask"], strict=True):
         side, scale, response = told["psf"]
         psf = make_psf(arrays["psf"][end - side**2:end].reshape(side, side), pixel_scale=scale, pixel_response=response)
-        made.append(make_observation(image, psf=psf, variance=variance, mask=mask, pixel_scale=told["pixel_scale"], unit=row["unit"] or None, name=row["id"]))
+        seen = make_observation(image, psf=psf, variance=variance, mask=mask, pixel_scale=told["pixel_scale"], unit=row["unit"] or None, name=row["id"])
+        made.append(replace(seen, notes=tuple(told["notes"])))
     return tuple(made)
 
 
