@@ -4,8 +4,7 @@
 
 How fluxes are compared: sep adds up a circle of APERTURE pixels of the image without astrogen's background, once as it is and once without the models of the other galaxies, and the light
 of astrogen's own galaxy is added up in the same circle of the same pixels. No PSF enters: both see the galaxy through the telescope. The errors are sep's, from the variance plane, with the
-background's, and the relative error of astrogen's flux; a galaxy is isolated where the others put less than BLENDED of its own light
-into its circle.
+background's, and the relative error of astrogen's flux; a galaxy is isolated where the others put less than BLENDED of its own light into its circle.
 """
 import shutil
 import subprocess
@@ -44,12 +43,12 @@ def _files(folder):
 
 def read_exposures(folder):
     """(observations, bands) of decam_exposures."""
-    from astrogen import make_psf, read_observation, read_psf
-    seen = []
-    for image, model, weight, mask, _ in _files(folder):
-        scale = read_observation(image, psf=make_psf([[1.0]], pixel_scale=1e-6, pixel_response=0.0)).pixel_scale
-        seen.append(read_observation(image, psf=read_psf(model, pixel_scale=scale, position=(50, 50)), weight=weight, mask=mask))
-    return seen, [band for *_, band in _files(folder)]
+    from astrogen import read_observation, read_psf
+    from astrogen.observation import read_frame
+    rows = _files(folder)
+    psfs = [read_psf(model, pixel_scale=read_frame(image).pixel_scale, position=(50, 50)) for image, model, *_ in rows]
+    seen = [read_observation(image, psf=psf, weight=weight, mask=mask) for (image, _, weight, mask, _), psf in zip(rows, psfs, strict=True)]
+    return seen, [band for *_, band in rows]
 
 
 def survey_exposures(folder, out, *, method, num_draws, prior):

@@ -21,7 +21,7 @@ CLIMBS, SETTLED = 6, 0.1   # over several blends on the way to the mode, until n
 NUM_CHAINS, NUM_BURNIN = 4, 25
 THINNING = 2               # moves for each draw that is kept
 NUM_HOPS = 2               # trajectories for each move
-R_HAT_MAX = 1.05           # of fluxes and shapes of several galaxies
+R_HAT_BLEND = 1.05         # of fluxes and shapes of several galaxies
 
 
 class Draws(NamedTuple):
@@ -194,7 +194,7 @@ def judge_chains(seen_moments, references):
     for what, values in (("flux", fluxes), ("shape", shapes)):
         worst = diagnostics.r_hat(values).max(-1)                                                    # [galaxy]
         told[f"r_hat_{what}"] = float(worst.max())
-        if not worst.max() <= R_HAT_MAX:
-            sentences.append(f"not_converged: R-hat of a {what} of galaxy {int(worst.argmax()) + 1} is {worst.max():.3f}, more than {R_HAT_MAX}: the chains disagree; take more draws")
+        if not worst.max() <= R_HAT_BLEND:
+            sentences.append(f"not_converged: R-hat of a {what} of galaxy {int(worst.argmax()) + 1} is {worst.max():.3f}, more than {R_HAT_BLEND}: the chains disagree; take more draws")
     told["ess"] = float(min(diagnostics.effective_draws(values).min() for values in (fluxes, shapes)))
     return told, tuple(sentences)

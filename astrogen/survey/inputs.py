@@ -211,9 +211,10 @@ class _Whole(NamedTuple):
 def _whole(exposure, bad_bits):
     noise = {kind: number_or_path(getattr(exposure, kind)) for kind in ("variance", "sigma", "weight") if getattr(exposure, kind) is not None}
     frame = read_frame(exposure.image, mask=exposure.mask, bad_bits=bad_bits, **noise)
-    if frame.pixel_scale is None:
+    pixel_scale = frame.pixel_scale
+    if pixel_scale is None:
         raise ValueError(f"match: images must have a celestial WCS, got none that works in {exposure.image}; add one, if only for the pixel scale")
-    return _Whole(frame, frame.pixel_scale)
+    return _Whole(frame, pixel_scale)
 
 
 def cut_out(target, exposure, *, size, name, bad_bits=None):
