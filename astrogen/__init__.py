@@ -4,9 +4,11 @@
     observation = astrogen.read_observation("galaxy.fits", psf=psf)
     result = astrogen.deconvolve(observation, prior=astrogen.load_prior("galaxy"), seed=1)
 
-The modules tell the road in order: observation, forward, priors, posterior, inference, result, report. Names are imported on first use, because
-TensorFlow takes seconds to import and `astrogen --version` should not.
+The modules tell the road in order: observation, forward, priors, posterior, inference, result,
+report. Names are imported on first use, because TensorFlow takes seconds to import and `astrogen
+--version` should not.
 """
+
 from importlib import import_module
 
 __version__ = "0.1.0"
@@ -14,7 +16,11 @@ __version__ = "0.1.0"
 _HOMES = {
     "Observation": "observation",
     "PSF": "observation",
-    "InputFileError": "observation",
+    "AstrogenError": "errors",
+    "InputError": "errors",
+    "InputFileError": "errors",
+    "SurveyError": "errors",
+    "WeightsError": "errors",
     "PoorInputWarning": "observation",
     "make_observation": "observation",
     "make_psf": "observation",
@@ -52,7 +58,9 @@ __all__ = ["__version__", *_HOMES]
 
 def __getattr__(name):
     if name not in _HOMES:
-        raise AttributeError(f"module 'astrogen' has no attribute {name!r}; it offers {', '.join(_HOMES)}")
+        raise AttributeError(
+            f"module 'astrogen' has no attribute {name!r}; it offers {', '.join(_HOMES)}"
+        )
     return getattr(import_module(f"astrogen.{_HOMES[name]}"), name)
 
 

@@ -1,4 +1,5 @@
 """`python -m astrogen` is the command `astrogen`."""
+
 import sys
 
 from astrogen.cli import main

@@ -1,7 +1,11 @@
-"""The command line: `astrogen VERB`. Parses, calls a verb of `astrogen.commands`, and says in its exit code what became of it.
+"""The command line: `astrogen VERB`.
 
-Exit codes: 0 done, 2 usage, 3 some objects failed (or did not converge, under --strict), 4 bad input or all failed, 130 interrupted.
+Parses, calls a verb of `astrogen.commands`, and says in its exit code what became of it.
+
+Exit codes: 0 done, 2 usage, 3 some objects failed (or did not converge, under --strict), 4 bad
+input or all failed, 130 interrupted.
 """
+
 import argparse
 
 from astrogen import __version__
@@ -9,7 +13,15 @@ from astrogen.commands import deconvolve, demo, emulate, massmap, show, survey, 
 from astrogen.commands.words import ALL_FAILED, INTERRUPTED, complain, is_users, reason
 from astrogen.quiet import keep_tensorflow_quiet
 
-VERBS = {"deconvolve": deconvolve, "survey": survey, "show": show, "massmap": massmap, "emulate": emulate, "train": train, "demo": demo}
+VERBS = {
+    "deconvolve": deconvolve,
+    "survey": survey,
+    "show": show,
+    "massmap": massmap,
+    "emulate": emulate,
+    "train": train,
+    "demo": demo,
+}
 
 
 def main(arguments=None):
@@ -29,8 +41,14 @@ def main(arguments=None):
 
 
 def _parser():
-    parser = argparse.ArgumentParser(prog="astrogen", description="Inverse problems and emulation in astronomy with learned priors.",
-                                     epilog="exit codes: 0 done, 2 usage, 3 some objects failed, 4 bad input or all failed, 130 interrupted")
+    parser = argparse.ArgumentParser(
+        prog="astrogen",
+        description="Inverse problems and emulation in astronomy with learned priors.",
+        epilog=(
+            "exit codes: 0 done, 2 usage, 3 some objects failed, 4 bad input or all failed, 130"
+            " interrupted"
+        ),
+    )
     parser.add_argument("--version", action="version", version=f"astrogen {__version__}")
     parser.add_argument("--traceback", action="store_true", help="show where an error comes from")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)

@@ -1,17 +1,27 @@
-"""What a lensing survey recorded of one field: shear, or a beam-smoothed convergence, with its noise and mask. Checked once, here.
+"""What a lensing survey recorded of one field: shear, or a beam-smoothed convergence, with its
+noise and mask. Checked once, here.
 
-Maps of ellipticities are taken as shear: where the convergence is not small, the reduced shear gamma / (1 - kappa) that galaxies show is larger. Axes and signs are
-those of `astrogen.shear`.
+Maps of ellipticities are taken as shear: where the convergence is not small, the reduced shear
+gamma / (1 - kappa) that galaxies show is larger. Axes and signs are those of `astrogen.shear`.
 """
+
 from dataclasses import dataclass
 
 import numpy as np
 from astropy.wcs import WCS
 from astropy.wcs.utils import proj_plane_pixel_scales
 
-from astrogen.images import choose_plane, header_wcs, only_plane, read_images, split_path, take_plane
+from astrogen.errors import InputError
+from astrogen.images import (
+    choose_plane,
+    header_wcs,
+    only_plane,
+    read_images,
+    split_path,
+    take_plane,
+)
 
-SCALE_TOLERANCE = 0.01        # relative difference of pixel scales that is taken as none
+SCALE_TOLERANCE = 0.01  # relative difference of pixel scales that is taken as none
 MAX_BAD_FRACTION = 0.5
 KINDS = {2: "shear", 1: "kappa"}
 
@@ -22,8 +32,10 @@ class LensingField:
 
     Parameters
     ----------
-    maps : array [plane, height, width], float32: (gamma1, gamma2), or the convergence alone; zero where masked
-    variance : array [plane, height, width], float32, of the noise, without correlation between pixels; one where masked
+    maps : array [plane, height, width], float32: (gamma1, gamma2), or the convergence alone; zero
+        where masked
+    variance : array [plane, height, width], float32, of the noise, without correlation between
+        pixels; one where masked
     mask : array [height, width], True = bad
     pixel_scale : float, arcmin per pixel
     beam : float, FWHM in arcmin of the Gaussian that a convergence map was smoothed with; 0: none
@@ -50,10 +62,20 @@ class LensingField:
         return np.where(self.mask, 0, 1 / self.variance).astype(np.float32)
 
 
-def make_field(maps, *, noise, mask=None, pixel_scale=None, beam=0.0, wcs=None, max_bad_fraction=MAX_BAD_FRACTION):
+def make_field(
+    maps,
+    *,
+    noise,
+    mask=None,
+    pixel_scale=None,
+    beam=0.0,
+    wcs=None,
+    max_bad_fraction=MAX_BAD_FRACTION,
+):
     """Check the maps of a field and everything that belongs to them.
 
-    Bad pixels (NaN or infinite in a map or in its noise, noise not positive, masked) are masked in all planes and counted in `notes`.
+    Bad pixels (NaN or infinite in a map or in its noise, noise not positive, masked) are masked in
+    all planes and counted in `notes`.
 
     Parameters
     ----------
@@ -71,23 +93,39 @@ def make_field(maps, *, noise, mask=None, pixel_scale=None, beam=0.0, wcs=None, 
 
     Raises
     ------
-    ValueError : shapes differ, no good pixel, too many NaN, no pixel scale or one that is not that of the WCS, a beam on shear.
+    ValueError : shapes differ, no good pixel, too many NaN, no pixel scale or one that is not that
+        of the WCS, a beam on shear.
     """
     planes = np.ma.getdata(maps)
     kind = "kappa" if planes.ndim == 2 else "shear"
     planes = np.array(planes, np.float64, ndmin=3)
     if planes.ndim != 3 or len(planes) != {"kappa": 1, "shear": 2}[kind] or not planes.size:
-        raise ValueError(f"make_field: maps must be shear [2, height, width] or convergence [height, width], got shape {np.shape(maps)}; stack the two planes of shear")
+        raise InputError(
+            "make_field: maps must be shear [2, height, width] or convergence [height, width], got"
+            f" shape {np.shape(maps)}; stack the two planes of shear"
+        )
     noise = _noise_planes(noise, planes.shape)
-    bad = np.array(np.ma.getmaskarray(maps)).reshape(planes.shape).any(0) if isinstance(maps, np.ma.MaskedArray) else np.zeros(planes.shape[1:], bool)
+    bad = (
+        np.array(np.ma.getmaskarray(maps)).reshape(planes.shape).any(0)
+        if isinstance(maps, np.ma.MaskedArray)
+        else np.zeros(planes.shape[1:], bool)
+    )
     if mask is not None:
         if np.shape(mask) != planes.shape[1:]:
-            raise ValueError(f"make_field: mask must have the shape of the maps {planes.shape[1:]}, got {np.shape(mask)}; cut both alike")
-        bad |= np.asarray(mask) != 0                                                        # NaN != 0
+            raise InputError(
+                f"make_field: mask must have the shape of the maps {planes.shape[1:]}, got"
+                f" {np.shape(mask)}; cut both alike"
+            )
+        bad |= np.asarray(mask) != 0  # NaN != 0
     if kind == "shear" and beam:
-        raise ValueError(f"make_field: beam must be 0 for shear, got {beam}; it belongs to a convergence map")
+        raise InputError(
+            f"make_field: beam must be 0 for shear, got {beam}; it belongs to a convergence map"
+        )
     if not (np.isfinite(beam) and beam >= 0):
-        raise ValueError(f"make_field: beam must be a FWHM in arcmin, 0 or more, got {beam}; leave it out where there is none")
+        raise InputError(
+            f"make_field: beam must be a FWHM in arcmin, 0 or more, got {beam}; leave it out where"
+            " there is none"
+        )
     scale = _settle_scale(pixel_scale, wcs)
     notes = _mask_bad(planes, noise, bad, kind, max_bad_fraction)
     planes[:, bad], noise[:, bad] = 0, 1
@@ -102,7 +140,10 @@ def _noise_planes(noise, shape):
     if noise.ndim == 2:
         noise = noise[None]
     if noise.ndim and noise.shape != shape:
-        raise ValueError(f"make_field: noise must be a number or have the shape of the maps {shape}, got {noise.shape}; give the standard deviation of every plane")
+        raise InputError(
+            f"make_field: noise must be a number or have the shape of the maps {shape}, got"
+            f" {noise.shape}; give the standard deviation of every plane"
+        )
     return np.broadcast_to(noise, shape).copy()
 
 
@@ -110,12 +151,18 @@ def _mask_bad(planes, noise, bad, kind, max_bad_fraction):
     """Mask in place what cannot be used; sentences about it."""
     notes, was_masked = [], bad.copy()
     if bad.all():
-        raise ValueError("make_field: mask must leave a good pixel, got all masked; nonzero means bad (a footprint, nonzero where observed, is its opposite)")
+        raise InputError(
+            "make_field: mask must leave a good pixel, got all masked; nonzero means bad (a"
+            " footprint, nonzero where observed, is its opposite)"
+        )
     with np.errstate(over="ignore"):
         lost = ~np.isfinite(planes.astype(np.float32)).all(0) & ~was_masked
     if lost.sum() > max_bad_fraction * (~was_masked).sum():
-        raise ValueError(f"make_field: maps must have at most {max_bad_fraction:.0%} NaN or infinite pixels, got {lost.sum()} of {(~was_masked).sum()} unmasked ones; "
-                         "mask them or raise max_bad_fraction")
+        raise InputError(
+            f"make_field: maps must have at most {max_bad_fraction:.0%} NaN or infinite pixels, got"
+            f" {lost.sum()} of {(~was_masked).sum()} unmasked ones; mask them or raise"
+            " max_bad_fraction"
+        )
     bad |= lost
     for index, plane in enumerate(noise):
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
@@ -123,29 +170,54 @@ def _mask_bad(planes, noise, bad, kind, max_bad_fraction):
             useless = ~((plane > 0) & np.isfinite(variance) & np.isfinite(1 / variance))
         if useless[~was_masked].all():
             name = f"of gamma{index + 1}" if kind == "shear" else "of kappa"
-            raise ValueError(f"make_field: noise {name} must be positive somewhere outside the mask, got no such pixel; give the standard deviation, and check whether "
-                             "nonzero means bad in the mask")
-        notes += [f"{(useless & ~bad).sum()} pixels without positive noise masked"] if (useless & ~bad).any() else []
+            raise InputError(
+                f"make_field: noise {name} must be positive somewhere outside the mask, got no such"
+                " pixel; give the standard deviation, and check whether nonzero means bad in the"
+                " mask"
+            )
+        notes += (
+            [f"{(useless & ~bad).sum()} pixels without positive noise masked"]
+            if (useless & ~bad).any()
+            else []
+        )
         bad |= useless
     if bad.all():
-        raise ValueError("make_field: maps must have a good pixel, got none that is finite, unmasked and of positive noise; look at the planes")
+        raise InputError(
+            "make_field: maps must have a good pixel, got none that is finite, unmasked and of"
+            " positive noise; look at the planes"
+        )
     return ([f"{lost.sum()} NaN or infinite pixels masked"] if lost.any() else []) + notes
 
 
 def _settle_scale(pixel_scale, wcs):
     """Arcmin per pixel: given, or of the WCS; the two must not differ."""
-    of_wcs = None if wcs is None else 60 * float(np.sqrt(np.prod(proj_plane_pixel_scales(wcs.celestial))))
+    of_wcs = (
+        None
+        if wcs is None
+        else 60 * float(np.sqrt(np.prod(proj_plane_pixel_scales(wcs.celestial))))
+    )
     if pixel_scale is None and of_wcs is None:
-        raise ValueError("make_field: pixel_scale must be given where there is no WCS, got neither; give arcmin per pixel (--pixel-scale)")
+        raise InputError(
+            "make_field: pixel_scale must be given where there is no WCS, got neither; give arcmin"
+            " per pixel (--pixel-scale)"
+        )
     scale = of_wcs if pixel_scale is None else float(pixel_scale)
     if not (np.isfinite(scale) and scale > 0):
-        raise ValueError(f"make_field: pixel_scale must be a positive number of arcmin, got {scale}; give arcmin per pixel (--pixel-scale)")
+        raise InputError(
+            f"make_field: pixel_scale must be a positive number of arcmin, got {scale}; give arcmin"
+            " per pixel (--pixel-scale)"
+        )
     if of_wcs is not None and abs(scale / of_wcs - 1) > SCALE_TOLERANCE:
-        raise ValueError(f"make_field: pixel_scale must be that of the WCS, {of_wcs:.4g} arcmin, got {scale:.4g}; leave one of them out")
+        raise InputError(
+            f"make_field: pixel_scale must be that of the WCS, {of_wcs:.4g} arcmin, got"
+            f" {scale:.4g}; leave one of them out"
+        )
     return scale
 
 
-def read_field(files, *, noise, mask=None, footprint=None, pixel_scale=None, beam=0.0, flip_second=False):
+def read_field(
+    files, *, noise, mask=None, footprint=None, pixel_scale=None, beam=0.0, flip_second=False
+):
     """Read a field from images, FITS or .npy; each may be FILE or (FILE, HDU).
 
     Parameters
@@ -155,7 +227,8 @@ def read_field(files, *, noise, mask=None, footprint=None, pixel_scale=None, bea
     mask : path, nonzero = bad; or `footprint`, nonzero = observed
     pixel_scale : float, arcmin per pixel; None: from the WCS of the first file
     beam : float, FWHM in arcmin
-    flip_second : bool, change the sign of gamma2: for components along right ascension, which runs to the left
+    flip_second : bool, change the sign of gamma2: for components along right ascension, which runs
+        to the left
 
     Returns
     -------
@@ -165,12 +238,21 @@ def read_field(files, *, noise, mask=None, footprint=None, pixel_scale=None, bea
     ------
     InputFileError : a file that cannot be read. ValueError : as `make_field`.
     """
-    planes, noises = [_read_plane(path) for path in files], [item if isinstance(item, float) else _read_plane(item)[0] for item in noise]
+    planes, noises = (
+        [_read_plane(path) for path in files],
+        [item if isinstance(item, float) else _read_plane(item)[0] for item in noise],
+    )
     if len(noises) not in (1, len(planes)):
-        raise ValueError(f"read_field: noise must be one for all maps or one for each of the {len(planes)}, got {len(noises)}; give the standard deviations")
+        raise InputError(
+            f"read_field: noise must be one for all maps or one for each of the {len(planes)}, got"
+            f" {len(noises)}; give the standard deviations"
+        )
     noises = noises * len(planes) if len(noises) == 1 else noises
     shape = planes[0][0].shape
-    named = [*zip(files, (pixels for pixels, _ in planes)), *((path, pixels) for path, pixels in zip(noise, noises) if np.ndim(pixels))]
+    named = [
+        *zip(files, (pixels for pixels, _ in planes)),
+        *((path, pixels) for path, pixels in zip(noise, noises) if np.ndim(pixels)),
+    ]
     bad = None
     if mask is not None or footprint is not None:
         bad = _read_plane(mask if mask is not None else footprint)[0]
@@ -178,30 +260,41 @@ def read_field(files, *, noise, mask=None, footprint=None, pixel_scale=None, bea
         bad = bad != 0 if mask is not None else (bad == 0) | np.isnan(bad)
     for path, pixels in named:
         if pixels.shape != shape:
-            raise ValueError(f"read_field: maps, noise and mask must have one shape, got {shape} of {files[0]} and {pixels.shape} of {path}; cut them alike")
+            raise InputError(
+                f"read_field: maps, noise and mask must have one shape, got {shape} of {files[0]}"
+                f" and {pixels.shape} of {path}; cut them alike"
+            )
     maps = np.stack([pixels for pixels, _ in planes])
     noises = np.stack([np.broadcast_to(pixels, shape) for pixels in noises])
     if flip_second:
         maps[1:] *= -1
     if len(files) == 1:
         maps, noises = maps[0], noises[0]
-    return make_field(maps, noise=noises, mask=bad, pixel_scale=pixel_scale, beam=beam, wcs=planes[0][1])
+    return make_field(
+        maps, noise=noises, mask=bad, pixel_scale=pixel_scale, beam=beam, wcs=planes[0][1]
+    )
 
 
 def _read_plane(path):
     """(pixels float64 [height, width], WCS or None) of a file or FILE[HDU]."""
     path, hdu = split_path(path)
     images = read_images(path)
-    plane = only_plane(path, images, images, "the map") if hdu is None else choose_plane(path, images, hdu)
+    plane = (
+        only_plane(path, images, images, "the map")
+        if hdu is None
+        else choose_plane(path, images, hdu)
+    )
     return take_plane(path, plane, None).astype(np.float64), header_wcs(plane.header)
 
 
 def rebin_field(field, pixel_scale):
     """The field on coarser pixels, by inverse-variance averages.
 
-    Each fine pixel goes to the coarse pixel that holds its centre, so that the noise stays without correlation whatever the ratio of the scales; a position is off by
-    half a fine pixel at most. The coarse grid is centred on the field, and reaches over its edges where the sides do not fit: pixels there have few
-    fine ones and say so in their variance. A coarse pixel without any good one is masked.
+    Each fine pixel goes to the coarse pixel that holds its centre, so that the noise stays without
+    correlation whatever the ratio of the scales; a position is off by half a fine pixel at most.
+    The coarse grid is centred on the field, and reaches over its edges where the sides do not fit:
+    pixels there have few fine ones and say so in their variance. A coarse pixel without any good
+    one is masked.
 
     Parameters
     ----------
@@ -220,36 +313,58 @@ def rebin_field(field, pixel_scale):
     if abs(ratio - 1) <= SCALE_TOLERANCE:
         return field
     if ratio < 1:
-        raise ValueError(f"rebin_field: pixels of the maps must be at most those of the prior, {pixel_scale:g} arcmin, got {field.pixel_scale:g}; "
-                         "take a prior trained on larger pixels")
+        raise InputError(
+            f"rebin_field: pixels of the maps must be at most those of the prior, {pixel_scale:g}"
+            f" arcmin, got {field.pixel_scale:g}; take a prior trained on larger pixels"
+        )
     rows, columns = (_coarse_index(side, ratio) for side in field.mask.shape)
     shape = rows[-1] + 1, columns[-1] + 1
     place = (rows[:, None] * shape[1] + columns).ravel()
 
     def gathered(plane):
-        return np.bincount(place, weights=plane.ravel(), minlength=shape[0] * shape[1]).reshape(shape)
+        return np.bincount(place, weights=plane.ravel(), minlength=shape[0] * shape[1]).reshape(
+            shape
+        )
 
     weight = np.stack([gathered(plane.astype(float)) for plane in field.weight])
     bad = (weight == 0).any(0)
     total = np.stack([gathered(plane.astype(float)) for plane in field.weight * field.maps])
     weight[:, bad] = 1
-    maps, variance = np.where(bad, 0, total / weight).astype(np.float32), (1 / weight).astype(np.float32)
+    maps, variance = (
+        np.where(bad, 0, total / weight).astype(np.float32),
+        (1 / weight).astype(np.float32),
+    )
     sides = " x ".join(map(str, shape))
-    note = f"averaged with inverse variances from {field.pixel_scale:g} to {pixel_scale:g} arcmin per pixel, {sides} pixels"
-    return LensingField(maps, variance, bad, float(pixel_scale), field.beam, _coarse_wcs(field, ratio, shape), (*field.notes, note))
+    note = (
+        f"averaged with inverse variances from {field.pixel_scale:g} to {pixel_scale:g} arcmin per"
+        f" pixel, {sides} pixels"
+    )
+    return LensingField(
+        maps,
+        variance,
+        bad,
+        float(pixel_scale),
+        field.beam,
+        _coarse_wcs(field, ratio, shape),
+        (*field.notes, note),
+    )
 
 
 def _coarse_index(side, ratio):
     """Which coarse pixel each fine one belongs to, the coarse grid centred on the field."""
     num = max(1, int(np.ceil(side / ratio - 1e-6)))
-    return np.clip(np.floor((np.arange(side) + 0.5 - side / 2) / ratio + num / 2), 0, num - 1).astype(int)
+    return np.clip(
+        np.floor((np.arange(side) + 0.5 - side / 2) / ratio + num / 2), 0, num - 1
+    ).astype(int)
 
 
 def _coarse_wcs(field, ratio, shape):
     if field.wcs is None:
         return None
     wcs = field.wcs.celestial.deepcopy()
-    middle = np.array(field.mask.shape[::-1]) / 2 + 0.5          # FITS counts from one, pixel centres are whole
+    middle = (
+        np.array(field.mask.shape[::-1]) / 2 + 0.5
+    )  # FITS counts from one, pixel centres are whole
     wcs.wcs.crpix = (wcs.wcs.crpix - middle) / ratio + np.array(shape[::-1]) / 2 + 0.5
     if wcs.wcs.has_cd():
         wcs.wcs.cd = wcs.wcs.cd * ratio

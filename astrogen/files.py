@@ -1,4 +1,7 @@
-"""How every file of the package is written: whole, or not at all; and what the name of one may mean."""
+"""How every file of the package is written: whole, or not at all; and what the name of one may
+mean.
+"""
+
 import contextlib
 import os
 from pathlib import Path
@@ -6,7 +9,8 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def whole_file(path):
-    """The Path of a temporary file beside `path`, to be written in the block; at its end it is on the disk and in its place, and where the block fails nothing is left.
+    """The Path of a temporary file beside `path`, to be written in the block; at its end it is on
+    the disk and in its place, and where the block fails nothing is left.
 
     The folder is made where it is missing.
     """

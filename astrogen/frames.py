@@ -1,13 +1,20 @@
-"""Where several exposures look: the affine map from the pixel axes of the first to those of each, and the place of objects in them."""
+"""Where several exposures look: the affine map from the pixel axes of the first to those of each,
+and the place of objects in them.
+"""
+
 from typing import NamedTuple
 
 import numpy as np
 
-STEP = 2.0          # pixels from the middle over which the Jacobian is taken
+from astrogen.errors import InputError
+
+STEP = 2.0  # pixels from the middle over which the Jacobian is taken
 
 
 class Frame(NamedTuple):
-    """A point (x, y), in arcsec from the middle of the first stamp along its pixel axes, is seen at matrix @ point + offset: arcsec from the middle of this one."""
+    """A point (x, y), in arcsec from the middle of the first stamp along its pixel axes, is seen at
+    matrix @ point + offset: arcsec from the middle of this one.
+    """
 
     matrix: np.ndarray
     offset: np.ndarray
@@ -18,7 +25,8 @@ class Frame(NamedTuple):
 
 
 def find_frames(observations, *, aligned=False):
-    """A Frame for each exposure, from the WCS at the middle of the first, linearised there: rotation, shear, parity and scale.
+    """A Frame for each exposure, from the WCS at the middle of the first, linearised there:
+    rotation, shear, parity and scale.
 
     Parameters
     ----------
@@ -31,18 +39,30 @@ def find_frames(observations, *, aligned=False):
 
     Raises
     ------
-    ValueError : an exposure without WCS among several; aligned exposures of different shapes; a WCS that does not reach the first exposure's sky.
+    ValueError : an exposure without WCS among several; aligned exposures of different shapes; a WCS
+        that does not reach the first exposure's sky.
     """
     same = Frame(np.eye(2), np.zeros(2))
     first = observations[0]
     if aligned:
         for other in observations[1:]:
-            if other.image.shape != first.image.shape or not np.isclose(other.pixel_scale, first.pixel_scale):
-                raise ValueError(f"find_frames: observations must have one shape and pixel scale where they are aligned, got {first.image.shape} of {first.pixel_scale:.4g} arcsec "
-                                 f"for {first.name!r} and {other.image.shape} of {other.pixel_scale:.4g} for {other.name!r}; give their WCS instead")
+            if other.image.shape != first.image.shape or not np.isclose(
+                other.pixel_scale, first.pixel_scale
+            ):
+                raise InputError(
+                    "find_frames: observations must have one shape and pixel scale where they are"
+                    f" aligned, got {first.image.shape} of {first.pixel_scale:.4g} arcsec for"
+                    f" {first.name!r} and {other.image.shape} of {other.pixel_scale:.4g} for"
+                    f" {other.name!r}; give their WCS instead"
+                )
         return [same] * len(observations)
-    if len(observations) > 1 and (bare := [observation.name for observation in observations if observation.wcs is None]):
-        raise ValueError(f"find_frames: observations must have a WCS where there are several, got none for {bare[0]!r}; give wcs, or aligned=True (--aligned) if all share one pixel grid")
+    if len(observations) > 1 and (
+        bare := [observation.name for observation in observations if observation.wcs is None]
+    ):
+        raise InputError(
+            "find_frames: observations must have a WCS where there are several, got none for"
+            f" {bare[0]!r}; give wcs, or aligned=True (--aligned) if all share one pixel grid"
+        )
     return [same, *(_frame(first, other) for other in observations[1:])]
 
 
@@ -52,7 +72,9 @@ def _frame(first, other):
     sky = first.wcs.pixel_to_world(*(steps + [(width - 1) / 2, (height - 1) / 2]).T)
     try:
         seen = np.stack(other.wcs.world_to_pixel(sky), 1)
-    except Exception as error:              # wcslib has many errors; all of them mean that this sky is not there
+    except (
+        Exception
+    ) as error:  # wcslib has many errors; all of them mean that this sky is not there
         raise no_overlap(first, other) from error
     seen = (seen - (np.array(other.image.shape[::-1]) - 1) / 2) * other.pixel_scale
     if not np.isfinite(seen).all():
@@ -63,19 +85,31 @@ def _frame(first, other):
 
 def no_overlap(first, other):
     """The error about an exposure that does not show what another one shows."""
-    return ValueError(f"find_frames: observations must show the same sky, got {other.name!r}, which holds no object of {first.name!r}; look at their WCS and leave it out")
+    return InputError(
+        f"find_frames: observations must show the same sky, got {other.name!r}, which holds no"
+        f" object of {first.name!r}; look at their WCS and leave it out"
+    )
 
 
 def inside(observation, place):
     """Whether a place, in arcsec from the middle of the stamp, lies in it."""
-    return bool((np.abs(place) <= np.array(observation.image.shape[::-1]) / 2 * observation.pixel_scale).all())
+    return bool(
+        (
+            np.abs(place) <= np.array(observation.image.shape[::-1]) / 2 * observation.pixel_scale
+        ).all()
+    )
 
 
 def to_pixels(observation, place):
     """(x, y) pixels from 0 of a place in arcsec from the middle of the stamp."""
-    return np.asarray(place) / observation.pixel_scale + (np.array(observation.image.shape[::-1]) - 1) / 2
+    return (
+        np.asarray(place) / observation.pixel_scale
+        + (np.array(observation.image.shape[::-1]) - 1) / 2
+    )
 
 
 def from_pixels(observation, pixels):
     """The inverse of `to_pixels`."""
-    return (np.asarray(pixels, float) - (np.array(observation.image.shape[::-1]) - 1) / 2) * observation.pixel_scale
+    return (
+        np.asarray(pixels, float) - (np.array(observation.image.shape[::-1]) - 1) / 2
+    ) * observation.pixel_scale

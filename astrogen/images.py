@@ -1,9 +1,12 @@
-"""Image files: the only place that opens FITS and .npy files, and the only one that trusts nothing in them.
+"""Image files: the only place that opens FITS and .npy files, and the only one that trusts nothing
+in them.
 
-A file is read whole into memory under a cap, its headers are compared with its size before any pixel is decoded, and
-its checksums are verified where it has them. Whatever is wrong with a file, exactly one kind of exception comes out:
-`InputFileError(path, reason)`. What the pixels mean (noise, mask, PSF) is decided in observation.py.
+A file is read whole into memory under a cap, its headers are compared with its size before any
+pixel is decoded, and its checksums are verified where it has them. Whatever is wrong with a file,
+exactly one kind of exception comes out: `InputFileError(path, reason)`. What the pixels mean
+(noise, mask, PSF) is decided in observation.py.
 """
+
 import contextlib
 import gzip
 import io
@@ -21,6 +24,7 @@ from astropy.table import Table
 from astropy.units import UnrecognizedUnit
 from astropy.wcs import WCS
 
+from astrogen.errors import InputError, InputFileError
 from astrogen.files import whole_file, write_whole
 
 MAX_PIXELS = 100_000_000  # a full DECam chip has 8e6, an HSC coadd patch 2e7
@@ -32,29 +36,12 @@ GZIP_MAGIC = b"\x1f\x8b"
 NPY_MAGIC = b"\x93NUMPY"
 
 
-class InputFileError(Exception):
-    """A file that cannot be used.
-
-    Parameters
-    ----------
-    path : path of the file
-    reason : str, what is wrong with it and, where something can be done, what
-    """
-
-    def __init__(self, path, reason):
-        super().__init__(str(path), reason)
-        self.path, self.reason = str(path), reason
-
-    def __str__(self):
-        return f"{self.path}: {self.reason}"
-
-
 @dataclass(frozen=True, eq=False)
 class ImagePlane:
     """One array of a file, undecided as to what it means.
 
-    `pixels` keeps its type (bit masks stay integers) in native byte order; `header` belongs to its own HDU,
-    `primary_header` to the file. An .npy file is one plane with empty headers.
+    `pixels` keeps its type (bit masks stay integers) in native byte order; `header` belongs to its
+    own HDU, `primary_header` to the file. An .npy file is one plane with empty headers.
     """
 
     index: int
@@ -87,7 +74,9 @@ def _only_input_errors(path):
 def _read_bytes(path, max_bytes):
     """Content of a file, decompressed if it is gzip, refused beyond `max_bytes`."""
     if not Path(path).is_file():
-        raise InputFileError(path, "is a folder or no regular file" if Path(path).exists() else "no such file")
+        raise InputFileError(
+            path, "is a folder or no regular file" if Path(path).exists() else "no such file"
+        )
     with _only_input_errors(path), open(path, "rb") as raw:
         zipped = raw.read(2) == GZIP_MAGIC
         raw.seek(0)
@@ -96,14 +85,18 @@ def _read_bytes(path, max_bytes):
         while chunk := stream.read(CHUNK_BYTES):
             content += chunk
             if len(content) > max_bytes:
-                raise InputFileError(path, f"holds more than {max_bytes} bytes{' when decompressed' if zipped else ''}; "
-                                           "raise max_pixels if that is meant")
+                raise InputFileError(
+                    path,
+                    f"holds more than {max_bytes} bytes{' when decompressed' if zipped else ''}; "
+                    "raise max_pixels if that is meant",
+                )
     if not content:
         raise InputFileError(path, "is empty")
     return bytes(content)
 
 
 # --- FITS
+
 
 def read_hdus(path, *, max_pixels=MAX_PIXELS):
     """HDUs of a FITS file, checked against its size and checksums, all pixels loaded.
@@ -130,14 +123,18 @@ def _parse_fits(path, content, max_pixels):
         raise InputFileError(path, f"is no FITS file: it begins with {content[:9]!r}")
     with _only_input_errors(path), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        # One HDU at a time: a negative size in a header would send astropy back to the same HDU for ever.
-        for hdu in fits.open(io.BytesIO(content), memmap=False, lazy_load_hdus=True, disable_image_compression=True):
+        # One HDU at a time: a negative size in a header would send astropy back to the same HDU for
+        # ever.
+        for hdu in fits.open(
+            io.BytesIO(content), memmap=False, lazy_load_hdus=True, disable_image_compression=True
+        ):
             _check_extent(path, hdu, len(content), max_pixels)
         _refuse_warnings(path, caught)
-        # A second time, because astropy verifies checksums only on opening, and then reads the pixels.
+        # A second time, because astropy verifies checksums only on opening, and then reads the
+        # pixels.
         hdus = fits.open(io.BytesIO(content), memmap=False, lazy_load_hdus=False, checksum=True)
         for hdu in hdus:
-            hdu.data  # noqa: B018 (decodes now, so that errors come out here)
+            hdu.data
         _refuse_warnings(path, caught)
     return hdus
 
@@ -146,18 +143,32 @@ def _check_extent(path, hdu, num_bytes, max_pixels):
     """Compare what a header promises with what the file holds, before anything is allocated."""
     end = hdu.fileinfo()["datLoc"] + hdu.size
     if end > num_bytes or hdu.size < 0:
-        raise InputFileError(path, f"is truncated, or its header lies: {hdu.name} ends at byte {end} of {num_bytes}")
+        raise InputFileError(
+            path, f"is truncated, or its header lies: {hdu.name} ends at byte {end} of {num_bytes}"
+        )
     prefix = "ZNAXIS" if hdu.header.get("ZIMAGE", False) else "NAXIS" if hdu.is_image else None
-    shape = tuple(hdu.header[f"{prefix}{axis}"] for axis in range(hdu.header[prefix], 0, -1)) if prefix else ()
+    shape = (
+        tuple(hdu.header[f"{prefix}{axis}"] for axis in range(hdu.header[prefix], 0, -1))
+        if prefix
+        else ()
+    )
     if min(shape, default=0) < 0 or math.prod(shape) > max_pixels:
-        raise InputFileError(path, f"{hdu.name} has shape {shape}, more than {max_pixels} pixels; raise max_pixels if that is meant")
+        raise InputFileError(
+            path,
+            f"{hdu.name} has shape {shape}, more than {max_pixels} pixels; raise max_pixels if that"
+            " is meant",
+        )
 
 
 def _refuse_warnings(path, caught):
     """Treat the warnings that mean damage as errors; let the others go."""
     for warning in caught:
         text = " ".join(str(warning.message).split())
-        if re.search(r"truncated|checksum verification|datasum verification|error validating header", text, re.IGNORECASE):
+        if re.search(
+            r"truncated|checksum verification|datasum verification|error validating header",
+            text,
+            re.IGNORECASE,
+        ):
             raise InputFileError(path, f"is damaged: {text}")
 
 
@@ -167,27 +178,39 @@ def _native(pixels):
 
 # --- npy
 
+
 def _parse_npy(path, content, max_pixels):
-    """Array in an .npy file: numbers only, its size checked against the header first (np.load would allocate)."""
+    """Array in an .npy file: numbers only, its size checked against the header first (np.load would
+    allocate).
+    """
     stream = io.BytesIO(content)
     with _only_input_errors(path):
         version = np.lib.format.read_magic(stream)
-        read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
+        read_header = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }[version]
         shape, fortran, dtype = read_header(stream)
         if dtype.kind not in "biuf":
             raise InputFileError(path, f"holds {dtype}; only plain numbers are read")
         held, promised = len(content) - stream.tell(), math.prod(shape) * dtype.itemsize
         if held != promised or min(shape, default=0) < 0 or math.prod(shape) > max_pixels:
-            raise InputFileError(path, f"its header promises {shape} {dtype}, {promised} bytes, but it holds {held} "
-                                       f"(and at most {max_pixels} pixels are read)")
+            raise InputFileError(
+                path,
+                f"its header promises {shape} {dtype}, {promised} bytes, but it holds {held} "
+                f"(and at most {max_pixels} pixels are read)",
+            )
         flat = np.frombuffer(content, dtype, count=math.prod(shape), offset=stream.tell())
         return _native(flat.reshape(shape, order="F" if fortran else "C"))
 
 
 # --- planes
 
+
 def split_path(path):
-    """Split FILE[HDU] into the path and the HDU (number, name, or "NAME,VERSION"); the HDU is None without brackets."""
+    """Split FILE[HDU] into the path and the HDU (number, name, or "NAME,VERSION"); the HDU is None
+    without brackets.
+    """
     match = re.fullmatch(r"(.+)\[([^\[\]]+)\]", str(path), re.DOTALL)
     if not match or Path(path).exists():
         return Path(path), None
@@ -212,11 +235,20 @@ def read_images(path, *, max_pixels=MAX_PIXELS):
     """
     content = _read_bytes(path, BYTES_PER_PIXEL * max_pixels + HEADER_BYTES)
     if content.startswith(NPY_MAGIC):
-        return [ImagePlane(0, "", 1, _parse_npy(path, content, max_pixels), fits.Header(), fits.Header())]
+        return [
+            ImagePlane(
+                0, "", 1, _parse_npy(path, content, max_pixels), fits.Header(), fits.Header()
+            )
+        ]
     hdus = _parse_fits(path, content, max_pixels)
     with _only_input_errors(path):
-        found = [ImagePlane(index, hdu.name.upper(), hdu.ver, _native(hdu.data), hdu.header, hdus[0].header)
-                 for index, hdu in enumerate(hdus) if hdu.is_image and hdu.data is not None]
+        found = [
+            ImagePlane(
+                index, hdu.name.upper(), hdu.ver, _native(hdu.data), hdu.header, hdus[0].header
+            )
+            for index, hdu in enumerate(hdus)
+            if hdu.is_image and hdu.data is not None
+        ]
     if not found:
         raise InputFileError(path, "holds no image")
     return found
@@ -228,7 +260,11 @@ def choose_plane(path, planes, hdu):
     if isinstance(hdu, int):
         matching = [plane for plane in planes if plane.index == hdu]
     else:
-        matching = [plane for plane in planes if plane.name == name.strip() and version.strip() in ("", str(plane.version))]
+        matching = [
+            plane
+            for plane in planes
+            if plane.name == name.strip() and version.strip() in ("", str(plane.version))
+        ]
     return only_plane(path, matching, planes, f"the image HDU {hdu!r}")
 
 
@@ -236,12 +272,18 @@ def only_plane(path, matching, planes, wanted):
     """The single element of `matching`, or an error that lists all `planes` and how to choose."""
     if len(matching) == 1:
         return matching[0]
-    raise InputFileError(path, f"{'more than one' if matching else 'no'} HDU could be {wanted}: "
-                               f"{'; '.join(map(str, planes))}; choose with hdu=NUMBER or NAME, or as {Path(path).name}[NAME]")
+    raise InputFileError(
+        path,
+        f"{'more than one' if matching else 'no'} HDU could be {wanted}:"
+        f" {'; '.join(map(str, planes))}; choose with hdu=NUMBER or NAME, or as"
+        f" {Path(path).name}[NAME]",
+    )
 
 
 def take_plane(file, source, plane):
-    """Pixels [h, w] of an image, or of plane number `plane` of a cube; an InputFileError if neither fits."""
+    """Pixels [h, w] of an image, or of plane number `plane` of a cube; an InputFileError if neither
+    fits.
+    """
     pixels = source.pixels
     if pixels.ndim == 3 and len(pixels) == 1 and plane is None:
         return pixels[0]
@@ -250,15 +292,23 @@ def take_plane(file, source, plane):
     if pixels.ndim != 3:
         raise InputFileError(file, f"HDU {source} must be an image or a cube")
     if plane is None or not 0 <= plane < len(pixels):
-        raise InputFileError(file, f"HDU {source} is a cube of {len(pixels)} planes; choose one with plane=0 to {len(pixels) - 1}, "
-                                   f"got {plane}")
+        raise InputFileError(
+            file,
+            f"HDU {source} is a cube of {len(pixels)} planes; choose one with plane=0 to"
+            f" {len(pixels) - 1}, got {plane}",
+        )
     return pixels[plane]
 
 
 def header_wcs(header):
-    """Celestial WCS [2 axes] of a header, or None where it has none that works (no error: a scale may be given)."""
-    if any(header.get(f"{axis}_ORDER", 0) > MAX_SIP_ORDER for axis in ("A", "B", "AP", "BP")
-           if isinstance(header.get(f"{axis}_ORDER", 0), int)):
+    """Celestial WCS [2 axes] of a header, or None where it has none that works (no error: a scale
+    may be given).
+    """
+    if any(
+        header.get(f"{axis}_ORDER", 0) > MAX_SIP_ORDER
+        for axis in ("A", "B", "AP", "BP")
+        if isinstance(header.get(f"{axis}_ORDER", 0), int)
+    ):
         return None
     with warnings.catch_warnings(), contextlib.suppress(Exception):
         warnings.simplefilter("ignore")
@@ -269,60 +319,87 @@ def header_wcs(header):
 
 # --- PsfEx
 
+
 def read_psfex(path, *, position=None, row=None, max_pixels=MAX_PIXELS):
     """Evaluate a PsfEx model, or return None where the file holds none.
 
-    Two layouts: that of PsfEx itself (polynomial in header keywords, POLZERO1 and so on) and the merged tables of the
-    Legacy Surveys (the same names as columns, one row per CCD). Agrees with galsim.des.DES_PSFEx (tests/test_observation.py).
+    Two layouts: that of PsfEx itself (polynomial in header keywords, POLZERO1 and so on) and the
+    merged tables of the Legacy Surveys (the same names as columns, one row per CCD). Agrees with
+    galsim.des.DES_PSFEx (tests/test_observation.py).
 
     Parameters
     ----------
     path : path, FITS
-    position : (x, y) or None, pixels from 0 of the exposure that the model was fitted on; None: the polynomial's origin
+    position : (x, y) or None, pixels from 0 of the exposure that the model was fitted on; None: the
+        polynomial's origin
     row : int or None, row of a merged table with several
     max_pixels : int, cap on the file
 
     Returns
     -------
-    (image float64 [k, k], sampling float in pixels of the exposure, offset float of the position in units of the fitted
-    field's side), or None
+    (image float64 [k, k], sampling float in pixels of the exposure, offset float of the position in
+    units of the fitted field's side), or None
 
     Raises
     ------
     InputFileError : damaged file, or a polynomial in anything else than the position.
     """
     state = os.stat(path) if os.path.exists(path) else None
-    model = _psfex_model(path, row, max_pixels, state and (state.st_mtime_ns, state.st_size, state.st_ino))
+    model = _psfex_model(
+        path, row, max_pixels, state and (state.st_mtime_ns, state.st_size, state.st_ino)
+    )
     with _only_input_errors(path):
         return model and _evaluate_psfex(path, *model, position)
 
 
 @lru_cache(maxsize=16)
 def _psfex_model(path, row, max_pixels, state):
-    """(columns, keywords) of a PsfEx model, or None. Kept as long as the file's `state` is the same: a survey evaluates one at many positions."""
+    """(columns, keywords) of a PsfEx model, or None.
+
+    Kept as long as the file's `state` is the same: a survey evaluates one at many positions.
+    """
     content = _read_bytes(path, BYTES_PER_PIXEL * max_pixels + HEADER_BYTES)
     hdus = [] if content.startswith(NPY_MAGIC) else _parse_fits(path, content, max_pixels)
-    tables = [hdu for hdu in hdus if isinstance(hdu, fits.BinTableHDU) and "PSF_MASK" in (n.upper() for n in hdu.columns.names)]
+    tables = [
+        hdu
+        for hdu in hdus
+        if isinstance(hdu, fits.BinTableHDU)
+        and "PSF_MASK" in (n.upper() for n in hdu.columns.names)
+    ]
     if not tables:
         return None
     with _only_input_errors(path):
         rows = tables[0].data
         if not len(rows) or (len(rows) > 1 and row is None) or not 0 <= (row or 0) < len(rows):
-            raise InputFileError(path, f"is a PsfEx table of {len(rows)} rows; choose one with plane=0 to {len(rows) - 1}, got {row}")
+            raise InputFileError(
+                path,
+                f"is a PsfEx table of {len(rows)} rows; choose one with plane=0 to {len(rows) - 1},"
+                f" got {row}",
+            )
         columns = {name.upper(): rows[name][row or 0] for name in rows.names}
         return np.asarray(columns["PSF_MASK"], float), {**tables[0].header, **columns}
 
 
 def _evaluate_psfex(path, basis, keywords, position):
-    """PSF = sum over x^i y^j of the basis images, i + j <= degree, x fastest (PsfEx manual, section on the PSF model)."""
+    """PSF = sum over x^i y^j of the basis images, i + j <= degree, x fastest (PsfEx manual, section
+    on the PSF model).
+    """
     num_axes = int(keywords.get("POLNAXIS", 0))
     names = [str(keywords[f"POLNAME{axis}"]).strip() for axis in range(1, num_axes + 1)]
-    positional = not names or (len(names) == 2 and names[0].startswith("X") and names[1].startswith("Y"))
+    positional = not names or (
+        len(names) == 2 and names[0].startswith("X") and names[1].startswith("Y")
+    )
     if not positional or int(keywords.get("POLNGRP", 1)) > 1:
-        raise InputFileError(path, f"its PSF varies with {names}; only X_IMAGE, Y_IMAGE in one group are supported")
+        raise InputFileError(
+            path, f"its PSF varies with {names}; only X_IMAGE, Y_IMAGE in one group are supported"
+        )
     degree = int(keywords["POLDEG1"]) if names else 0
     if basis.ndim != 3 or len(basis) != (degree + 1) * (degree + 2) // 2:
-        raise InputFileError(path, f"its PSF_MASK has shape {basis.shape}, which does not fit a polynomial of degree {degree}")
+        raise InputFileError(
+            path,
+            f"its PSF_MASK has shape {basis.shape}, which does not fit a polynomial of degree"
+            f" {degree}",
+        )
     x = y = 0.0
     if names and position is not None:  # PsfEx counts pixels from 1
         x = (position[0] + 1 - float(keywords["POLZERO1"])) / float(keywords["POLSCAL1"])
@@ -333,19 +410,23 @@ def _evaluate_psfex(path, basis, keywords, position):
 
 # --- results
 
+
 def write_planes(path, planes, *, wcs=None, unit=None, header=None, tables=None):
     """Write named arrays and tables to one FITS file, whole or not at all.
 
-    The file is written beside its place, flushed to the disk and moved over it, so that no reader ever sees a part of
-    it; CHECKSUM and DATASUM stand in every HDU and carry no date, so that equal content is equal bytes.
+    The file is written beside its place, flushed to the disk and moved over it, so that no reader
+    ever sees a part of it; CHECKSUM and DATASUM stand in every HDU and carry no date, so that equal
+    content is equal bytes.
 
     Parameters
     ----------
     path : path; gzip if it ends in .gz
     planes : dict of name -> array [h, w] or [n, h, w]; bool is written as uint8
     wcs : astropy WCS of all planes, or dict of name -> WCS; cubes take it for their last two axes
-    unit : astropy Unit of the floating-point planes, or dict of name -> Unit; a plane called VARIANCE gets its square
-    header : dict of keyword -> str, number, bool or None, for the primary header; NaN is written as undefined
+    unit : astropy Unit of the floating-point planes, or dict of name -> Unit; a plane called
+        VARIANCE gets its square
+    header : dict of keyword -> str, number, bool or None, for the primary header; NaN is written as
+        undefined
     tables : dict of name -> astropy Table
 
     Raises
@@ -355,7 +436,9 @@ def write_planes(path, planes, *, wcs=None, unit=None, header=None, tables=None)
     """
     primary = fits.PrimaryHDU()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", fits.verify.VerifyWarning)  # keywords beyond 8 letters become HIERARCH cards
+        warnings.simplefilter(
+            "ignore", fits.verify.VerifyWarning
+        )  # keywords beyond 8 letters become HIERARCH cards
         for key, value in (header or {}).items():
             primary.header[key.upper()] = _header_value(value)
     hdus = fits.HDUList([primary])
@@ -377,7 +460,9 @@ def _of(option, name):
 
 
 def _header_value(value):
-    """What a FITS header can hold: ASCII without control characters, finite numbers, None for the undefined."""
+    """What a FITS header can hold: ASCII without control characters, finite numbers, None for the
+    undefined.
+    """
     if isinstance(value, str):
         ascii_text = value.encode("ascii", "backslashreplace").decode()
         return "".join(letter if letter.isprintable() else " " for letter in ascii_text)
@@ -397,8 +482,13 @@ def _ascii_table(table):
 
 def _image_hdu(name, pixels, wcs, unit):
     if pixels.ndim not in (2, 3):
-        raise ValueError(f"write_planes: planes must be [h, w] or [n, h, w], got {name!r} of shape {pixels.shape}; reshape it")
-    hdu = fits.ImageHDU(pixels.astype(np.uint8) if pixels.dtype == bool else pixels, name=name.upper())
+        raise InputError(
+            f"write_planes: planes must be [h, w] or [n, h, w], got {name!r} of shape"
+            f" {pixels.shape}; reshape it"
+        )
+    hdu = fits.ImageHDU(
+        pixels.astype(np.uint8) if pixels.dtype == bool else pixels, name=name.upper()
+    )
     if wcs is not None:
         hdu.header.update(wcs.to_header(relax=True))
     if unit is not None and pixels.dtype.kind == "f":
@@ -412,7 +502,8 @@ def _unit_text(unit):
 
 @contextlib.contextmanager
 def stream_cube(path, shape, *, header):
-    """Write a float32 cube piece by piece: the memory is that of a piece, and the file appears when it is whole.
+    """Write a float32 cube piece by piece: the memory is that of a piece, and the file appears when
+    it is whole.
 
     Parameters
     ----------
@@ -430,7 +521,9 @@ def stream_cube(path, shape, *, header):
     """
     ending = Path(path).suffix
     if ending not in (".fits", ".npy"):
-        raise ValueError(f"stream_cube: path must end in .fits or .npy, got {str(path)!r}; choose one of the two")
+        raise InputError(
+            f"stream_cube: path must end in .fits or .npy, got {str(path)!r}; choose one of the two"
+        )
     left = shape[0]
     with whole_file(path) as temporary, open(temporary, "wb") as stream:
         stream.write(_cube_header(shape, header) if ending == ".fits" else _npy_header(shape))
@@ -438,26 +531,44 @@ def stream_cube(path, shape, *, header):
         def append(images):
             nonlocal left
             if images.shape[1:] != tuple(shape[1:]) or len(images) > left:
-                raise ValueError(f"stream_cube: images must be at most {left} of {tuple(shape[1:])}, got {images.shape}; declare the shape that is written")
+                raise InputError(
+                    f"stream_cube: images must be at most {left} of {tuple(shape[1:])}, got"
+                    f" {images.shape}; declare the shape that is written"
+                )
             left -= len(images)
             stream.write(images.astype(">f4" if ending == ".fits" else "<f4").tobytes())
 
         yield append
         if left:
-            raise ValueError(f"stream_cube: images must be {shape[0]}, got {shape[0] - left}; write them all before the file is closed")
+            raise InputError(
+                f"stream_cube: images must be {shape[0]}, got {shape[0] - left}; write them all"
+                " before the file is closed"
+            )
         if ending == ".fits":
-            stream.write(bytes(-stream.tell() % 2880))          # FITS comes in blocks
+            stream.write(bytes(-stream.tell() % 2880))  # FITS comes in blocks
 
 
 def _cube_header(shape, header):
-    cards = fits.Header([("SIMPLE", True), ("BITPIX", -32), ("NAXIS", 3), *((f"NAXIS{axis + 1}", int(side)) for axis, side in enumerate(reversed(shape)))])
-    cards.update({keyword: (_header_value(value), comment) for keyword, (value, comment) in header.items()})
+    cards = fits.Header(
+        [
+            ("SIMPLE", True),
+            ("BITPIX", -32),
+            ("NAXIS", 3),
+            *((f"NAXIS{axis + 1}", int(side)) for axis, side in enumerate(reversed(shape))),
+        ]
+    )
+    cards.update(
+        {keyword: (_header_value(value), comment) for keyword, (value, comment) in header.items()}
+    )
     return cards.tostring().encode("ascii")
 
 
 def _npy_header(shape):
     stream = io.BytesIO()
-    np.lib.format.write_array_header_1_0(stream, {"descr": "<f4", "fortran_order": False, "shape": tuple(int(side) for side in shape)})
+    np.lib.format.write_array_header_1_0(
+        stream,
+        {"descr": "<f4", "fortran_order": False, "shape": tuple(int(side) for side in shape)},
+    )
     return stream.getvalue()
 
 
@@ -471,7 +582,8 @@ def read_planes(path, *, max_pixels=MAX_PIXELS):
 
     Returns
     -------
-    (planes, header, tables) : dict of NAME -> array; dict of keyword -> value (None where undefined); dict of NAME -> Table
+    (planes, header, tables) : dict of NAME -> array; dict of keyword -> value (None where
+    undefined); dict of NAME -> Table
 
     Raises
     ------
@@ -479,11 +591,16 @@ def read_planes(path, *, max_pixels=MAX_PIXELS):
     """
     hdus = read_hdus(path, max_pixels=max_pixels)
     with _only_input_errors(path):
-        planes = {hdu.name: _native(hdu.data) for hdu in hdus if hdu.is_image and hdu.data is not None}
+        planes = {
+            hdu.name: _native(hdu.data) for hdu in hdus if hdu.is_image and hdu.data is not None
+        }
         tables = {hdu.name: Table.read(hdu) for hdu in hdus if isinstance(hdu, fits.BinTableHDU)}
         cards = hdus[0].header.copy(strip=True)
-        header = {card.keyword: None if isinstance(card.value, fits.card.Undefined) else card.value
-                  for card in cards.cards if card.keyword not in ("CHECKSUM", "DATASUM", "COMMENT", "HISTORY", "")}
+        header = {
+            card.keyword: None if isinstance(card.value, fits.card.Undefined) else card.value
+            for card in cards.cards
+            if card.keyword not in ("CHECKSUM", "DATASUM", "COMMENT", "HISTORY", "")
+        }
     return planes, header, tables
 
 

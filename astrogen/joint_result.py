@@ -1,7 +1,11 @@
-"""What we believe of several galaxies, exposures and bands: images and fluxes of each galaxy in each band, and what each exposure shows of them.
+"""What we believe of several galaxies, exposures and bands: images and fluxes of each galaxy in
+each band, and what each exposure shows of them.
 
-Made by `astrogen.deconvolve_jointly` and `astrogen.deblend`. All galaxies share their draws: draw n of one belongs to draw n of the others, so that sums and differences of fluxes have the right errors.
+Made by `astrogen.deconvolve_jointly` and `astrogen.deblend`. All galaxies share their draws: draw n
+of one belongs to draw n of the others, so that sums and differences of fluxes have the right
+errors.
 """
+
 import json
 import math
 from dataclasses import dataclass
@@ -15,7 +19,7 @@ from astrogen.result import QUANTITIES, Quantities, deconvolved_wcs, format_valu
 from astrogen.verdict import edge_significance, format_p, goodness_of_fit, judge
 
 FORMAT = "astrogen joint result 1"
-CENTRE_SIGMA = 2.5     # deconvolved pixels, of the weight that says where a galaxy is
+CENTRE_SIGMA = 2.5  # deconvolved pixels, of the weight that says where a galaxy is
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,16 +27,24 @@ class Source:
     """One galaxy in all bands.
 
     name : str
-    bands : tuple of str; reference : the one whose image the prior describes, the others differ from it by colour gradients
-    place : (x, y) arcsec of the middle of the deconvolved images from the middle of the first stamp, along its pixel axes
-    x, y : float, pixels from 0 of the first exposure: weighted centroid of the mean image in the reference band
-    pixel_scale, target_fwhm : float, arcsec per pixel of the deconvolved images, and their Gaussian resolution
+    bands : tuple of str; reference : the one whose image the prior describes, the others differ
+        from it by colour gradients
+    place : (x, y) arcsec of the middle of the deconvolved images from the middle of the first
+        stamp, along its pixel axes
+    x, y : float, pixels from 0 of the first exposure: weighted centroid of the mean image in the
+        reference band
+    pixel_scale, target_fwhm : float, arcsec per pixel of the deconvolved images, and their Gaussian
+        resolution
     wcs : astropy WCS of the deconvolved images, or None
-    images, image_std : float32 [band, 64, 64], flux per deconvolved pixel, posterior mean and standard deviation
-    draws : float32 [num_draws, band, 64, 64], flux per deconvolved pixel, centred on the galaxy's first position
-    flux_draws : [num_draws, band]; shift_draws : [num_draws, 2], (x, y) arcsec from the middle of the first stamp; latent_draws : [num_draws, d]
+    images, image_std : float32 [band, 64, 64], flux per deconvolved pixel, posterior mean and
+        standard deviation
+    draws : float32 [num_draws, band, 64, 64], flux per deconvolved pixel, centred on the galaxy's
+        first position
+    flux_draws : [num_draws, band]; shift_draws : [num_draws, 2], (x, y) arcsec from the middle of
+        the first stamp; latent_draws : [num_draws, d]
     models : tuple of float32 [h, w], its light in each exposure, flux per observed pixel
-    colour : float, strength of its colour gradients in units of the population's spread of shapes; residual_amplitude : float
+    colour : float, strength of its colour gradients in units of the population's spread of shapes;
+        residual_amplitude : float
     measured : Quantities in the reference band where they are known, or None
     """
 
@@ -58,7 +70,9 @@ class Source:
 
     @property
     def flux(self):
-        """(values [band], errors [band]): mean and standard deviation over the draws, in the units of the observations."""
+        """(values [band], errors [band]): mean and standard deviation over the draws, in the units
+        of the observations.
+        """
         return self.flux_draws.mean(0, np.float64), self.flux_draws.std(0, dtype=np.float64)
 
     @property
@@ -69,7 +83,9 @@ class Source:
     @cached_property
     def quantities(self):
         """`astrogen.result.Quantities` in the reference band."""
-        return self.measured or measure(self.draws[:, self.bands.index(self.reference)], pixel_scale=self.pixel_scale)
+        return self.measured or measure(
+            self.draws[:, self.bands.index(self.reference)], pixel_scale=self.pixel_scale
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,9 +94,11 @@ class JointResult:
 
     observations : tuple of Observation; bands : tuple of str, one for each
     sources : tuple of Source
-    models, residuals : tuples of float32 [h, w], one for each exposure; residuals are 0 at masked pixels
+    models, residuals : tuples of float32 [h, w], one for each exposure; residuals are 0 at masked
+        pixels
     background_draws : [num_draws, exposure], flux per observed pixel
-    chi2, p_values : tuples of float, one for each exposure: reduced chi-square where the model exceeds the noise
+    chi2, p_values : tuples of float, one for each exposure: reduced chi-square where the model
+        exceeds the noise
     chi2_all : tuple of float, the same over all good pixels
     method, status, converged, diagnostics, provenance : as of `astrogen.Result`
     """
@@ -112,7 +130,8 @@ class JointResult:
         return np.atleast_2d(np.cov(draws.T.astype(float)))
 
     def deblended(self, source, exposure):
-        """What an exposure shows of one galaxy: the image [h, w] without background and the other galaxies' models. Masked pixels hold the model.
+        """What an exposure shows of one galaxy: the image [h, w] without background and the other
+        galaxies' models. Masked pixels hold the model.
 
         source, exposure : int
         """
@@ -125,9 +144,24 @@ class JointResult:
         for source in self.sources:
             shape = {name: getattr(source.quantities, name) for name in QUANTITIES[1:]}
             for band, flux, error in zip(source.bands, *source.flux, strict=True):
-                rows.append({"name": source.name, "band": band, "x": source.x, "y": source.y, "flux": flux, "flux_err": error,
-                             **{key: value for name, pair in shape.items() for key, value in ((name, pair[0]), (f"{name}_err", pair[1]))},
-                             "pixel_scale": source.pixel_scale, "method": self.method, "converged": self.converged})
+                rows.append(
+                    {
+                        "name": source.name,
+                        "band": band,
+                        "x": source.x,
+                        "y": source.y,
+                        "flux": flux,
+                        "flux_err": error,
+                        **{
+                            key: value
+                            for name, pair in shape.items()
+                            for key, value in ((name, pair[0]), (f"{name}_err", pair[1]))
+                        },
+                        "pixel_scale": source.pixel_scale,
+                        "method": self.method,
+                        "converged": self.converged,
+                    }
+                )
         table = Table(rows)
         for name in ("half_light_radius", "half_light_radius_err"):
             table[name].unit = "arcsec"
@@ -136,65 +170,189 @@ class JointResult:
 
     def summary(self):
         """What was found and how far it can be trusted, as text of several lines."""
-        lines = [f"{self.name}: {_counted(len(self.observations), 'exposure')}, {_counted(len(self.sources), 'galaxy')}, by {self.method}, {len(self.background_draws)} draws"
-                 + (f", R-hat of fluxes {self.diagnostics['r_hat_flux']:.3f}, of shapes {self.diagnostics['r_hat_shape']:.3f}" if "r_hat_flux" in self.diagnostics else "")]
+        lines = [
+            f"{self.name}: {_counted(len(self.observations), 'exposure')},"
+            f" {_counted(len(self.sources), 'galaxy')}, by {self.method},"
+            f" {len(self.background_draws)} draws"
+            + (
+                f", R-hat of fluxes {self.diagnostics['r_hat_flux']:.3f}, of shapes"
+                f" {self.diagnostics['r_hat_shape']:.3f}"
+                if "r_hat_flux" in self.diagnostics
+                else ""
+            )
+        ]
         for source in self.sources:
-            fluxes = ", ".join(f"{band or 'flux'} {format_value(pair)}" for band, *pair in zip(source.bands, *source.flux, strict=True))
-            lines.append(f"  {source.name} at ({source.x:.1f}, {source.y:.1f}): {fluxes}; half-light radius {format_value(source.quantities.half_light_radius)} arcsec")
-        for observation, band, chi2, p_value, everywhere in zip(self.observations, self.bands, self.chi2, self.p_values, self.chi2_all, strict=True):
-            lines.append(f"  {observation.name} {band}: reduced chi2 {chi2:.2f} inside the galaxies ({format_p(p_value)}), {everywhere:.2f} over all good pixels")
+            fluxes = ", ".join(
+                f"{band or 'flux'} {format_value(pair)}"
+                for band, *pair in zip(source.bands, *source.flux, strict=True)
+            )
+            lines.append(
+                f"  {source.name} at ({source.x:.1f}, {source.y:.1f}): {fluxes}; half-light radius"
+                f" {format_value(source.quantities.half_light_radius)} arcsec"
+            )
+        for observation, band, chi2, p_value, everywhere in zip(
+            self.observations, self.bands, self.chi2, self.p_values, self.chi2_all, strict=True
+        ):
+            lines.append(
+                f"  {observation.name} {band}: reduced chi2 {chi2:.2f} inside the galaxies"
+                f" ({format_p(p_value)}), {everywhere:.2f} over all good pixels"
+            )
         return "\n".join(lines + ([f"  {sentence}" for sentence in self.status] or ["  ok"]))
 
     def write_fits(self, path, *, num_draws_kept=None):
         """Write everything to one FITS file, whole or not at all.
 
-        For each source n: IMAGEn, IMAGE_STDn, cubes [band, h, w] with their WCS, and DRAWSn_BAND, cubes [draw, h, w]. For each exposure m: OBSERVEDm, VARIANCEm, MASKm, MODELm, RESIDUALm, and
-        SOURCEn_m, the light of source n. Tables: SOURCES (`table`), COVARIANCE (of all fluxes), DRAWS (fluxes, shifts and backgrounds), ABOUT (name, value as JSON).
+        For each source n: IMAGEn, IMAGE_STDn, cubes [band, h, w] with their WCS, and DRAWSn_BAND,
+        cubes [draw, h, w]. For each exposure m: OBSERVEDm, VARIANCEm, MASKm, MODELm, RESIDUALm, and
+        SOURCEn_m, the light of source n. Tables: SOURCES (`table`), COVARIANCE (of all fluxes),
+        DRAWS (fluxes, shifts and backgrounds), ABOUT (name, value as JSON).
 
         num_draws_kept : int or None, how many draws of the images to write; None: all
         """
         planes, wcs = {}, {}
         for number, source in enumerate(self.sources, 1):
             ours = {f"IMAGE{number}": source.images, f"IMAGE_STD{number}": source.image_std}
-            ours |= {f"DRAWS{number}_{band}".rstrip("_"): source.draws[:num_draws_kept, index] for index, band in enumerate(source.bands)}
+            ours |= {
+                f"DRAWS{number}_{band}".rstrip("_"): source.draws[:num_draws_kept, index]
+                for index, band in enumerate(source.bands)
+            }
             planes, wcs = planes | ours, wcs | dict.fromkeys(ours, source.wcs)
         for number, observation in enumerate(self.observations, 1):
-            seen = {"OBSERVED": observation.image, "VARIANCE": observation.variance, "MASK": observation.mask, "MODEL": self.models[number - 1], "RESIDUAL": self.residuals[number - 1]}
+            seen = {
+                "OBSERVED": observation.image,
+                "VARIANCE": observation.variance,
+                "MASK": observation.mask,
+                "MODEL": self.models[number - 1],
+                "RESIDUAL": self.residuals[number - 1],
+            }
             ours = {f"{name}{number}": plane for name, plane in seen.items()}
-            ours |= {f"SOURCE{index}_{number}": source.models[number - 1] for index, source in enumerate(self.sources, 1)}
+            ours |= {
+                f"SOURCE{index}_{number}": source.models[number - 1]
+                for index, source in enumerate(self.sources, 1)
+            }
             planes, wcs = planes | ours, wcs | dict.fromkeys(ours, observation.wcs)
-        labels = [f"{source.name} {band}".strip() for source in self.sources for band in source.bands]
+        labels = [
+            f"{source.name} {band}".strip() for source in self.sources for band in source.bands
+        ]
         covariance = Table({"name": labels, "covariance": self.flux_covariance})
-        draws = Table({"flux": np.stack([source.flux_draws for source in self.sources], 1), "shift": np.stack([source.shift_draws for source in self.sources], 1),
-                       "background": self.background_draws})
-        about = {"format": FORMAT, "bands": list(self.bands), "exposures": [observation.name for observation in self.observations], "sources": [source.name for source in self.sources],
-                 "reference_bands": [source.reference for source in self.sources], "chi2": self.chi2, "chi2_all": self.chi2_all, "p_values": self.p_values, "method": self.method,
-                 "status": list(self.status), "converged": self.converged, "diagnostics": self.diagnostics, "provenance": self.provenance}
-        tables = {"SOURCES": self.table(), "COVARIANCE": covariance, "DRAWS": draws, "ABOUT": Table({"name": list(about), "value": [json.dumps(value) for value in about.values()]})}
-        unit = {name: self.observations[0].unit for name in planes if not name.startswith(("VARIANCE", "MASK"))}
-        header = {"OBJECT": self.name, "METHOD": self.method, "CONVERGD": self.converged, "NUMSRC": len(self.sources), "NUMEXP": len(self.observations)}
-        write_planes(path, planes, wcs=wcs, unit=unit, header=header | {f"STATUS{number}": sentence for number, sentence in enumerate(self.status, 1)}, tables=tables)
+        draws = Table(
+            {
+                "flux": np.stack([source.flux_draws for source in self.sources], 1),
+                "shift": np.stack([source.shift_draws for source in self.sources], 1),
+                "background": self.background_draws,
+            }
+        )
+        about = {
+            "format": FORMAT,
+            "bands": list(self.bands),
+            "exposures": [observation.name for observation in self.observations],
+            "sources": [source.name for source in self.sources],
+            "reference_bands": [source.reference for source in self.sources],
+            "chi2": self.chi2,
+            "chi2_all": self.chi2_all,
+            "p_values": self.p_values,
+            "method": self.method,
+            "status": list(self.status),
+            "converged": self.converged,
+            "diagnostics": self.diagnostics,
+            "provenance": self.provenance,
+        }
+        tables = {
+            "SOURCES": self.table(),
+            "COVARIANCE": covariance,
+            "DRAWS": draws,
+            "ABOUT": Table(
+                {"name": list(about), "value": [json.dumps(value) for value in about.values()]}
+            ),
+        }
+        unit = {
+            name: self.observations[0].unit
+            for name in planes
+            if not name.startswith(("VARIANCE", "MASK"))
+        }
+        header = {
+            "OBJECT": self.name,
+            "METHOD": self.method,
+            "CONVERGD": self.converged,
+            "NUMSRC": len(self.sources),
+            "NUMEXP": len(self.observations),
+        }
+        write_planes(
+            path,
+            planes,
+            wcs=wcs,
+            unit=unit,
+            header=header
+            | {f"STATUS{number}": sentence for number, sentence in enumerate(self.status, 1)},
+            tables=tables,
+        )
 
 
 def _counted(number, noun):
-    return f"{number} {noun}" if number == 1 else f"{number} {noun[:-1]}ies" if noun.endswith("y") else f"{number} {noun}s"
+    return (
+        f"{number} {noun}"
+        if number == 1
+        else f"{number} {noun[:-1]}ies"
+        if noun.endswith("y")
+        else f"{number} {noun}s"
+    )
 
 
-def make_source(first, *, name, bands, reference, place, pixel_scale, target_fwhm, draws, latent_draws, shift_draws, models, colour, residual_amplitude):
-    """One galaxy, from draws [draw, band, h, w] of its images centred on `place`, (x, y) in arcsec from the middle of the first stamp; the rest as in `Source`."""
+def make_source(
+    first,
+    *,
+    name,
+    bands,
+    reference,
+    place,
+    pixel_scale,
+    target_fwhm,
+    draws,
+    latent_draws,
+    shift_draws,
+    models,
+    colour,
+    residual_amplitude,
+):
+    """One galaxy, from draws [draw, band, h, w] of its images centred on `place`, (x, y) in arcsec
+    from the middle of the first stamp; the rest as in `Source`.
+    """
     middle = (np.array(first.image.shape[::-1]) - 1) / 2
     draws = np.asarray(draws, np.float32)
     images = draws.mean(0, np.float64).astype(np.float32)
-    x, y = (np.asarray(place) + pixel_scale * _centroid(images[list(bands).index(reference)])) / first.pixel_scale + middle
+    x, y = (
+        np.asarray(place) + pixel_scale * _centroid(images[list(bands).index(reference)])
+    ) / first.pixel_scale + middle
     wcs = None
     if first.wcs is not None:
-        wcs = deconvolved_wcs(first.wcs, first.image.shape, ratio=first.pixel_scale / pixel_scale, shape=draws.shape[2:])
+        wcs = deconvolved_wcs(
+            first.wcs,
+            first.image.shape,
+            ratio=first.pixel_scale / pixel_scale,
+            shape=draws.shape[2:],
+        )
         wcs.wcs.crpix = wcs.wcs.crpix - np.asarray(place) / pixel_scale
         wcs.wcs.set()
-    return Source(name=name, bands=tuple(bands), reference=reference, place=tuple(map(float, place)), x=float(x), y=float(y), pixel_scale=float(pixel_scale),
-                  target_fwhm=float(target_fwhm), wcs=wcs, images=images, image_std=draws.std(0), draws=draws, flux_draws=draws.sum((2, 3), np.float64),
-                  shift_draws=np.asarray(shift_draws), latent_draws=np.asarray(latent_draws, np.float32), models=tuple(np.asarray(model, np.float32) for model in models),
-                  colour=float(colour), residual_amplitude=residual_amplitude)
+    return Source(
+        name=name,
+        bands=tuple(bands),
+        reference=reference,
+        place=tuple(map(float, place)),
+        x=float(x),
+        y=float(y),
+        pixel_scale=float(pixel_scale),
+        target_fwhm=float(target_fwhm),
+        wcs=wcs,
+        images=images,
+        image_std=draws.std(0),
+        draws=draws,
+        flux_draws=draws.sum((2, 3), np.float64),
+        shift_draws=np.asarray(shift_draws),
+        latent_draws=np.asarray(latent_draws, np.float32),
+        models=tuple(np.asarray(model, np.float32) for model in models),
+        colour=float(colour),
+        residual_amplitude=residual_amplitude,
+    )
 
 
 def _centroid(image):
@@ -202,32 +360,87 @@ def _centroid(image):
     y, x = (np.arange(side) - (side - 1) / 2 for side in image.shape)
     centre = np.zeros(2)
     for _ in range(20):
-        light = image * np.exp(-0.5 * (((x - centre[0]) ** 2 + (y[:, None] - centre[1]) ** 2) / CENTRE_SIGMA**2))
+        light = image * np.exp(
+            -0.5 * (((x - centre[0]) ** 2 + (y[:, None] - centre[1]) ** 2) / CENTRE_SIGMA**2)
+        )
         if not light.sum() > 0:
             return np.zeros(2)
         # A Gaussian-weighted offset of a Gaussian is half of the true one.
-        centre = np.clip(centre + 1.5 * (np.array([light.sum(0) @ x, light.sum(1) @ y]) / light.sum() - centre), -len(x) / 4, len(x) / 4)
+        centre = np.clip(
+            centre + 1.5 * (np.array([light.sum(0) @ x, light.sum(1) @ y]) / light.sum() - centre),
+            -len(x) / 4,
+            len(x) / 4,
+        )
     return centre
 
 
-def make_joint_result(observations, *, bands, sources, models, background_draws, num_fitted, method, diagnostics, status, provenance):
+def make_joint_result(
+    observations,
+    *,
+    bands,
+    sources,
+    models,
+    background_draws,
+    num_fitted,
+    method,
+    diagnostics,
+    status,
+    provenance,
+):
     """A JointResult, with its residuals, goodness of fit and words.
 
-    models : sequence of [h, w], with background; num_fitted : sequence of float, effective parameters that each exposure fixed; the rest as in `JointResult`
+    models : sequence of [h, w], with background; num_fitted : sequence of float, effective
+        parameters that each exposure fixed; the rest as in `JointResult`
     """
     models = [np.asarray(model, np.float32) for model in models]
-    residuals = [np.where(observation.mask, 0, observation.image - model).astype(np.float32) for observation, model in zip(observations, models, strict=True)]
+    residuals = [
+        np.where(observation.mask, 0, observation.image - model).astype(np.float32)
+        for observation, model in zip(observations, models, strict=True)
+    ]
     fits, everywhere = [], []
-    for observation, model, residual, level, fitted in zip(observations, models, residuals, background_draws.mean(0), num_fitted, strict=True):
+    for observation, model, residual, level, fitted in zip(
+        observations, models, residuals, background_draws.mean(0), num_fitted, strict=True
+    ):
         fits.append(goodness_of_fit(residual, model - level, observation, num_fitted=fitted))
         good = ~observation.mask
-        everywhere.append(float(np.sum(residual[good] ** 2 / observation.variance[good], dtype=float) / max(good.sum() - fitted, 1.0)))
-    # Galaxies at the edge of a field are cut off as a matter of course; of a lone one the exposure that shows most of it counts.
-    edge = min(edge_significance(model - level, observation) for observation, model, level in zip(observations, models, background_draws.mean(0), strict=True)) if len(sources) == 1 else 0.0
+        everywhere.append(
+            float(
+                np.sum(residual[good] ** 2 / observation.variance[good], dtype=float)
+                / max(good.sum() - fitted, 1.0)
+            )
+        )
+    # Galaxies at the edge of a field are cut off as a matter of course; of a lone one the exposure
+    # that shows most of it counts.
+    edge = (
+        min(
+            edge_significance(model - level, observation)
+            for observation, model, level in zip(
+                observations, models, background_draws.mean(0), strict=True
+            )
+        )
+        if len(sources) == 1
+        else 0.0
+    )
     sentences = list(judge(diagnostics, math.nan, 1.0, edge=edge))
-    sentences += [f"{observation.name} {band}: {words}".replace(" :", ":") for observation, band, fit in zip(observations, bands, fits, strict=True) for words in judge({}, *fit)]
+    sentences += [
+        f"{observation.name} {band}: {words}".replace(" :", ":")
+        for observation, band, fit in zip(observations, bands, fits, strict=True)
+        for words in judge({}, *fit)
+    ]
     sentences += status
     return JointResult(
-        observations=tuple(observations), bands=tuple(bands), sources=tuple(sources), models=tuple(models), residuals=tuple(residuals), background_draws=np.asarray(background_draws, np.float32),
-        chi2=tuple(float(chi2) for chi2, _ in fits), p_values=tuple(float(p_value) for _, p_value in fits), chi2_all=tuple(everywhere), method=method, status=tuple(sentences),
-        converged=not any(sentence.startswith("not_converged") for sentence in sentences), diagnostics=dict(diagnostics), provenance=dict(provenance))
+        observations=tuple(observations),
+        bands=tuple(bands),
+        sources=tuple(sources),
+        models=tuple(models),
+        residuals=tuple(residuals),
+        background_draws=np.asarray(background_draws, np.float32),
+        chi2=tuple(float(chi2) for chi2, _ in fits),
+        p_values=tuple(float(p_value) for _, p_value in fits),
+        chi2_all=tuple(everywhere),
+        method=method,
+        status=tuple(sentences),
+        converged=not any(sentence.startswith("not_converged") for sentence in sentences),
+        diagnostics=dict(diagnostics),
+        provenance=dict(provenance),
+    )

@@ -1,14 +1,37 @@
 """Mask planes of surveys: which of their flags make a pixel bad."""
+
 import re
 
 import numpy as np
 
-# Rubin and HSC pipelines write the number of each bit into the mask's header (MP_SAT = 1 and so on).
+from astrogen.errors import InputError
+
+# Rubin and HSC pipelines write the number of each bit into the mask's header (MP_SAT = 1 and so
+# on).
 LSST_BAD = ("BAD", "SAT", "CR", "EDGE", "SUSPECT", "NO_DATA", "UNMASKEDNAN")
 # DECam Community Pipeline, bits until version 3.4 (legacypipe, bits.py).
-DECAM_BITS = {"BAD": 1, "SATURATED": 2, "INTERPOLATED": 4, "CR": 16, "BLEED": 64, "TRANSIENT": 128, "EDGE": 256, "EDGE2": 512}
-# From version 3.5 on the planes hold one code per pixel, no bits: 5 is a cosmic ray, not 1 + 4 (legacypipe, image.py).
-DECAM_CODES = {"BAD": 1, "NO_DATA": 2, "SATURATED": 3, "BLEED": 4, "CR": 5, "LOW_WEIGHT": 6, "TRANSIENT": 7, "STREAK": 8}
+DECAM_BITS = {
+    "BAD": 1,
+    "SATURATED": 2,
+    "INTERPOLATED": 4,
+    "CR": 16,
+    "BLEED": 64,
+    "TRANSIENT": 128,
+    "EDGE": 256,
+    "EDGE2": 512,
+}
+# From version 3.5 on the planes hold one code per pixel, no bits: 5 is a cosmic ray, not 1 + 4
+# (legacypipe, image.py).
+DECAM_CODES = {
+    "BAD": 1,
+    "NO_DATA": 2,
+    "SATURATED": 3,
+    "BLEED": 4,
+    "CR": 5,
+    "LOW_WEIGHT": 6,
+    "TRANSIENT": 7,
+    "STREAK": 8,
+}
 DECAM_CODES_SINCE = (3, 5)
 DECAM_GOOD = ("STREAK",)  # as in the Legacy Surveys: the streak finder flags too many good pixels
 
@@ -20,7 +43,8 @@ def flag_bad(flags, source, bad_bits):
     ----------
     flags : array [h, w], integers, bool, or floats (NaN and fractions are bad)
     source : ImagePlane that they come from; its header says which survey's flags they are
-    bad_bits : sequence of names and values, or None for the survey's default (`read_observation` documents both)
+    bad_bits : sequence of names and values, or None for the survey's default (`read_observation`
+        documents both)
 
     Returns
     -------
@@ -38,16 +62,27 @@ def flag_bad(flags, source, bad_bits):
     if bad_bits is None and not meanings:
         return flags != 0
     names = [name for name in meanings if name not in good] if bad_bits is None else bad_bits
-    values = [_flag_value(name, meanings) for name in ((names,) if isinstance(names, (str, int)) else names)]
+    values = [
+        _flag_value(name, meanings)
+        for name in ((names,) if isinstance(names, (str, int)) else names)
+    ]
     if are_codes:
         return np.isin(flags, values)
-    return (flags.astype(np.int64) & np.int64(np.bitwise_or.reduce(np.array(values, np.int64), initial=0))) != 0
+    return (
+        flags.astype(np.int64)
+        & np.int64(np.bitwise_or.reduce(np.array(values, np.int64), initial=0))
+    ) != 0
 
 
 def _mask_meanings(source):
-    """({name: value} of the mask's flags, names that are good by default, whether values are codes rather than bits)."""
-    bits = {str(key)[3:]: 1 << number for key, number in source.header.items()
-            if str(key).startswith("MP_") and isinstance(number, int) and 0 <= number < 62}
+    """({name: value} of the mask's flags, names that are good by default, whether values are codes
+    rather than bits).
+    """
+    bits = {
+        str(key)[3:]: 1 << number
+        for key, number in source.header.items()
+        if str(key).startswith("MP_") and isinstance(number, int) and 0 <= number < 62
+    }
     if bits:
         return bits, set(bits) - set(LSST_BAD), False
     version = re.search(r"(\d+)\.(\d+)", str(source.keyword("PLVER", "")))
@@ -62,5 +97,7 @@ def _flag_value(name, meanings):
         return int(name)
     if str(name).upper() in meanings:
         return meanings[str(name).upper()]
-    raise ValueError(f"read_observation: bad_bits must be values (1, 2, 4, ...) or names of {sorted(meanings)}, got {name!r}; "
-                     "see the survey's description of its masks")
+    raise InputError(
+        f"read_observation: bad_bits must be values (1, 2, 4, ...) or names of {sorted(meanings)},"
+        f" got {name!r}; see the survey's description of its masks"
+    )

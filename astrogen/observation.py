@@ -1,8 +1,11 @@
-"""What a telescope recorded: one stamp, its noise, its mask, its PSF, its pixel scale, checked once and then trusted.
+"""What a telescope recorded: one stamp, its noise, its mask, its PSF, its pixel scale, checked once
+and then trusted.
 
-`make_observation` and `make_psf` take arrays, `read_observation` and `read_psf` files (through images.py). Everything
-that can be wrong with an observation is found here, so that nothing downstream looks at shapes, signs or NaN again.
+`make_observation` and `make_psf` take arrays, `read_observation` and `read_psf` files (through
+images.py). Everything that can be wrong with an observation is found here, so that nothing
+downstream looks at shapes, signs or NaN again.
 """
+
 import math
 import re
 import warnings
@@ -17,13 +20,42 @@ from astropy.nddata.utils import NoOverlapError
 from astropy.units import Quantity, Unit, UnitBase, UnitConversionError, dimensionless_unscaled
 from astropy.wcs import WCS
 
-from astrogen.images import (MAX_PIXELS, InputFileError, choose_plane, header_wcs, only_plane, read_images, read_planes,
-                             split_path, take_plane, write_planes)
+from astrogen.errors import InputError
+from astrogen.images import (
+    MAX_PIXELS,
+    choose_plane,
+    header_wcs,
+    only_plane,
+    read_images,
+    read_planes,
+    split_path,
+    take_plane,
+    write_planes,
+)
 from astrogen.masks import flag_bad
-from astrogen.psf import PSF, PoorInputWarning, check_image, check_positive, make_psf, psf_from_model, read_psf
+from astrogen.psf import (
+    PSF,
+    PoorInputWarning,
+    check_image,
+    check_positive,
+    make_psf,
+    psf_from_model,
+    read_psf,
+)
 
-__all__ = ["PSF", "InputFileError", "Observation", "PoorInputWarning", "as_observations", "make_observation", "make_psf", "psf_from_model",
-           "read_observation", "read_planes", "read_psf", "write_planes"]
+__all__ = [
+    "PSF",
+    "Observation",
+    "PoorInputWarning",
+    "as_observations",
+    "make_observation",
+    "make_psf",
+    "psf_from_model",
+    "read_observation",
+    "read_planes",
+    "read_psf",
+    "write_planes",
+]
 
 PLANE_ROLES = {
     "image": {"SCI", "IMAGE"},
@@ -32,9 +64,13 @@ PLANE_ROLES = {
     "weight": {"WHT", "WEIGHT", "IVAR"},
     "mask": {"MASK", "DQ", "BPM"},
 }
-CCDDATA_ROLES = {"StdDevUncertainty": "sigma", "VarianceUncertainty": "variance", "InverseVariance": "weight"}
+CCDDATA_ROLES = {
+    "StdDevUncertainty": "sigma",
+    "VarianceUncertainty": "variance",
+    "InverseVariance": "weight",
+}
 NDDATA_ROLES = {"std": "sigma", "var": "variance", "ivar": "weight"}
-UNIT_POWERS = {"sigma": 1, "variance": 2, "weight": -2}      # of the image's unit
+UNIT_POWERS = {"sigma": 1, "variance": 2, "weight": -2}  # of the image's unit
 
 SCALE_TOLERANCE = 0.02
 MIN_BORDER_PIXELS = 16
@@ -42,7 +78,9 @@ MIN_BORDER_PIXELS = 16
 
 @dataclass(frozen=True, eq=False)
 class Observation:
-    """One stamp as a telescope recorded it. Made by `make_observation` or `read_observation`, which check it.
+    """One stamp as a telescope recorded it.
+
+    Made by `make_observation` or `read_observation`, which check it.
 
     image : float32 [h, w], flux per pixel in `unit`; 0 where masked
     variance : float32 [h, w], of the noise; 1 where masked
@@ -68,24 +106,41 @@ class Observation:
     status: str
 
 
-def make_observation(image, *, psf, variance=None, sigma=None, weight=None, mask=None, pixel_scale=None, wcs=None, unit=None,
-                     name="object", max_bad_fraction=0.5):
+def make_observation(
+    image,
+    *,
+    psf,
+    variance=None,
+    sigma=None,
+    weight=None,
+    mask=None,
+    pixel_scale=None,
+    wcs=None,
+    unit=None,
+    name="object",
+    max_bad_fraction=0.5,
+):
     """Check a stamp and everything that belongs to it.
 
-    Bad pixels (NaN, infinite, variance not positive, masked) are masked and counted in `notes`. Without any noise plane
-    the variance is estimated from the stamp's border.
+    Bad pixels (NaN, infinite, variance not positive, masked) are masked and counted in `notes`.
+    Without any noise plane the variance is estimated from the stamp's border.
 
     Parameters
     ----------
-    image : array [h, w] of any real type, masked array, Quantity, or NDData / CCDData (its uncertainty, mask, wcs, unit count)
-    psf : PSF, or what `psf_from_model` takes: an image on the observation's pixels, a model of photutils, a PSF of scarlet
-    variance, sigma, weight : float, Quantity or array [h, w], at most one of them; `weight` is the inverse variance, 0 = masked
+    image : array [h, w] of any real type, masked array, Quantity, or NDData / CCDData (its
+        uncertainty, mask, wcs, unit count)
+    psf : PSF, or what `psf_from_model` takes: an image on the observation's pixels, a model of
+        photutils, a PSF of scarlet
+    variance, sigma, weight : float, Quantity or array [h, w], at most one of them; `weight` is the
+        inverse variance, 0 = masked
     mask : array [h, w], nonzero or NaN = bad; joined with a mask that the image brings along
-    pixel_scale : float, arcsec per pixel; None: from the WCS at the middle of the stamp, distortions included
+    pixel_scale : float, arcsec per pixel; None: from the WCS at the middle of the stamp,
+        distortions included
     wcs : astropy WCS, its celestial axes are used
     unit : astropy Unit or str of the image
     name : str
-    max_bad_fraction : float, largest fraction of NaN or infinite pixels (among all, beyond those masked) that is accepted
+    max_bad_fraction : float, largest fraction of NaN or infinite pixels (among all, beyond those
+        masked) that is accepted
 
     Returns
     -------
@@ -93,10 +148,13 @@ def make_observation(image, *, psf, variance=None, sigma=None, weight=None, mask
 
     Raises
     ------
-    ValueError : shapes differ, two noise planes, a noise plane without any good value, no pixel scale, too many NaN, a PSF
+    ValueError : shapes differ, two noise planes, a noise plane without any good value, no pixel
+        scale, too many NaN, a PSF
         that does not fit the stamp.
     """
-    pixels, given_noise, mask, wcs, unit = _unpack(image, {"variance": variance, "sigma": sigma, "weight": weight}, mask, wcs, unit)
+    pixels, given_noise, mask, wcs, unit = _unpack(
+        image, {"variance": variance, "sigma": sigma, "weight": weight}, mask, wcs, unit
+    )
     pixels = check_image("make_observation", "image", pixels)
     notes = []
     wcs, pixel_scale = _settle_scale(wcs, pixel_scale, pixels.shape, name, notes)
@@ -115,7 +173,18 @@ def make_observation(image, *, psf, variance=None, sigma=None, weight=None, mask
         plane[bad] = filler
         plane.setflags(write=False)
     bad.setflags(write=False)
-    return Observation(pixels, variance, bad, psf, pixel_scale, str(name), wcs, unit, tuple(notes), "no_data" if bad.all() else "ok")
+    return Observation(
+        pixels,
+        variance,
+        bad,
+        psf,
+        pixel_scale,
+        str(name),
+        wcs,
+        unit,
+        tuple(notes),
+        "no_data" if bad.all() else "ok",
+    )
 
 
 def as_observations(stamps, *, psf=None, pixel_scale=None):
@@ -123,30 +192,57 @@ def as_observations(stamps, *, psf=None, pixel_scale=None):
 
     Parameters
     ----------
-    stamps : Observation, NDData, CCDData, array [h, w]; or a sequence (an array [num, h, w]) of them
-    psf : of those that are no Observations, as in `make_observation`: one for all, or a list, tuple or cube [num, k, k] with one for each
-    pixel_scale : float or None, arcsec per pixel of those that are no Observations; None: from their WCS
+    stamps : Observation, NDData, CCDData, array [h, w]; or a sequence (an array [num, h, w]) of
+        them
+    psf : of those that are no Observations, as in `make_observation`: one for all, or a list, tuple
+        or cube [num, k, k] with one for each
+    pixel_scale : float or None, arcsec per pixel of those that are no Observations; None: from
+        their WCS
 
     Returns
     -------
-    (list of Observation, bool: a single stamp was given). Names are the OBJECT of the metadata, or "object 1" and so on
+    (list of Observation, bool: a single stamp was given). Names are the OBJECT of the metadata, or
+    "object 1" and so on
 
     Raises
     ------
     ValueError : no psf where one is needed, one too many, and what `make_observation` refuses.
     """
-    single = isinstance(stamps, (Observation, NDData)) or np.ndim(stamps if isinstance(stamps, np.ndarray) else ()) == 2
+    single = (
+        isinstance(stamps, (Observation, NDData))
+        or np.ndim(stamps if isinstance(stamps, np.ndarray) else ()) == 2
+    )
     stamps = [stamps] if single else list(stamps)
     bare = [index for index, stamp in enumerate(stamps) if not isinstance(stamp, Observation)]
     if bare and psf is None:
-        raise ValueError(f"as_observations: psf must be given for {type(stamps[bare[0]]).__name__}, got None; give psf=, or make an Observation of it")
+        raise InputError(
+            f"as_observations: psf must be given for {type(stamps[bare[0]]).__name__}, got None;"
+            " give psf=, or make an Observation of it"
+        )
     if not bare and (psf is not None or pixel_scale is not None):
-        raise ValueError("as_observations: psf and observed_scale must be None for Observations, which have their own, got one; leave it out")
+        raise InputError(
+            "as_observations: psf and observed_scale must be None for Observations, which have"
+            " their own, got one; leave it out"
+        )
     each = isinstance(psf, (list, tuple)) or getattr(psf, "ndim", 2) == 3 and not single
     if each and len(psf) != len(stamps):
-        raise ValueError(f"as_observations: psf must be one for all or one for each of the {len(stamps)} stamps, got {len(psf)}")
-    return [stamp if isinstance(stamp, Observation) else make_observation(stamp, psf=psf[index] if each else psf, pixel_scale=pixel_scale, name=_object_name(stamp, index))
-            for index, stamp in enumerate(stamps)], single
+        raise InputError(
+            f"as_observations: psf must be one for all or one for each of the {len(stamps)} stamps,"
+            f" got {len(psf)}"
+        )
+    return [
+        (
+            stamp
+            if isinstance(stamp, Observation)
+            else make_observation(
+                stamp,
+                psf=psf[index] if each else psf,
+                pixel_scale=pixel_scale,
+                name=_object_name(stamp, index),
+            )
+        )
+        for index, stamp in enumerate(stamps)
+    ], single
 
 
 def _object_name(stamp, index):
@@ -158,19 +254,32 @@ def _unpack(image, noise, mask, wcs, unit):
     """Separate what NDData, masked arrays and Quantities bring along from the pixels."""
     given = {kind: plane for kind, plane in noise.items() if plane is not None}
     own_unit = getattr(image, "unit", None)
-    own_mask = np.ma.getmaskarray(image) if isinstance(image, np.ma.MaskedArray) else getattr(image, "mask", None)
+    own_mask = (
+        np.ma.getmaskarray(image)
+        if isinstance(image, np.ma.MaskedArray)
+        else getattr(image, "mask", None)
+    )
     if isinstance(image, NDData):
         wcs = image.wcs if wcs is None else wcs
         if image.uncertainty is not None:
             kind = image.uncertainty.uncertainty_type
             if kind not in NDDATA_ROLES:
-                raise ValueError(f"make_observation: image must carry an uncertainty of type {', '.join(NDDATA_ROLES)}, got {kind!r}; "
-                                 "convert it")
+                raise InputError(
+                    "make_observation: image must carry an uncertainty of type"
+                    f" {', '.join(NDDATA_ROLES)}, got {kind!r}; convert it"
+                )
             own_noise = image.uncertainty.array
-            given[f"{NDDATA_ROLES[kind]} of the image"] = own_noise if image.uncertainty.unit is None else Quantity(own_noise, image.uncertainty.unit)
+            given[f"{NDDATA_ROLES[kind]} of the image"] = (
+                own_noise
+                if image.uncertainty.unit is None
+                else Quantity(own_noise, image.uncertainty.unit)
+            )
         image = image.data
     if len(given) > 1:
-        raise ValueError(f"make_observation: noise must be given once, got {' and '.join(given)}; leave out all but one")
+        raise InputError(
+            f"make_observation: noise must be given once, got {' and '.join(given)}; leave out all"
+            " but one"
+        )
     unit = own_unit if unit is None else unit
     unit = dimensionless_unscaled if unit is None else Unit(unit, parse_strict="silent")
     given = {kind: _without_unit(kind, plane, unit) for kind, plane in given.items()}
@@ -186,12 +295,18 @@ def _without_unit(kind, plane, unit):
     try:
         return plane.to_value(wanted)
     except UnitConversionError as error:
-        raise ValueError(f"make_observation: {kind} must be convertible to the image's {wanted}, got {plane.unit}; give both in one unit") from error
+        raise InputError(
+            f"make_observation: {kind} must be convertible to the image's {wanted}, got"
+            f" {plane.unit}; give both in one unit"
+        ) from error
 
 
 def _same_shape(name, plane, shape):
     if plane.shape != shape:
-        raise ValueError(f"make_observation: {name} must have the image's shape {shape}, got {plane.shape}; cut both alike")
+        raise InputError(
+            f"make_observation: {name} must have the image's shape {shape}, got {plane.shape}; cut"
+            " both alike"
+        )
     return plane
 
 
@@ -203,12 +318,17 @@ def _bad_pixels(masks, shape):
 
 
 def _mask_nonfinite(pixels, bad, max_bad_fraction, name, notes):
-    """Mask NaN and infinite pixels in place; too many of them are an error, unless they are all there is."""
+    """Mask NaN and infinite pixels in place; too many of them are an error, unless they are all
+    there is.
+    """
     lost = ~np.isfinite(pixels) & ~bad
     num_lost = np.count_nonzero(lost)
     if num_lost > max_bad_fraction * pixels.size and not (bad | lost).all():
-        raise ValueError(f"make_observation: image must have at most {max_bad_fraction:.0%} NaN or infinite pixels, got {num_lost} of "
-                         f"{pixels.size} in {name!r}; mask them or raise max_bad_fraction")
+        raise InputError(
+            f"make_observation: image must have at most {max_bad_fraction:.0%} NaN or infinite"
+            f" pixels, got {num_lost} of {pixels.size} in {name!r}; mask them or raise"
+            " max_bad_fraction"
+        )
     if num_lost:
         notes.append(f"{num_lost} NaN or infinite pixels masked")
     bad |= lost
@@ -220,8 +340,12 @@ def _settle_variance(given_noise, pixels, bad, notes):
         variance = _border_variance(pixels, bad)
         notes.append(f"no noise plane: variance {variance:.4g} estimated from the stamp's border")
         return np.full(pixels.shape, variance, np.float32)
-    (kind, plane), = given_noise.items()
-    plane = _same_shape(kind, np.broadcast_to(plane, pixels.shape) if np.ndim(plane) == 0 else np.asarray(plane), pixels.shape)
+    ((kind, plane),) = given_noise.items()
+    plane = _same_shape(
+        kind,
+        np.broadcast_to(plane, pixels.shape) if np.ndim(plane) == 0 else np.asarray(plane),
+        pixels.shape,
+    )
     exact = _to_variance(kind.split()[0], plane.astype(np.float64))
     with np.errstate(over="ignore", invalid="ignore"):
         variance = exact.astype(np.float32)
@@ -229,10 +353,14 @@ def _settle_variance(given_noise, pixels, bad, notes):
         sound = np.isfinite(exact) & (exact > 0)
     if not usable.any():
         if sound.any():
-            raise ValueError(f"make_observation: {kind} must be a variance within float32, got {np.median(exact[sound]):.3g}; "
-                             "multiply the image by a constant")
-        raise ValueError(f"make_observation: {kind} must be positive and finite somewhere, got none of {plane.size} pixels; "
-                         "check that this is the right plane")
+            raise InputError(
+                f"make_observation: {kind} must be a variance within float32, got"
+                f" {np.median(exact[sound]):.3g}; multiply the image by a constant"
+            )
+        raise InputError(
+            f"make_observation: {kind} must be positive and finite somewhere, got none of"
+            f" {plane.size} pixels; check that this is the right plane"
+        )
     if num_lost := np.count_nonzero(~usable & ~bad):
         notes.append(f"{num_lost} pixels masked whose {kind} is not positive and finite")
     bad |= ~usable
@@ -243,7 +371,9 @@ def _to_variance(kind, plane):
     """Variance of a noise plane; NaN where it is no noise level."""
     plane = np.where(plane > 0, plane, np.nan)
     with np.errstate(over="ignore", divide="ignore"):
-        return {"variance": lambda: plane, "sigma": lambda: plane**2, "weight": lambda: 1 / plane}[kind]()
+        return {"variance": lambda: plane, "sigma": lambda: plane**2, "weight": lambda: 1 / plane}[
+            kind
+        ]()
 
 
 def _border_variance(pixels, bad):
@@ -252,10 +382,17 @@ def _border_variance(pixels, bad):
     border = np.ones(pixels.shape, bool)
     border[width:-width, width:-width] = False
     values = pixels[border & ~bad].astype(np.float64)
-    variance = (1.4826 * np.median(np.abs(values - np.median(values)))) ** 2 if len(values) >= MIN_BORDER_PIXELS else 0.0
+    variance = (
+        (1.4826 * np.median(np.abs(values - np.median(values)))) ** 2
+        if len(values) >= MIN_BORDER_PIXELS
+        else 0.0
+    )
     if not variance >= np.finfo(np.float32).tiny:
-        raise ValueError(f"make_observation: variance must be given for this stamp, got none and {len(values)} good border pixels with "
-                         f"an estimate of {variance:.3g}; give variance, sigma or weight")
+        raise InputError(
+            f"make_observation: variance must be given for this stamp, got none and {len(values)}"
+            f" good border pixels with an estimate of {variance:.3g}; give variance, sigma or"
+            " weight"
+        )
     return variance
 
 
@@ -266,29 +403,43 @@ def _settle_scale(wcs, pixel_scale, shape, name, notes):
         wcs = wcs.celestial if getattr(wcs, "has_celestial", False) else None
         sides = _wcs_pixel_sides(wcs, shape)
     if pixel_scale is not None:
-        pixel_scale = check_positive("make_observation", "pixel_scale", pixel_scale, "arcsec per pixel")
+        pixel_scale = check_positive(
+            "make_observation", "pixel_scale", pixel_scale, "arcsec per pixel"
+        )
         if sides and abs(sides[2] / pixel_scale - 1) > SCALE_TOLERANCE:
-            notes.append(f"pixel scale {pixel_scale:.5g} arcsec as given, although the WCS says {sides[2]:.5g}")
+            notes.append(
+                f"pixel scale {pixel_scale:.5g} arcsec as given, although the WCS says"
+                f" {sides[2]:.5g}"
+            )
             warnings.warn(f"make_observation: {name}: {notes[-1]}", PoorInputWarning, stacklevel=3)
         return wcs, pixel_scale
     if sides is None:
-        raise ValueError(f"make_observation: pixel_scale must be given for {name!r}, which has no celestial WCS, got None; give "
-                         "pixel_scale in arcsec per pixel (--pixel-scale on the command line)")
+        raise InputError(
+            f"make_observation: pixel_scale must be given for {name!r}, which has no celestial WCS,"
+            " got None; give pixel_scale in arcsec per pixel (--pixel-scale on the command line)"
+        )
     if abs(sides[0] / sides[1] - 1) > SCALE_TOLERANCE:
-        notes.append(f"pixels are not square: {sides[0]:.5g} x {sides[1]:.5g} arcsec; the side of a square of their area is used")
+        notes.append(
+            f"pixels are not square: {sides[0]:.5g} x {sides[1]:.5g} arcsec; the side of a square"
+            " of their area is used"
+        )
     return wcs, sides[2]
 
 
 def _wcs_pixel_sides(wcs, shape):
-    """Sides along x, along y, and of the square of equal area, in arcsec, of the middle pixel; None where undefined.
+    """Sides along x, along y, and of the square of equal area, in arcsec, of the middle pixel; None
+    where undefined.
 
-    Measured on the sphere through the full WCS: with TPV or SIP distortion the linear matrix alone is wrong by some 0.2%.
+    Measured on the sphere through the full WCS: with TPV or SIP distortion the linear matrix alone
+    is wrong by some 0.2%.
     """
     if wcs is None:
         return None
     y, x = (shape[0] - 1) / 2, (shape[1] - 1) / 2
     try:
-        world = wcs.all_pix2world(np.array([[x - 0.5, y], [x + 0.5, y], [x, y - 0.5], [x, y + 0.5]]), 0)
+        world = wcs.all_pix2world(
+            np.array([[x - 0.5, y], [x + 0.5, y], [x, y - 0.5], [x, y + 0.5]]), 0
+        )
     except Exception:  # wcslib has many errors; all of them mean that this WCS gives no scale
         return None
     lon, lat = np.radians(world[:, wcs.wcs.lng]), np.radians(world[:, wcs.wcs.lat])
@@ -300,46 +451,79 @@ def _wcs_pixel_sides(wcs, shape):
 
 
 def _check_psf(psf, pixel_scale, shape):
-    """A PSF must be sampled at least as finely as the stamp, contain its pixel or none, and fit the padded stamp."""
+    """A PSF must be sampled at least as finely as the stamp, contain its pixel or none, and fit the
+    padded stamp.
+    """
     if psf.pixel_scale > pixel_scale * (1 + SCALE_TOLERANCE):
-        raise ValueError(f"make_observation: psf must be sampled at least as finely as the image, got {psf.pixel_scale:.5g} arcsec per "
-                         f"pixel for an image of {pixel_scale:.5g}; give its own pixel scale or oversampling")
+        raise InputError(
+            "make_observation: psf must be sampled at least as finely as the image, got"
+            f" {psf.pixel_scale:.5g} arcsec per pixel for an image of {pixel_scale:.5g}; give its"
+            " own pixel scale or oversampling"
+        )
     if psf.pixel_response and abs(psf.pixel_response / pixel_scale - 1) > SCALE_TOLERANCE:
-        raise ValueError(f"make_observation: psf must contain the pixel of the image or none, got a pixel of {psf.pixel_response:.5g} "
-                         f"arcsec for one of {pixel_scale:.5g}; give pixel_response")
+        raise InputError(
+            "make_observation: psf must contain the pixel of the image or none, got a pixel of"
+            f" {psf.pixel_response:.5g} arcsec for one of {pixel_scale:.5g}; give pixel_response"
+        )
     extent, limit = len(psf.image) * psf.pixel_scale, 2 * max(shape) * pixel_scale
     if min(shape) and extent > limit * (1 + SCALE_TOLERANCE):
-        raise ValueError(f"make_observation: psf must be no larger than the padded stamp, got {psf.image.shape} pixels, {extent:.4g} "
-                         f"arcsec, for a stamp of {shape}, {limit:.4g} arcsec with padding; crop the PSF or cut a larger stamp")
+        raise InputError(
+            f"make_observation: psf must be no larger than the padded stamp, got {psf.image.shape}"
+            f" pixels, {extent:.4g} arcsec, for a stamp of {shape}, {limit:.4g} arcsec with"
+            " padding; crop the PSF or cut a larger stamp"
+        )
 
 
 # --- from files
 
-def read_observation(path, *, psf, variance=None, sigma=None, weight=None, mask=None, bad_bits=None, hdu=None, plane=None,
-                     pixel_scale=None, name=None, position=None, size=None, max_bad_fraction=0.5, max_pixels=MAX_PIXELS):
+
+def read_observation(
+    path,
+    *,
+    psf,
+    variance=None,
+    sigma=None,
+    weight=None,
+    mask=None,
+    bad_bits=None,
+    hdu=None,
+    plane=None,
+    pixel_scale=None,
+    name=None,
+    position=None,
+    size=None,
+    max_bad_fraction=0.5,
+    max_pixels=MAX_PIXELS,
+):
     """Read a stamp, or cut one out of a larger image.
 
-    Planes that stand in the image's own file are found by their names: SCI or IMAGE (or the only image without another
-    meaning); VAR, VARIANCE; ERR, ERROR, SIGMA, STD, STDDEV; WHT, WEIGHT, IVAR (inverse variance); MASK, DQ, BPM; and the
-    UNCERT of a CCDData. Where several could be meant, the error lists them and nothing is guessed. Planes in other files are
-    given as paths. Every path may be FILE[HDU], the HDU as a number, NAME, or NAME,VERSION.
+    Planes that stand in the image's own file are found by their names: SCI or IMAGE (or the only
+    image without another meaning); VAR, VARIANCE; ERR, ERROR, SIGMA, STD, STDDEV; WHT, WEIGHT, IVAR
+    (inverse variance); MASK, DQ, BPM; and the UNCERT of a CCDData. Where several could be meant,
+    the error lists them and nothing is guessed. Planes in other files are given as paths. Every
+    path may be FILE[HDU], the HDU as a number, NAME, or NAME,VERSION.
 
     Layouts that are known:
 
-    - HSC and Rubin (MaskedImage): IMAGE, MASK, VARIANCE. The bits have their names in the mask's header (MP_SAT ...); bad by
+    - HSC and Rubin (MaskedImage): IMAGE, MASK, VARIANCE. The bits have their names in the mask's
+    header (MP_SAT ...); bad by
       default are BAD, SAT, CR, EDGE, SUSPECT, NO_DATA and UNMASKEDNAN.
-    - DECam: ooi (image), oow (as `weight`) and ood (as `mask`), one HDU per CCD. Since version 3.5 of its pipeline the mask
-      holds codes: BAD 1, NO_DATA 2, SATURATED 3, BLEED 4, CR 5, LOW_WEIGHT 6, TRANSIENT 7, STREAK 8; before, bits: BAD 1,
-      SATURATED 2, INTERPOLATED 4, CR 16, BLEED 64, TRANSIENT 128, EDGE 256, EDGE2 512. Bad by default are all but STREAK.
+    - DECam: ooi (image), oow (as `weight`) and ood (as `mask`), one HDU per CCD. Since version 3.5
+    of its pipeline the mask
+      holds codes: BAD 1, NO_DATA 2, SATURATED 3, BLEED 4, CR 5, LOW_WEIGHT 6, TRANSIENT 7, STREAK
+      8; before, bits: BAD 1, SATURATED 2, INTERPOLATED 4, CR 16, BLEED 64, TRANSIENT 128, EDGE 256,
+      EDGE2 512. Bad by default are all but STREAK.
     - any other mask: every nonzero value is bad by default.
 
     Parameters
     ----------
     path : path, FITS (plain or gzip) or .npy, or FILE[HDU]
     psf : PSF
-    variance, sigma, weight : path or float, at most one; `weight` is the inverse variance, 0 = masked
+    variance, sigma, weight : path or float, at most one; `weight` is the inverse variance, 0 =
+        masked
     mask : path
-    bad_bits : sequence of names and values (1, 2, 4, ...: as the survey prints them, sums allowed; codes where the mask holds
+    bad_bits : sequence of names and values (1, 2, 4, ...: as the survey prints them, sums allowed;
+        codes where the mask holds
         codes) that make a pixel bad; None: the default of the survey
     hdu : int, str or None, the image's HDU
     plane : int or None, which plane of a cube (of the image and of every other cube)
@@ -359,14 +543,31 @@ def read_observation(path, *, psf, variance=None, sigma=None, weight=None, mask=
     InputFileError : a file is damaged or too large, or does not say which plane is meant.
     ValueError : what `make_observation` refuses; a cutout outside the image; unknown `bad_bits`.
     """
-    frame = read_frame(path, variance=variance, sigma=sigma, weight=weight, mask=mask, bad_bits=bad_bits, hdu=hdu, plane=plane, max_pixels=max_pixels)
+    frame = read_frame(
+        path,
+        variance=variance,
+        sigma=sigma,
+        weight=weight,
+        mask=mask,
+        bad_bits=bad_bits,
+        hdu=hdu,
+        plane=plane,
+        max_pixels=max_pixels,
+    )
     if position is not None or size is not None:
         frame = cut_frame(frame, position, size)
-    return check_frame(frame, psf=psf, pixel_scale=pixel_scale, name=_name_of(split_path(path)[0]) if name is None else name, max_bad_fraction=max_bad_fraction)
+    return check_frame(
+        frame,
+        psf=psf,
+        pixel_scale=pixel_scale,
+        name=_name_of(split_path(path)[0]) if name is None else name,
+        max_bad_fraction=max_bad_fraction,
+    )
 
 
 class Frame(NamedTuple):
-    """What the files of an image say, of which nothing has been checked but that the planes fit each other: image [h, w]; noise {kind: plane or float}, one or none; bad [h, w] or None;
+    """What the files of an image say, of which nothing has been checked but that the planes fit
+    each other: image [h, w]; noise {kind: plane or float}, one or none; bad [h, w] or None;
     wcs or None; unit (str or None)."""
 
     image: np.ndarray
@@ -382,47 +583,97 @@ class Frame(NamedTuple):
         return sides and sides[2]
 
 
-def read_frame(path, *, variance=None, sigma=None, weight=None, mask=None, bad_bits=None, hdu=None, plane=None, max_pixels=MAX_PIXELS):
-    """An image and what belongs to it, to cut many stamps out of: a Frame. Parameters and errors are those of `read_observation`."""
+def read_frame(
+    path,
+    *,
+    variance=None,
+    sigma=None,
+    weight=None,
+    mask=None,
+    bad_bits=None,
+    hdu=None,
+    plane=None,
+    max_pixels=MAX_PIXELS,
+):
+    """An image and what belongs to it, to cut many stamps out of: a Frame.
+
+    Parameters and errors are those of `read_observation`.
+    """
     file, bracket = split_path(path)
     planes = read_images(file, max_pixels=max_pixels)
     science = _choose_science(file, planes, bracket if hdu is None else hdu)
     image = take_plane(file, science, plane)
-    given = {kind: source for kind, source in (("variance", variance), ("sigma", sigma), ("weight", weight)) if source is not None}
+    given = {
+        kind: source
+        for kind, source in (("variance", variance), ("sigma", sigma), ("weight", weight))
+        if source is not None
+    }
     if len(given) > 1:
-        raise ValueError(f"read_observation: noise must be given once, got {' and '.join(given)}; leave out all but one")
+        raise InputError(
+            f"read_observation: noise must be given once, got {' and '.join(given)}; leave out all"
+            " but one"
+        )
     noise = _read_noise(file, planes, science, given, plane, max_pixels)
     bad = _read_mask(file, planes, science, mask, bad_bits, plane, max_pixels)
     for kind, pixels in (*noise.items(), ("mask", bad)):
         if pixels is not None and np.ndim(pixels):
             _same_shape(kind, pixels, image.shape)
-    return Frame(image, noise, bad, header_wcs(science.header), str(science.keyword("BUNIT", "")).strip() or None)
+    return Frame(
+        image,
+        noise,
+        bad,
+        header_wcs(science.header),
+        str(science.keyword("BUNIT", "")).strip() or None,
+    )
 
 
 def cut_frame(frame, position, size):
-    """Cut the image and what belongs to it alike; what lies beyond the image is masked. position: (x, y) pixels from 0, or SkyCoord; size: int or (h, w)."""
+    """Cut the image and what belongs to it alike; what lies beyond the image is masked. position:
+    (x, y) pixels from 0, or SkyCoord; size: int or (h, w).
+    """
     if position is None or size is None:
-        raise ValueError(f"read_observation: position and size must be given together, got position={position}, size={size}; give both")
+        raise InputError(
+            f"read_observation: position and size must be given together, got position={position},"
+            f" size={size}; give both"
+        )
     if isinstance(position, SkyCoord) and frame.wcs is None:
-        raise ValueError(f"read_observation: position must be in pixels, because the image has no WCS, got {position}; give (x, y)")
+        raise InputError(
+            "read_observation: position must be in pixels, because the image has no WCS, got"
+            f" {position}; give (x, y)"
+        )
 
     def _cut(pixels):
-        return Cutout2D(pixels, position, size, wcs=frame.wcs, mode="partial", fill_value=0, copy=True)
+        return Cutout2D(
+            pixels, position, size, wcs=frame.wcs, mode="partial", fill_value=0, copy=True
+        )
 
     try:
         stamp = _cut(frame.image)
     except (NoOverlapError, ValueError, TypeError) as error:
-        raise ValueError(f"read_observation: position and size must describe a box that meets the image {frame.image.shape}, got "
-                         f"{position}, {size} ({error}); give pixels from 0") from error
+        raise InputError(
+            "read_observation: position and size must describe a box that meets the image"
+            f" {frame.image.shape}, got {position}, {size} ({error}); give pixels from 0"
+        ) from error
     beyond = np.ones(stamp.shape, bool)
     beyond[stamp.slices_cutout] = False
-    noise = {kind: _cut(pixels).data if np.ndim(pixels) else pixels for kind, pixels in frame.noise.items()}
-    return Frame(stamp.data, noise, beyond if frame.bad is None else beyond | _cut(frame.bad).data, stamp.wcs, frame.unit)
+    noise = {
+        kind: _cut(pixels).data if np.ndim(pixels) else pixels
+        for kind, pixels in frame.noise.items()
+    }
+    return Frame(
+        stamp.data,
+        noise,
+        beyond if frame.bad is None else beyond | _cut(frame.bad).data,
+        stamp.wcs,
+        frame.unit,
+    )
 
 
 def check_frame(frame, **how):
     """The Observation of a frame; further parameters and errors are those of `make_observation`."""
-    return make_observation(frame.image, mask=frame.bad, wcs=frame.wcs, unit=frame.unit, **frame.noise, **how)
+    return make_observation(
+        frame.image, mask=frame.bad, wcs=frame.wcs, unit=frame.unit, **frame.noise, **how
+    )
 
 
 def _name_of(file):
@@ -440,29 +691,41 @@ def _choose_science(file, planes, hdu):
     if hdu is not None:
         return choose_plane(file, planes, hdu)
     named = [plane for plane in planes if _role(plane) == "image"]
-    return only_plane(file, named or [plane for plane in planes if _role(plane) is None], planes, "the image")
+    return only_plane(
+        file, named or [plane for plane in planes if _role(plane) is None], planes, "the image"
+    )
 
 
 def _of_roles(file, planes, science, roles):
     """The plane of `science`'s own file that has one of `roles`, or None."""
     found = [plane for plane in planes if _role(plane) in roles and plane is not science]
     siblings = [plane for plane in found if plane.version == science.version]
-    return only_plane(file, siblings or found, planes, f"the {' or '.join(roles)}") if found else None
+    return (
+        only_plane(file, siblings or found, planes, f"the {' or '.join(roles)}") if found else None
+    )
 
 
 def _read_other(path, role, science, max_pixels):
-    """The plane of another file that is meant by option `role`: by brackets, role, being alone, or the image's own name."""
+    """The plane of another file that is meant by option `role`: by brackets, role, being alone, or
+    the image's own name.
+    """
     file, bracket = split_path(path)
     planes = read_images(file, max_pixels=max_pixels)
     if bracket is not None:
         return choose_plane(file, planes, bracket)
     named = [plane for plane in planes if _role(plane) == role]
-    same = [plane for plane in planes if plane.name and (plane.name, plane.version) == (science.name, science.version)]
+    same = [
+        plane
+        for plane in planes
+        if plane.name and (plane.name, plane.version) == (science.name, science.version)
+    ]
     return only_plane(file, planes if len(planes) == 1 else named or same, planes, f"the {role}")
 
 
 def _read_noise(file, planes, science, given, plane, max_pixels):
-    """{kind: pixels} of the noise plane that is given as path or number, or that stands in the image's file; else {}."""
+    """{kind: pixels} of the noise plane that is given as path or number, or that stands in the
+    image's file; else {}.
+    """
     for kind, source in given.items():
         if isinstance(source, (int, float)):
             return {kind: source}
@@ -473,10 +736,16 @@ def _read_noise(file, planes, science, given, plane, max_pixels):
 
 def _read_mask(file, planes, science, mask, bad_bits, plane, max_pixels):
     """Bad pixels, bool [h, w], or None without any mask."""
-    found = _of_roles(file, planes, science, ("mask",)) if mask is None else _read_other(mask, "mask", science, max_pixels)
+    found = (
+        _of_roles(file, planes, science, ("mask",))
+        if mask is None
+        else _read_other(mask, "mask", science, max_pixels)
+    )
     if found is None:
         if bad_bits is not None:
-            raise ValueError(f"read_observation: mask must be given with bad_bits, got bad_bits={bad_bits!r} and no mask in {file}; "
-                             "give mask")
+            raise InputError(
+                f"read_observation: mask must be given with bad_bits, got bad_bits={bad_bits!r} and"
+                f" no mask in {file}; give mask"
+            )
         return None
     return flag_bad(take_plane(mask or file, found, plane), found, bad_bits)

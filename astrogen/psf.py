@@ -1,4 +1,5 @@
 """The point-spread function of an observation: an image of a star, checked once when it is made."""
+
 import math
 import warnings
 from dataclasses import dataclass
@@ -7,13 +8,23 @@ from pathlib import Path
 
 import numpy as np
 
-from astrogen.images import MAX_PIXELS, choose_plane, only_plane, read_images, read_psfex, split_path, take_plane
+from astrogen.errors import InputError
+from astrogen.images import (
+    MAX_PIXELS,
+    choose_plane,
+    only_plane,
+    read_images,
+    read_psfex,
+    split_path,
+    take_plane,
+)
 
 SUM_TOLERANCE = 0.01
 CENTRE_TOLERANCE = 1.0  # pixels of the PSF image
 PSFEX_FIELD = 1.0  # in sides of the field that was fitted, whose border is at 0.5
 FWHM_GRID = 512  # sides to which a PSF is interpolated to measure it
-CORE = 0.3  # of the maximum: pixels above it, and their neighbours, are interpolated to find the half maximum
+# of the maximum: pixels above it, and their neighbours, are interpolated to find the half maximum
+CORE = 0.3
 
 
 class PoorInputWarning(UserWarning):
@@ -25,8 +36,10 @@ class PSF:
     """A point-spread function as an image. Made by `make_psf` or `read_psf`, which check it.
 
     image : float64 [k, k], k odd, sum 1, centred on the middle pixel
-    pixel_scale : float, arcsec per pixel of this image, which may be finer than that of the observation
-    pixel_response : float, side in arcsec of the square pixel that the image already contains (0: none)
+    pixel_scale : float, arcsec per pixel of this image, which may be finer than that of the
+        observation
+    pixel_response : float, side in arcsec of the square pixel that the image already contains (0:
+        none)
     """
 
     image: np.ndarray
@@ -35,23 +48,31 @@ class PSF:
 
     @cached_property
     def fwhm(self):
-        """Full width at half maximum in arcsec: the diameter of a circle with the area above half the maximum.
+        """Full width at half maximum in arcsec: the diameter of a circle with the area above half
+        the maximum.
 
-        The pixel response is included where the image contains it. Right to 0.2% for Gaussian and Moffat profiles of 3 or
-        more pixels, to 3% at 1.8 pixels (tests/test_observation.py).
+        The pixel response is included where the image contains it. Right to 0.2% for Gaussian and
+        Moffat profiles of 3 or more pixels, to 3% at 1.8 pixels (tests/test_observation.py).
         """
         factor = max(1, min(8, FWHM_GRID // len(self.image)))
         bright = np.argwhere(self.image > CORE * self.image.max())
-        box = [slice(max(low - 2, 0) * factor, (high + 3) * factor) for low, high in zip(bright.min(0), bright.max(0), strict=True)]
+        box = [
+            slice(max(low - 2, 0) * factor, (high + 3) * factor)
+            for low, high in zip(bright.min(0), bright.max(0), strict=True)
+        ]
         fine = _interpolate(self.image, factor, *box)
         half = fine.max() / 2
         slope = np.maximum(np.hypot(*np.gradient(fine)), 1e-12 * half)
-        area = np.clip((fine - half) / slope + 0.5, 0, 1).sum()  # pixels cut by the contour count in part
+        area = np.clip(
+            (fine - half) / slope + 0.5, 0, 1
+        ).sum()  # pixels cut by the contour count in part
         return 2 * math.sqrt(area / math.pi) / factor * self.pixel_scale
 
 
 def _interpolate(image, factor, rows, columns):
-    """Fourier interpolation of an odd square image onto a `factor` times finer periodic grid, of which `rows` and `columns` are returned."""
+    """Fourier interpolation of an odd square image onto a `factor` times finer periodic grid, of
+    which `rows` and `columns` are returned.
+    """
     matrix = _interpolation(len(image), factor)
     return matrix[rows] @ image @ matrix[columns].T
 
@@ -71,9 +92,11 @@ def make_psf(image, *, pixel_scale, pixel_response=None, recentre=False, name="p
     ----------
     image : array [h, w], any real type; odd sides, padded with zeros to a square where they differ
     pixel_scale : float, arcsec per pixel of this image
-    pixel_response : float or None, side in arcsec of the pixel that the image contains; None: an effective PSF on the
+    pixel_response : float or None, side in arcsec of the pixel that the image contains; None: an
+        effective PSF on the
         observation's own grid, that is `pixel_scale`; 0: no pixel in it
-    recentre : bool, for even sides: the centre lies between the middle pixels and is moved by half a pixel (Fourier)
+    recentre : bool, for even sides: the centre lies between the middle pixels and is moved by half
+        a pixel (Fourier)
     name : str, for messages
 
     Returns
@@ -86,23 +109,36 @@ def make_psf(image, *, pixel_scale, pixel_response=None, recentre=False, name="p
 
     Warns
     -----
-    PoorInputWarning : the sum is off by more than 1% (it is renormalised), or the light is not centred.
+    PoorInputWarning : the sum is off by more than 1% (it is renormalised), or the light is not
+        centred.
     """
-    pixel_scale = check_positive("make_psf", "pixel_scale", pixel_scale, "arcsec per pixel of the PSF image")
+    pixel_scale = check_positive(
+        "make_psf", "pixel_scale", pixel_scale, "arcsec per pixel of the PSF image"
+    )
     pixel_response = pixel_scale if pixel_response is None else float(pixel_response)
     if not 0 <= pixel_response < math.inf:
-        raise ValueError(f"make_psf: pixel_response must be 0 or a side in arcsec, got {pixel_response}; "
-                         "give 0 for a PSF without pixel")
+        raise InputError(
+            f"make_psf: pixel_response must be 0 or a side in arcsec, got {pixel_response}; "
+            "give 0 for a PSF without pixel"
+        )
     image = check_image("make_psf", name, image).astype(np.float64)
     if not np.isfinite(image).all():
-        raise ValueError(f"make_psf: {name} must be finite, got {np.count_nonzero(~np.isfinite(image))} NaN or infinite pixels "
-                         f"of {image.size}; repair or crop it")
+        raise InputError(
+            f"make_psf: {name} must be finite, got {np.count_nonzero(~np.isfinite(image))} NaN or"
+            f" infinite pixels of {image.size}; repair or crop it"
+        )
     total = image.sum()
     if not total > 0 or not math.isfinite(total):
-        raise ValueError(f"make_psf: {name} must have a positive sum, got {total:.6g}; it holds no point source")
+        raise InputError(
+            f"make_psf: {name} must have a positive sum, got {total:.6g}; it holds no point source"
+        )
     image = _odd_square(image, recentre, name)
     if abs(total - 1) > SUM_TOLERANCE:
-        warnings.warn(f"make_psf: {name} sums to {total:.6g} instead of 1; it was renormalised", PoorInputWarning, stacklevel=2)
+        warnings.warn(
+            f"make_psf: {name} sums to {total:.6g} instead of 1; it was renormalised",
+            PoorInputWarning,
+            stacklevel=2,
+        )
     image /= image.sum()
     _warn_off_centre(image, name)
     image.setflags(write=False)
@@ -111,8 +147,11 @@ def make_psf(image, *, pixel_scale, pixel_response=None, recentre=False, name="p
 
 def _odd_square(image, recentre, name):
     if not recentre and (image.shape[0] % 2 == 0 or image.shape[1] % 2 == 0):
-        raise ValueError(f"make_psf: {name} must have odd sides, got {image.shape}; give recentre=True if its centre lies between "
-                         "the middle pixels, or crop it so that its centre is the middle pixel")
+        raise InputError(
+            f"make_psf: {name} must have odd sides, got {image.shape}; give recentre=True if its"
+            " centre lies between the middle pixels, or crop it so that its centre is the middle"
+            " pixel"
+        )
     for axis in (0, 1):
         if image.shape[axis] % 2 == 0:
             image = _shift_half_pixel(image, axis)
@@ -121,35 +160,60 @@ def _odd_square(image, recentre, name):
 
 
 def _shift_half_pixel(image, axis):
-    """Append a row of zeros along `axis` and move the light by half a pixel to the new middle pixel."""
+    """Append a row of zeros along `axis` and move the light by half a pixel to the new middle
+    pixel.
+    """
     padded = np.pad(image, [(0, 1) if i == axis else (0, 0) for i in (0, 1)])
     frequency = np.fft.fftfreq(padded.shape[axis]).reshape((-1, 1) if axis == 0 else (1, -1))
-    return np.fft.ifft(np.fft.fft(padded, axis=axis) * np.exp(-1j * np.pi * frequency), axis=axis).real
+    return np.fft.ifft(
+        np.fft.fft(padded, axis=axis) * np.exp(-1j * np.pi * frequency), axis=axis
+    ).real
 
 
 def _warn_off_centre(image, name):
-    """Compare the centroid of the core (above half maximum, so that noise in the wings has no say) with the middle."""
+    """Compare the centroid of the core (above half maximum, so that noise in the wings has no say)
+    with the middle.
+    """
     core = np.where(image > image.max() / 2, image, 0)
     offsets = np.arange(len(image)) - len(image) // 2
     dy, dx = (core.sum(axis=1) @ offsets / core.sum(), core.sum(axis=0) @ offsets / core.sum())
     if max(abs(dx), abs(dy)) > CENTRE_TOLERANCE:
-        warnings.warn(f"make_psf: {name} is centred {dx:+.1f}, {dy:+.1f} pixels from its middle pixel; positions will be off by as "
-                      "much", PoorInputWarning, stacklevel=3)
+        warnings.warn(
+            f"make_psf: {name} is centred {dx:+.1f}, {dy:+.1f} pixels from its middle pixel;"
+            " positions will be off by as much",
+            PoorInputWarning,
+            stacklevel=3,
+        )
 
 
-def read_psf(path, *, pixel_scale, oversampling=1, includes_pixel=True, recentre=False, position=None, hdu=None, plane=None,
-             max_pixels=MAX_PIXELS):
-    """Read a PSF: a FITS or .npy image, or a PsfEx model (plain PsfEx, or the merged tables of the Legacy Surveys).
+def read_psf(
+    path,
+    *,
+    pixel_scale,
+    oversampling=1,
+    includes_pixel=True,
+    recentre=False,
+    position=None,
+    hdu=None,
+    plane=None,
+    max_pixels=MAX_PIXELS,
+):
+    """Read a PSF: a FITS or .npy image, or a PsfEx model (plain PsfEx, or the merged tables of the
+    Legacy Surveys).
 
     Parameters
     ----------
     path : path, or FILE[HDU]
     pixel_scale : float, arcsec per pixel of the observation (not of an oversampled PSF image)
-    oversampling : float, pixels of the PSF image per pixel of the observation; a PsfEx file states its own
-    includes_pixel : bool, the PSF contains the pixel response of the observation (the usual, "effective" PSF)
+    oversampling : float, pixels of the PSF image per pixel of the observation; a PsfEx file states
+        its own
+    includes_pixel : bool, the PSF contains the pixel response of the observation (the usual,
+        "effective" PSF)
     recentre : bool, as in `make_psf`
-    position : (x, y) or None, where a PsfEx model is evaluated, in the pixels (from 0) of the image that it was fitted on,
-        which may be larger than the stamp; None: the origin of its polynomial, usually the middle of the chip
+    position : (x, y) or None, where a PsfEx model is evaluated, in the pixels (from 0) of the image
+        that it was fitted on,
+        which may be larger than the stamp; None: the origin of its polynomial, usually the middle
+        of the chip
     hdu : int, str or None, which HDU holds the image
     plane : int or None, which plane of a cube, or which row of a merged PsfEx table
     max_pixels : int, cap on the pixels of a file
@@ -163,33 +227,49 @@ def read_psf(path, *, pixel_scale, oversampling=1, includes_pixel=True, recentre
     InputFileError : the file is damaged, or does not say which image is meant.
     ValueError : what `make_psf` refuses; an `oversampling` other than 1 with a PsfEx file.
     """
-    pixel_scale = check_positive("read_psf", "pixel_scale", pixel_scale, "arcsec per pixel of the observation")
-    oversampling = check_positive("read_psf", "oversampling", oversampling, "pixels of the PSF image per observed pixel")
+    pixel_scale = check_positive(
+        "read_psf", "pixel_scale", pixel_scale, "arcsec per pixel of the observation"
+    )
+    oversampling = check_positive(
+        "read_psf", "oversampling", oversampling, "pixels of the PSF image per observed pixel"
+    )
     file, bracket = split_path(path)
     model = read_psfex(file, position=position, row=plane, max_pixels=max_pixels)
     if model is None:
         planes = read_images(file, max_pixels=max_pixels)
         hdu = bracket if hdu is None else hdu
-        chosen = only_plane(file, planes, planes, "the PSF") if hdu is None else choose_plane(file, planes, hdu)
+        chosen = (
+            only_plane(file, planes, planes, "the PSF")
+            if hdu is None
+            else choose_plane(file, planes, hdu)
+        )
         image, sampling = take_plane(file, chosen, plane), 1 / oversampling
     else:
         image, sampling = _psfex_image(file, model, oversampling, position)
-    return make_psf(image, pixel_scale=pixel_scale * sampling, pixel_response=pixel_scale if includes_pixel else 0.0,
-                    recentre=recentre, name=Path(file).name)
+    return make_psf(
+        image,
+        pixel_scale=pixel_scale * sampling,
+        pixel_response=pixel_scale if includes_pixel else 0.0,
+        recentre=recentre,
+        name=Path(file).name,
+    )
 
 
 def psf_from_model(model, *, pixel_scale, position=None, plane=None, name="psf"):
-    """The PSF that another package's object stands for, recognised by what it offers, so that none of them has to be installed.
+    """The PSF that another package's object stands for, recognised by what it offers, so that none
+    of them has to be installed.
 
     Parameters
     ----------
     model : one of
         PSF : returned as it is;
-        array [h, w] or [plane, h, w], or what has such an array as `.get_model()` or `.image` (scarlet) : effective PSF on the observation's pixels, h and w odd;
-        photutils `ImagePSF` (also what `EPSFBuilder` builds) or `GriddedPSFModel` : effective PSF with its own oversampling and origin. Checked against the
-        model's own values in tests/test_api.py
+        array [h, w] or [plane, h, w], or what has such an array as `.get_model()` or `.image`
+        (scarlet) : effective PSF on the observation's pixels, h and w odd; photutils `ImagePSF`
+        (also what `EPSFBuilder` builds) or `GriddedPSFModel` : effective PSF with its own
+        oversampling and origin. Checked against the model's own values in tests/test_api.py
     pixel_scale : float, arcsec per pixel of the observation
-    position : (x, y) or None, pixels from 0 of the exposure where a `GriddedPSFModel` is evaluated; None: its own x_0, y_0, where these have been set
+    position : (x, y) or None, pixels from 0 of the exposure where a `GriddedPSFModel` is evaluated;
+        None: its own x_0, y_0, where these have been set
     plane : int or None, which plane (band) of a cube of several
     name : str, for messages
 
@@ -199,34 +279,56 @@ def psf_from_model(model, *, pixel_scale, position=None, plane=None, name="psf")
 
     Raises
     ------
-    ValueError : nothing of these, an oversampling that differs between the axes, a cube without `plane`, no position; and what `make_psf` refuses.
+    ValueError : nothing of these, an oversampling that differs between the axes, a cube without
+        `plane`, no position; and what `make_psf` refuses.
     """
     if isinstance(model, PSF):
         return model
-    pixel_scale = check_positive("psf_from_model", "pixel_scale", pixel_scale, "arcsec per pixel of the observation")
+    pixel_scale = check_positive(
+        "psf_from_model", "pixel_scale", pixel_scale, "arcsec per pixel of the observation"
+    )
     if hasattr(model, "oversampling") and callable(getattr(model, "evaluate", None)):
         image, oversampling = _photutils_image(model, position)
-        return make_psf(image, pixel_scale=pixel_scale / oversampling, pixel_response=pixel_scale, name=name)
-    image = np.asarray(model.get_model() if hasattr(model, "get_model") else getattr(model, "image", model))
+        return make_psf(
+            image, pixel_scale=pixel_scale / oversampling, pixel_response=pixel_scale, name=name
+        )
+    image = np.asarray(
+        model.get_model() if hasattr(model, "get_model") else getattr(model, "image", model)
+    )
     if image.dtype.kind not in "biuf" or image.ndim not in (2, 3):
-        raise ValueError(f"psf_from_model: model must be a PSF, an image or a cube, or an ImagePSF or GriddedPSFModel of photutils, got {type(model).__name__}; "
-                         "draw it as an image and use make_psf")
+        raise InputError(
+            "psf_from_model: model must be a PSF, an image or a cube, or an ImagePSF or"
+            f" GriddedPSFModel of photutils, got {type(model).__name__}; draw it as an image and"
+            " use make_psf"
+        )
     if image.ndim == 3:
         if plane is None and len(image) > 1 or not 0 <= (plane or 0) < len(image):
-            raise ValueError(f"psf_from_model: plane must be chosen from 0 to {len(image) - 1} for a cube of PSFs, got {plane}; give the observation's band")
+            raise InputError(
+                f"psf_from_model: plane must be chosen from 0 to {len(image) - 1} for a cube of"
+                f" PSFs, got {plane}; give the observation's band"
+            )
         image = image[plane or 0]
     return make_psf(image, pixel_scale=pixel_scale, name=name)
 
 
 def _photutils_image(model, position):
-    """(image [k, k], oversampling): the model on its own grid, its origin on the middle pixel. Between the samples (even sides) photutils interpolates."""
+    """(image [k, k], oversampling): the model on its own grid, its origin on the middle pixel.
+
+    Between the samples (even sides) photutils interpolates.
+    """
     down, across = (float(factor) for factor in np.broadcast_to(model.oversampling, 2))
     if down != across:
-        raise ValueError(f"psf_from_model: model must be oversampled alike along both axes, got {down:g} and {across:g}; resample it")
+        raise InputError(
+            f"psf_from_model: model must be oversampled alike along both axes, got {down:g} and"
+            f" {across:g}; resample it"
+        )
     if position is None:
         position = tuple(float(np.asarray(getattr(model, name)).item()) for name in ("x_0", "y_0"))
         if np.ndim(model.data) == 3 and position == (0.0, 0.0):
-            raise ValueError("psf_from_model: position must be given for a PSF that varies over the exposure, got None; give (x, y) in pixels from 0")
+            raise InputError(
+                "psf_from_model: position must be given for a PSF that varies over the exposure,"
+                " got None; give (x, y) in pixels from 0"
+            )
     half = max(np.shape(model.data)[-2:]) // 2
     offset = np.arange(-half, half + 1) / across
     x, y = np.meshgrid(position[0] + offset, position[1] + offset)
@@ -237,22 +339,31 @@ def _photutils_image(model, position):
 def _psfex_image(file, model, oversampling, position):
     image, sampling, offset = model
     if oversampling != 1:
-        raise ValueError(f"read_psf: oversampling must be 1 for a PsfEx file, got {oversampling}; "
-                         f"{file} states its own sampling, {sampling:.4g} pixels")
+        raise InputError(
+            f"read_psf: oversampling must be 1 for a PsfEx file, got {oversampling}; "
+            f"{file} states its own sampling, {sampling:.4g} pixels"
+        )
     if offset > PSFEX_FIELD:
-        warnings.warn(f"read_psf: position {position} lies {offset:.2g} field sides from the centre of the field that {file} was "
-                      "fitted on; the polynomial is extrapolated", PoorInputWarning, stacklevel=3)
+        warnings.warn(
+            f"read_psf: position {position} lies {offset:.2g} field sides from the centre of the"
+            f" field that {file} was fitted on; the polynomial is extrapolated",
+            PoorInputWarning,
+            stacklevel=3,
+        )
     return image, sampling
 
 
 # --- checks that observation.py shares
 
+
 def check_image(caller, name, image):
     """The image as an array, or a ValueError if it is no 2-d array of real numbers."""
     image = np.asarray(image)
     if image.ndim != 2 or image.dtype.kind not in "biuf":
-        raise ValueError(f"{caller}: {name} must be a 2-d array of real numbers, got shape {image.shape} of {image.dtype}; "
-                         "choose one plane")
+        raise InputError(
+            f"{caller}: {name} must be a 2-d array of real numbers, got shape {image.shape} of"
+            f" {image.dtype}; choose one plane"
+        )
     return image
 
 
@@ -260,4 +371,4 @@ def check_positive(caller, name, value, meaning):
     """The value as a float, or a ValueError if it is no positive finite number."""
     if isinstance(value, (int, float, np.number)) and 0 < value < math.inf:
         return float(value)
-    raise ValueError(f"{caller}: {name} must be positive, got {value!r}; give {meaning}")
+    raise InputError(f"{caller}: {name} must be positive, got {value!r}; give {meaning}")

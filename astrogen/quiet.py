@@ -1,4 +1,7 @@
-"""TensorFlow without what it says when it is loaded: six lines on processors that it may use, which no setting of it keeps off a user's terminal."""
+"""TensorFlow without what it says when it is loaded: six lines on processors that it may use, which
+no setting of it keeps off a user's terminal.
+"""
+
 import contextlib
 import importlib.abc
 import importlib.util
@@ -8,9 +11,13 @@ import tempfile
 
 
 def keep_tensorflow_quiet():
-    """From now on, when this process loads TensorFlow, nothing is printed unless it fails; nor later, short of errors. Loads nothing by itself."""
+    """From now on, when this process loads TensorFlow, nothing is printed unless it fails; nor
+    later, short of errors. Loads nothing by itself.
+    """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    if "tensorflow" not in sys.modules and not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+    if "tensorflow" not in sys.modules and not any(
+        isinstance(finder, _Finder) for finder in sys.meta_path
+    ):
         sys.meta_path.insert(0, _Finder())
 
 

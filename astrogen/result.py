@@ -1,9 +1,12 @@
-"""What we believe now: the posterior over one galaxy's unconvolved image, in numbers, images and words.
+"""What we believe now: the posterior over one galaxy's unconvolved image, in numbers, images and
+words.
 
-A `Result` is made by `make_result` from posterior draws. The deconvolved grid and the observed stamp share their geometric
-centres; every draw stands where the galaxy stands on the sky. Catalogue quantities come from the draws, one by one: the mean
-of many images is rounder and larger than any of them.
+A `Result` is made by `make_result` from posterior draws. The deconvolved grid and the observed
+stamp share their geometric centres; every draw stands where the galaxy stands on the sky. Catalogue
+quantities come from the draws, one by one: the mean of many images is rounder and larger than any
+of them.
 """
+
 import json
 import math
 import re
@@ -16,27 +19,36 @@ from astropy.table import Table, vstack
 from astropy.units import Unit, dimensionless_unscaled
 from astropy.wcs.utils import fit_wcs_from_points
 
+from astrogen.errors import InputError, InputFileError
 from astrogen.galsim_objects import measure_image
-from astrogen.images import InputFileError, read_plane_wcs, read_planes, write_planes
+from astrogen.images import read_plane_wcs, read_planes, write_planes
 from astrogen.observation import Observation
 from astrogen.psf import PSF
 from astrogen.verdict import edge_significance, format_p, goodness_of_fit, judge
 
-MIN_DRAWS = 8         # fewer draws give no error
+MIN_DRAWS = 8  # fewer draws give no error
 FORMAT = "astrogen result 1"
 QUANTITIES = ("flux", "half_light_radius", "e1", "e2")
 TABLE_NUMBERS = ("chi2", "p_value", "pixel_scale", "target_fwhm", "method", "converged")
-TABLE_UNITS = {"half_light_radius": "arcsec", "half_light_radius_err": "arcsec", "target_fwhm": "arcsec", "pixel_scale": "arcsec/pix"}
+TABLE_UNITS = {
+    "half_light_radius": "arcsec",
+    "half_light_radius_err": "arcsec",
+    "target_fwhm": "arcsec",
+    "pixel_scale": "arcsec/pix",
+}
 
 
 @dataclass(frozen=True)
 class Quantities:
-    """Catalogue quantities, each (value, error): the median over the draws and half of their central 68 % interval.
+    """Catalogue quantities, each (value, error): the median over the draws and half of their
+    central 68 % interval.
 
-    Of the image at the target resolution. The error is nan with fewer than 8 draws, everything is nan where nothing could be
-    measured. flux: in the units of the observation; half_light_radius: arcsec; e1, e2: distortion convention, along the pixel
-    axes; num_failed: draws on which the adaptive moments did not converge (left out of e1, e2); covariance [4, 4] of the four in this
-    order over the draws where all of them could be measured, as nested tuples, nan with fewer than 8.
+    Of the image at the target resolution. The error is nan with fewer than 8 draws, everything is
+    nan where nothing could be measured. flux: in the units of the observation; half_light_radius:
+    arcsec; e1, e2: distortion convention, along the pixel axes; num_failed: draws on which the
+    adaptive moments did not converge (left out of e1, e2); covariance [4, 4] of the four in this
+    order over the draws where all of them could be measured, as nested tuples, nan with fewer than
+    8.
     """
 
     flux: tuple
@@ -49,16 +61,21 @@ class Quantities:
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """The posterior of one object. Made by `make_result`; written by `write_fits`, read by `read_result`.
+    """The posterior of one object. Made by `make_result`; written by `write_fits`, read by
+    `read_result`.
 
     observation : Observation
     pixel_scale : float, arcsec per pixel of the deconvolved image
     target_fwhm : float, arcsec, Gaussian resolution of the deconvolved image
-    image, image_std : float32 [64, 64], flux per deconvolved pixel, posterior mean and standard deviation
-    model : float32 [h, w], flux per observed pixel: posterior mean convolved with the PSF, plus background
+    image, image_std : float32 [64, 64], flux per deconvolved pixel, posterior mean and standard
+        deviation
+    model : float32 [h, w], flux per observed pixel: posterior mean convolved with the PSF, plus
+        background
     residual : float32 [h, w], observed minus model, 0 at masked pixels
-    draws : float32 [num_draws, 64, 64], flux per deconvolved pixel: equally probable images, standing where the galaxy stands
-    latent_draws : [num_draws, d]; flux_draws : [num_draws]; shift_draws : [num_draws, 2], (x, y) arcsec from the stamp's centre;
+    draws : float32 [num_draws, 64, 64], flux per deconvolved pixel: equally probable images,
+        standing where the galaxy stands
+    latent_draws : [num_draws, d]; flux_draws : [num_draws]; shift_draws : [num_draws, 2], (x, y)
+        arcsec from the stamp's centre;
     background_draws : [num_draws], flux per observed pixel
     chi2, p_value : float, reduced chi-square inside the galaxy, and the probability of a larger one
     method : str, map, laplace or hmc
@@ -124,8 +141,12 @@ class Result:
         """WCS of the deconvolved grid, or None where the observation has none."""
         if self.observation.wcs is None:
             return None
-        return deconvolved_wcs(self.observation.wcs, self.observation.image.shape, ratio=self.observation.pixel_scale / self.pixel_scale,
-                               shape=self.image.shape)
+        return deconvolved_wcs(
+            self.observation.wcs,
+            self.observation.image.shape,
+            ratio=self.observation.pixel_scale / self.pixel_scale,
+            shape=self.image.shape,
+        )
 
     def draw_images(self, num, *, seed):
         """Imagined solutions: `num` different images drawn from the posterior.
@@ -140,48 +161,78 @@ class Result:
         float32 [num, 64, 64], flux per deconvolved pixel
         """
         if not 0 <= num <= len(self.draws):
-            raise ValueError(f"draw_images: num must be between 0 and the {len(self.draws)} draws that this result holds, got {num}; "
-                             "deconvolve with more draws")
+            raise InputError(
+                f"draw_images: num must be between 0 and the {len(self.draws)} draws that this"
+                f" result holds, got {num}; deconvolve with more draws"
+            )
         return self.draws[np.random.default_rng(seed).choice(len(self.draws), num, replace=False)]
 
     def summary(self):
         """What was found and how far it can be trusted, as text of several lines."""
         height, width = self.observation.image.shape
-        lines = [f"{self.name}: {width} x {height} pixels of {self.observation.pixel_scale:.4g} arcsec, deconvolved to "
-                 f"{self.target_fwhm:.4g} arcsec (FWHM) by {self.method}, {len(self.draws)} draws"]
+        lines = [
+            f"{self.name}: {width} x {height} pixels of {self.observation.pixel_scale:.4g} arcsec,"
+            f" deconvolved to {self.target_fwhm:.4g} arcsec (FWHM) by {self.method},"
+            f" {len(self.draws)} draws"
+        ]
         unit = f" {self.observation.unit}".rstrip()
-        for label, pair, suffix in (("flux", self.flux, unit), ("half-light radius", self.half_light_radius, " arcsec"),
-                                    ("e1", self.e1, ""), ("e2", self.e2, "")):
+        for label, pair, suffix in (
+            ("flux", self.flux, unit),
+            ("half-light radius", self.half_light_radius, " arcsec"),
+            ("e1", self.e1, ""),
+            ("e2", self.e2, ""),
+        ):
             lines.append(f"  {label:18s} {format_value(pair)}{suffix}")
-        lines.append(f"  {'reduced chi2':18s} {self.chi2:.2f} inside the galaxy ({format_p(self.p_value)})")
+        lines.append(
+            f"  {'reduced chi2':18s} {self.chi2:.2f} inside the galaxy ({format_p(self.p_value)})"
+        )
         lines += [f"  {note}" for note in self.observation.notes]
         lines += [f"  {sentence}" for sentence in all_status(self)] or ["  ok"]
         return "\n".join(lines)
 
     def to_table(self):
-        """The catalogue quantities as an astropy Table of one row, with units: each with its error (`_err`), chi2, p_value, scales, and what is to be said in words."""
+        """The catalogue quantities as an astropy Table of one row, with units: each with its error
+        (`_err`), chi2, p_value, scales, and what is to be said in words.
+        """
         unit = self.observation.unit
         row = {"name": self.name}
         for quantity in QUANTITIES:
             row[quantity], row[f"{quantity}_err"] = getattr(self, quantity)
-        row |= {name: getattr(self, name) for name in TABLE_NUMBERS} | {"unit": str(unit), "status": " | ".join(all_status(self))}
+        row |= {name: getattr(self, name) for name in TABLE_NUMBERS} | {
+            "unit": str(unit),
+            "status": " | ".join(all_status(self)),
+        }
         table = Table([row])
-        for name, its_unit in (TABLE_UNITS if unit == dimensionless_unscaled else {**TABLE_UNITS, "flux": unit, "flux_err": unit}).items():
+        for name, its_unit in (
+            TABLE_UNITS
+            if unit == dimensionless_unscaled
+            else {**TABLE_UNITS, "flux": unit, "flux_err": unit}
+        ).items():
             table[name].unit = its_unit
         return table
 
     def to_ccddata(self):
-        """The deconvolved image as an astropy CCDData: flux per deconvolved pixel, the posterior's standard deviation, WCS, unit, and the FITS header's numbers.
+        """The deconvolved image as an astropy CCDData: flux per deconvolved pixel, the posterior's
+        standard deviation, WCS, unit, and the FITS header's numbers.
 
-        Neighbouring pixels err together: an error of a sum of pixels is that of the draws, not of these standard deviations.
+        Neighbouring pixels err together: an error of a sum of pixels is that of the draws, not of
+        these standard deviations.
         """
-        return CCDData(self.image, uncertainty=StdDevUncertainty(self.image_std), wcs=self.wcs, unit=self.observation.unit, meta=_header(self))
+        return CCDData(
+            self.image,
+            uncertainty=StdDevUncertainty(self.image_std),
+            wcs=self.wcs,
+            unit=self.observation.unit,
+            meta=_header(self),
+        )
 
     def to_arviz(self):
         """The draws for ArviZ: an InferenceData, or from ArviZ 1 on a DataTree.
 
-        posterior: latent, flux, shift (arcsec), background and image, as one chain: the draws of the chains have been thinned and joined, those of the Laplace
-        approximation resampled. observed_data: image; constant_data: variance, mask, model. What was found about convergence stands in the attributes.
+        posterior: latent, flux, shift (arcsec), background and image, as one chain: the draws of
+        the chains have been thinned and joined, those of the Laplace approximation resampled.
+        observed_data: image; constant_data: variance, mask, model. What was found about convergence
+        stands in the attributes.
 
         Raises
         ------
@@ -191,18 +242,53 @@ class Result:
             import arviz
             import xarray
         except ImportError as error:
-            raise ImportError(f"to_arviz: arviz must be installed, got {error}; pip install 'astrogen[arviz]'") from error
-        draws = {"latent": (self.latent_draws, "latent_dim"), "flux": (self.flux_draws,), "shift": (self.shift_draws, "axis"), "background": (self.background_draws,),
-                 "image": (self.draws, "y", "x")}
-        posterior = xarray.Dataset({name: (("chain", "draw", *dims), values[None]) for name, (values, *dims) in draws.items()},
-                                   coords={"chain": [0], "draw": np.arange(len(self.flux_draws)), "axis": ["x", "y"]},
-                                   attrs={"inference_library": "astrogen", "created_by": "astrogen.Result.to_arviz", "object": self.name, "method": self.method,
-                                          "converged": int(self.converged), "status": " | ".join(all_status(self)), "unit": str(self.observation.unit), **self.diagnostics})
+            raise ImportError(
+                f"to_arviz: arviz must be installed, got {error}; pip install 'astrogen[arviz]'"
+            ) from error
+        draws = {
+            "latent": (self.latent_draws, "latent_dim"),
+            "flux": (self.flux_draws,),
+            "shift": (self.shift_draws, "axis"),
+            "background": (self.background_draws,),
+            "image": (self.draws, "y", "x"),
+        }
+        posterior = xarray.Dataset(
+            {
+                name: (("chain", "draw", *dims), values[None])
+                for name, (values, *dims) in draws.items()
+            },
+            coords={"chain": [0], "draw": np.arange(len(self.flux_draws)), "axis": ["x", "y"]},
+            attrs={
+                "inference_library": "astrogen",
+                "created_by": "astrogen.Result.to_arviz",
+                "object": self.name,
+                "method": self.method,
+                "converged": int(self.converged),
+                "status": " | ".join(all_status(self)),
+                "unit": str(self.observation.unit),
+                **self.diagnostics,
+            },
+        )
         observation = self.observation
-        stamp = {name: (("row", "column"), values) for name, values in (("image", observation.image), ("variance", observation.variance), ("mask", observation.mask),
-                                                                        ("model", self.model))}
-        groups = {"posterior": posterior, "observed_data": xarray.Dataset({"image": stamp.pop("image")}), "constant_data": xarray.Dataset(stamp)}
-        return arviz.InferenceData(**groups) if hasattr(arviz, "InferenceData") else xarray.DataTree.from_dict(groups)
+        stamp = {
+            name: (("row", "column"), values)
+            for name, values in (
+                ("image", observation.image),
+                ("variance", observation.variance),
+                ("mask", observation.mask),
+                ("model", self.model),
+            )
+        }
+        groups = {
+            "posterior": posterior,
+            "observed_data": xarray.Dataset({"image": stamp.pop("image")}),
+            "constant_data": xarray.Dataset(stamp),
+        }
+        return (
+            arviz.InferenceData(**groups)
+            if hasattr(arviz, "InferenceData")
+            else xarray.DataTree.from_dict(groups)
+        )
 
     def write_fits(self, path, *, num_draws_kept=None):
         """Write everything to one FITS file, whole or not at all; see `write_result`."""
@@ -211,8 +297,24 @@ class Result:
 
 # --- making
 
-def make_result(observation, *, pixel_scale, target_fwhm, draws, model, latent_draws, flux_draws, shift_draws, background_draws, method,
-                diagnostics, provenance, num_fitted=0.0, status=()):
+
+def make_result(
+    observation,
+    *,
+    pixel_scale,
+    target_fwhm,
+    draws,
+    model,
+    latent_draws,
+    flux_draws,
+    shift_draws,
+    background_draws,
+    method,
+    diagnostics,
+    provenance,
+    num_fitted=0.0,
+    status=(),
+):
     """Turn posterior draws into a Result.
 
     Parameters
@@ -220,13 +322,17 @@ def make_result(observation, *, pixel_scale, target_fwhm, draws, model, latent_d
     observation : Observation
     pixel_scale, target_fwhm : float, arcsec per pixel of the draws, and their resolution
     draws : array [num_draws, height, width], flux per pixel, moved to where the galaxy stands
-    model : array [h, w], posterior mean convolved with the PSF, with background, flux per observed pixel
-    latent_draws [num_draws, d], flux_draws [num_draws], shift_draws [num_draws, 2] (arcsec), background_draws [num_draws]
+    model : array [h, w], posterior mean convolved with the PSF, with background, flux per observed
+        pixel latent_draws [num_draws, d], flux_draws [num_draws], shift_draws [num_draws, 2]
+        (arcsec), background_draws [num_draws]
     method : str, how the draws were made
-    diagnostics : dict of str -> float; r_hat, k_hat, num_divergent and map_converged (0 or 1) are judged where present
+    diagnostics : dict of str -> float; r_hat, k_hat, num_divergent and map_converged (0 or 1) are
+        judged where present
     provenance : dict of JSON types
-    num_fitted : float, effective number of parameters that the data fixed; taken off the degrees of freedom
-    status : further sentences, each `word: explanation`; one that begins with `not_converged` makes converged False
+    num_fitted : float, effective number of parameters that the data fixed; taken off the degrees of
+        freedom
+    status : further sentences, each `word: explanation`; one that begins with `not_converged` makes
+        converged False
 
     Returns
     -------
@@ -237,45 +343,109 @@ def make_result(observation, *, pixel_scale, target_fwhm, draws, model, latent_d
     ValueError : shapes that do not belong together.
     """
     draws, model = np.asarray(draws, np.float32), np.asarray(model, np.float32)
-    per_draw = {"latent_draws": latent_draws, "flux_draws": flux_draws, "shift_draws": shift_draws, "background_draws": background_draws}
+    per_draw = {
+        "latent_draws": latent_draws,
+        "flux_draws": flux_draws,
+        "shift_draws": shift_draws,
+        "background_draws": background_draws,
+    }
     per_draw = {name: np.asarray(values, np.float32) for name, values in per_draw.items()}
     _check_shapes(observation, draws, model, per_draw)
-    finite = np.isfinite(draws).all(axis=(1, 2)) & np.all([np.isfinite(v.reshape(len(v), -1)).all(1) for v in per_draw.values()], axis=0)
+    finite = np.isfinite(draws).all(axis=(1, 2)) & np.all(
+        [np.isfinite(v.reshape(len(v), -1)).all(1) for v in per_draw.values()], axis=0
+    )
     if observation.status == "no_data" or not finite.any() or not np.isfinite(model).all():
-        return _empty_result(observation, pixel_scale, target_fwhm, draws, per_draw, method, diagnostics, provenance)
+        return _empty_result(
+            observation, pixel_scale, target_fwhm, draws, per_draw, method, diagnostics, provenance
+        )
     draws, per_draw = draws[finite], {name: values[finite] for name, values in per_draw.items()}
     residual = np.where(observation.mask, 0, observation.image - model).astype(np.float32)
     background = per_draw["background_draws"].mean()
-    chi2, p_value = goodness_of_fit(residual, model - background, observation, num_fitted=num_fitted)
-    status = (*judge(diagnostics, chi2, p_value, num_lost=int((~finite).sum()), edge=edge_significance(model - background, observation)), *status)
+    chi2, p_value = goodness_of_fit(
+        residual, model - background, observation, num_fitted=num_fitted
+    )
+    status = (
+        *judge(
+            diagnostics,
+            chi2,
+            p_value,
+            num_lost=int((~finite).sum()),
+            edge=edge_significance(model - background, observation),
+        ),
+        *status,
+    )
     image = draws.mean(0, np.float64).astype(np.float32)
     return Result(
-        observation=observation, pixel_scale=float(pixel_scale), target_fwhm=float(target_fwhm), image=image,
-        image_std=np.sqrt(np.square(draws - image).mean(0)), model=model, residual=residual, draws=draws, **per_draw, chi2=chi2,
-        p_value=p_value, method=method, status=status, converged=not any(sentence.startswith("not_converged") for sentence in status),
-        diagnostics=dict(diagnostics), provenance=dict(provenance))
+        observation=observation,
+        pixel_scale=float(pixel_scale),
+        target_fwhm=float(target_fwhm),
+        image=image,
+        image_std=np.sqrt(np.square(draws - image).mean(0)),
+        model=model,
+        residual=residual,
+        draws=draws,
+        **per_draw,
+        chi2=chi2,
+        p_value=p_value,
+        method=method,
+        status=status,
+        converged=not any(sentence.startswith("not_converged") for sentence in status),
+        diagnostics=dict(diagnostics),
+        provenance=dict(provenance),
+    )
 
 
 def _check_shapes(observation, draws, model, per_draw):
     if draws.ndim != 3:
-        raise ValueError(f"make_result: draws must be [num_draws, height, width], got shape {draws.shape}; keep the axis of the draws")
+        raise InputError(
+            f"make_result: draws must be [num_draws, height, width], got shape {draws.shape}; keep"
+            " the axis of the draws"
+        )
     if model.shape != observation.image.shape:
-        raise ValueError(f"make_result: model must have the observation's shape {observation.image.shape}, got {model.shape}; "
-                         "render it on the observed grid")
+        raise InputError(
+            f"make_result: model must have the observation's shape {observation.image.shape}, got"
+            f" {model.shape}; render it on the observed grid"
+        )
     for name, values in per_draw.items():
         if len(values) != len(draws):
-            raise ValueError(f"make_result: {name} must have one row for each of the {len(draws)} draws, got {len(values)}; pass the same draws")
+            raise InputError(
+                f"make_result: {name} must have one row for each of the {len(draws)} draws, got"
+                f" {len(values)}; pass the same draws"
+            )
 
 
-def _empty_result(observation, pixel_scale, target_fwhm, draws, per_draw, method, diagnostics, provenance):
+def _empty_result(
+    observation, pixel_scale, target_fwhm, draws, per_draw, method, diagnostics, provenance
+):
     """Zeros and a reason, for an object that cannot be deconvolved."""
     no_data = observation.status == "no_data"
-    reason = "no_data: every pixel is masked" if no_data else "not_converged: the posterior is not finite; look at the input images"
-    blank, stamp = np.zeros(draws.shape[1:], np.float32), np.zeros(observation.image.shape, np.float32)
+    reason = (
+        "no_data: every pixel is masked"
+        if no_data
+        else "not_converged: the posterior is not finite; look at the input images"
+    )
+    blank, stamp = (
+        np.zeros(draws.shape[1:], np.float32),
+        np.zeros(observation.image.shape, np.float32),
+    )
     return Result(
-        observation=observation, pixel_scale=float(pixel_scale), target_fwhm=float(target_fwhm), image=blank, image_std=blank, model=stamp,
-        residual=stamp, draws=draws[:0], **{name: values[:0] for name, values in per_draw.items()}, chi2=math.nan, p_value=math.nan,
-        method=method, status=(reason,), converged=False, diagnostics=dict(diagnostics), provenance=dict(provenance))
+        observation=observation,
+        pixel_scale=float(pixel_scale),
+        target_fwhm=float(target_fwhm),
+        image=blank,
+        image_std=blank,
+        model=stamp,
+        residual=stamp,
+        draws=draws[:0],
+        **{name: values[:0] for name, values in per_draw.items()},
+        chi2=math.nan,
+        p_value=math.nan,
+        method=method,
+        status=(reason,),
+        converged=False,
+        diagnostics=dict(diagnostics),
+        provenance=dict(provenance),
+    )
 
 
 def all_status(result):
@@ -286,10 +456,20 @@ def all_status(result):
 def poor_shape(quantities):
     """A sentence on draws whose shape could not be measured; none where there are none."""
     failed = quantities.num_failed
-    return (f"poor_shape: the adaptive moments did not converge on {failed} draws, which e1 and e2 leave out",) if failed else ()
+    return (
+        (
+            (
+                f"poor_shape: the adaptive moments did not converge on {failed} draws, which e1 and"
+                " e2 leave out"
+            ),
+        )
+        if failed
+        else ()
+    )
 
 
 # --- measuring
+
 
 def measure(draws, *, pixel_scale):
     """Flux, half-light radius and ellipticity of each draw by GalSim, summed up over the draws.
@@ -304,7 +484,11 @@ def measure(draws, *, pixel_scale):
     Quantities
     """
     rows = np.array([measure_image(draw, pixel_scale=pixel_scale) for draw in draws]).reshape(-1, 4)
-    return Quantities(*(_median_and_error(column) for column in rows.T), num_failed=int(np.isnan(rows[:, 2]).sum()), covariance=_covariance(rows))
+    return Quantities(
+        *(_median_and_error(column) for column in rows.T),
+        num_failed=int(np.isnan(rows[:, 2]).sum()),
+        covariance=_covariance(rows),
+    )
 
 
 def _covariance(rows):
@@ -322,7 +506,9 @@ def _median_and_error(values):
 
 
 def format_value(pair):
-    """`value ± error` with as many digits as the error allows; a dash for what could not be measured."""
+    """`value ± error` with as many digits as the error allows; a dash for what could not be
+    measured.
+    """
     value, error = pair
     if not math.isfinite(value):
         return "-"
@@ -336,7 +522,9 @@ def format_value(pair):
 
 
 def results_table(results):
-    """The rows of `Result.to_table` of several results. Fluxes of different units carry none: the column `unit` has that of each row."""
+    """The rows of `Result.to_table` of several results. Fluxes of different units carry none: the
+    column `unit` has that of each row.
+    """
     tables = [result.to_table() for result in results]
     if len({str(result.observation.unit) for result in results}) > 1:
         for table in tables:
@@ -345,22 +533,27 @@ def results_table(results):
 
 
 def file_names(results):
-    """One file name without ending for each result, made from the objects' names: safe in any file system, all different."""
+    """One file name without ending for each result, made from the objects' names: safe in any file
+    system, all different.
+    """
     names = []
     for result in results:
         plain = re.sub(r"[^A-Za-z0-9+_-]+", "_", result.name)[:100].strip("_") or "object"
-        number = sum(re.fullmatch(re.escape(plain) + r"(\.\d+)?", other) is not None for other in names)
+        number = sum(
+            re.fullmatch(re.escape(plain) + r"(\.\d+)?", other) is not None for other in names
+        )
         names.append(f"{plain}.{number + 1}" if number else plain)
     return names
 
 
 # --- the sky
 
+
 def deconvolved_wcs(wcs, observed_shape, *, ratio, shape):
     """WCS of a grid with the same geometric centre and orientation, and another pixel scale.
 
-    The centre of n pixels is the FITS pixel coordinate (n + 1) / 2. Distortions of the observed WCS beyond the projection are
-    replaced by their linear part over the stamp.
+    The centre of n pixels is the FITS pixel coordinate (n + 1) / 2. Distortions of the observed WCS
+    beyond the projection are replaced by their linear part over the stamp.
 
     Parameters
     ----------
@@ -385,59 +578,120 @@ def deconvolved_wcs(wcs, observed_shape, *, ratio, shape):
 
 
 def _without_distortion(wcs, shape):
-    x, y = (axis.ravel() for axis in np.meshgrid(*(np.linspace(0, side - 1, 5) for side in shape[::-1])))
+    x, y = (
+        axis.ravel() for axis in np.meshgrid(*(np.linspace(0, side - 1, 5) for side in shape[::-1]))
+    )
     return fit_wcs_from_points((x, y), wcs.pixel_to_world(x, y), projection=wcs)
 
 
 # --- files
 
+
 def write_result(result, path, *, num_draws_kept=None):
     """Write a Result to one FITS file, whole or not at all.
 
-    Planes: IMAGE, IMAGE_STD and the cube DRAWS on the deconvolved grid with its WCS; MODEL, RESIDUAL, OBSERVED, VARIANCE and MASK on
-    the observed one; PSF. Tables: LATENT (a row for each draw: latent, flux, shift, background), ABOUT (name, value as JSON:
-    status, diagnostics, provenance). The primary header repeats the numbers that a catalogue needs.
+    Planes: IMAGE, IMAGE_STD and the cube DRAWS on the deconvolved grid with its WCS; MODEL,
+    RESIDUAL, OBSERVED, VARIANCE and MASK on the observed one; PSF. Tables: LATENT (a row for each
+    draw: latent, flux, shift, background), ABOUT (name, value as JSON: status, diagnostics,
+    provenance). The primary header repeats the numbers that a catalogue needs.
 
     Parameters
     ----------
     result : Result
     path : path
-    num_draws_kept : int or None, how many draws to write (the first ones); None: all. The quantities stay those of all draws
+    num_draws_kept : int or None, how many draws to write (the first ones); None: all. The
+        quantities stay those of all draws
     """
     observation, kept = result.observation, slice(num_draws_kept)
-    deconvolved = {"IMAGE": result.image, "IMAGE_STD": result.image_std, "DRAWS": result.draws[kept]}
-    observed = {"MODEL": result.model, "RESIDUAL": result.residual, "OBSERVED": observation.image, "VARIANCE": observation.variance,
-                "MASK": observation.mask}
+    deconvolved = {
+        "IMAGE": result.image,
+        "IMAGE_STD": result.image_std,
+        "DRAWS": result.draws[kept],
+    }
+    observed = {
+        "MODEL": result.model,
+        "RESIDUAL": result.residual,
+        "OBSERVED": observation.image,
+        "VARIANCE": observation.variance,
+        "MASK": observation.mask,
+    }
     if not len(deconvolved["DRAWS"]):
         del deconvolved["DRAWS"]
     wcs = {name: result.wcs for name in deconvolved} | {name: observation.wcs for name in observed}
-    unit = dict.fromkeys([*deconvolved, "MODEL", "RESIDUAL", "OBSERVED", "VARIANCE"], observation.unit)
-    latent = Table({"latent": result.latent_draws[kept], "flux": result.flux_draws[kept], "shift": result.shift_draws[kept],
-                    "background": result.background_draws[kept]})
+    unit = dict.fromkeys(
+        [*deconvolved, "MODEL", "RESIDUAL", "OBSERVED", "VARIANCE"], observation.unit
+    )
+    latent = Table(
+        {
+            "latent": result.latent_draws[kept],
+            "flux": result.flux_draws[kept],
+            "shift": result.shift_draws[kept],
+            "background": result.background_draws[kept],
+        }
+    )
     about = _about(result)
-    tables = {"LATENT": latent, "ABOUT": Table({"name": list(about), "value": [json.dumps(value) for value in about.values()]})}
-    write_planes(path, {**deconvolved, **observed, "PSF": observation.psf.image}, wcs=wcs, unit=unit, header=_header(result), tables=tables)
+    tables = {
+        "LATENT": latent,
+        "ABOUT": Table(
+            {"name": list(about), "value": [json.dumps(value) for value in about.values()]}
+        ),
+    }
+    write_planes(
+        path,
+        {**deconvolved, **observed, "PSF": observation.psf.image},
+        wcs=wcs,
+        unit=unit,
+        header=_header(result),
+        tables=tables,
+    )
 
 
 def _about(result):
     observation = result.observation
     return {
-        "format": FORMAT, "name": observation.name, "unit": observation.unit.to_string(),
-        "observed_pixel_scale": observation.pixel_scale, "notes": list(observation.notes), "observation_status": observation.status,
-        "psf_pixel_scale": observation.psf.pixel_scale, "psf_pixel_response": observation.psf.pixel_response,
-        "pixel_scale": result.pixel_scale, "target_fwhm": result.target_fwhm, "chi2": result.chi2, "p_value": result.p_value,
-        "method": result.method, "status": list(result.status), "converged": bool(result.converged),
-        "num_failed": result.quantities.num_failed, "covariance": result.quantities.covariance, "diagnostics": {name: float(value) for name, value in result.diagnostics.items()},
-        "provenance": result.provenance, **{name: getattr(result.quantities, name) for name in QUANTITIES}}
+        "format": FORMAT,
+        "name": observation.name,
+        "unit": observation.unit.to_string(),
+        "observed_pixel_scale": observation.pixel_scale,
+        "notes": list(observation.notes),
+        "observation_status": observation.status,
+        "psf_pixel_scale": observation.psf.pixel_scale,
+        "psf_pixel_response": observation.psf.pixel_response,
+        "pixel_scale": result.pixel_scale,
+        "target_fwhm": result.target_fwhm,
+        "chi2": result.chi2,
+        "p_value": result.p_value,
+        "method": result.method,
+        "status": list(result.status),
+        "converged": bool(result.converged),
+        "num_failed": result.quantities.num_failed,
+        "covariance": result.quantities.covariance,
+        "diagnostics": {name: float(value) for name, value in result.diagnostics.items()},
+        "provenance": result.provenance,
+        **{name: getattr(result.quantities, name) for name in QUANTITIES},
+    }
 
 
 def _header(result):
-    header = {"OBJECT": result.name, "METHOD": result.method, "CONVERGD": bool(result.converged), "PIXSCALE": result.pixel_scale,
-              "TARGFWHM": result.target_fwhm, "OBSSCALE": result.observation.pixel_scale, "CHI2": result.chi2, "P_VALUE": result.p_value,
-              "NUMDRAWS": len(result.draws), "NUMFAIL": result.quantities.num_failed}
-    for keyword, pair in zip(("FLUX", "HLR", "E1", "E2"), (getattr(result, name) for name in QUANTITIES), strict=True):
+    header = {
+        "OBJECT": result.name,
+        "METHOD": result.method,
+        "CONVERGD": bool(result.converged),
+        "PIXSCALE": result.pixel_scale,
+        "TARGFWHM": result.target_fwhm,
+        "OBSSCALE": result.observation.pixel_scale,
+        "CHI2": result.chi2,
+        "P_VALUE": result.p_value,
+        "NUMDRAWS": len(result.draws),
+        "NUMFAIL": result.quantities.num_failed,
+    }
+    for keyword, pair in zip(
+        ("FLUX", "HLR", "E1", "E2"), (getattr(result, name) for name in QUANTITIES), strict=True
+    ):
         header |= {keyword: pair[0], f"{keyword}_ERR": pair[1]}
-    return header | {f"STATUS{number}": sentence for number, sentence in enumerate(all_status(result), 1)}
+    return header | {
+        f"STATUS{number}": sentence for number, sentence in enumerate(all_status(result), 1)
+    }
 
 
 def read_result(path):
@@ -462,20 +716,53 @@ def read_result(path):
             raise InputFileError(path, f"is {about['format']!r}; this version reads {FORMAT!r}")
         return _assemble(path, planes, tables["LATENT"], about)
     except (KeyError, TypeError, ValueError) as error:
-        raise InputFileError(path, f"is no result of astrogen, or a damaged one ({type(error).__name__}: {error})") from error
+        raise InputFileError(
+            path, f"is no result of astrogen, or a damaged one ({type(error).__name__}: {error})"
+        ) from error
 
 
 def _assemble(path, planes, latent, about):
     observation = Observation(
-        image=planes["OBSERVED"], variance=planes["VARIANCE"], mask=planes["MASK"].astype(bool),
-        psf=PSF(planes["PSF"], about["psf_pixel_scale"], about["psf_pixel_response"]), pixel_scale=about["observed_pixel_scale"],
-        name=about["name"], wcs=read_plane_wcs(path, "OBSERVED"), unit=Unit(about["unit"], parse_strict="silent"),
-        notes=tuple(about["notes"]), status=about["observation_status"])
+        image=planes["OBSERVED"],
+        variance=planes["VARIANCE"],
+        mask=planes["MASK"].astype(bool),
+        psf=PSF(planes["PSF"], about["psf_pixel_scale"], about["psf_pixel_response"]),
+        pixel_scale=about["observed_pixel_scale"],
+        name=about["name"],
+        wcs=read_plane_wcs(path, "OBSERVED"),
+        unit=Unit(about["unit"], parse_strict="silent"),
+        notes=tuple(about["notes"]),
+        status=about["observation_status"],
+    )
     draws = planes.get("DRAWS", np.zeros((0, *planes["IMAGE"].shape), np.float32))
     return Result(
-        observation=observation, image=planes["IMAGE"], image_std=planes["IMAGE_STD"], model=planes["MODEL"], residual=planes["RESIDUAL"],
-        draws=draws, **{f"{name}_draws": np.asarray(latent[name], np.float32) for name in ("latent", "flux", "shift", "background")},
-        **{name: about[name] for name in ("pixel_scale", "target_fwhm", "chi2", "p_value", "method", "converged", "diagnostics", "provenance")},
+        observation=observation,
+        image=planes["IMAGE"],
+        image_std=planes["IMAGE_STD"],
+        model=planes["MODEL"],
+        residual=planes["RESIDUAL"],
+        draws=draws,
+        **{
+            f"{name}_draws": np.asarray(latent[name], np.float32)
+            for name in ("latent", "flux", "shift", "background")
+        },
+        **{
+            name: about[name]
+            for name in (
+                "pixel_scale",
+                "target_fwhm",
+                "chi2",
+                "p_value",
+                "method",
+                "converged",
+                "diagnostics",
+                "provenance",
+            )
+        },
         status=tuple(about["status"]),
-        measured=Quantities(*(tuple(about[name]) for name in QUANTITIES), num_failed=about["num_failed"],
-                            covariance=tuple(map(tuple, about["covariance"]))))
+        measured=Quantities(
+            *(tuple(about[name]) for name in QUANTITIES),
+            num_failed=about["num_failed"],
+            covariance=tuple(map(tuple, about["covariance"])),
+        ),
+    )

@@ -1,4 +1,7 @@
-"""The command line of the data pipelines: parse, call, print. Exit codes: 0 done, 2 usage, 3 some entries left out, 4 bad input or all left out, 130 interrupted."""
+"""The command line of the data pipelines: parse, call, print. Exit codes: 0 done, 2 usage, 3 some
+entries left out, 4 bad input or all left out, 130 interrupted.
+"""
+
 import argparse
 import sys
 from collections import Counter
@@ -13,33 +16,78 @@ from data_pipelines.words import odd, positive, record_options, seed
 def _parser():
     parser = argparse.ArgumentParser(
         prog="python -m data_pipelines",
-        description="Write what a prior learns from, galaxies or convergence maps, as sharded TFRecords with a manifest (recipe, seed, counts, units, sha256). "
-        "An interrupted run goes on with --resume and ends with the same bytes.",
-        epilog="Exit codes: 0 done, 2 usage, 3 some entries left out, 4 bad input or all left out, 130 interrupted.",
+        description=(
+            "Write what a prior learns from, galaxies or convergence maps, as sharded TFRecords"
+            " with a manifest (recipe, seed, counts, units, sha256). An interrupted run goes on"
+            " with --resume and ends with the same bytes."
+        ),
+        epilog=(
+            "Exit codes: 0 done, 2 usage, 3 some entries left out, 4 bad input or all left out, 130"
+            " interrupted."
+        ),
     )
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="{" + ",".join(["galaxies", "real", *map_commands.VERBS]) + "}")
+    verbs = parser.add_subparsers(
+        dest="verb",
+        required=True,
+        metavar="{" + ",".join(["galaxies", "real", *map_commands.VERBS]) + "}",
+    )
     shared = record_options(shard_size=2000)
 
     galaxies = verbs.add_parser(
         "galaxies",
         parents=[shared],
         help="a simulated population drawn with GalSim",
-        description="Draw a simulated population (i = 18-26; Sersic, bulge+disk, knots, arms, bars, lopsided disks, irregulars, companions) "
-        'on the grid of the galaxy prior: 64x64 pixels of 0.1", Gaussian target PSF of FWHM 0.2", unit flux.',
+        description=(
+            "Draw a simulated population (i = 18-26; Sersic, bulge+disk, knots, arms, bars,"
+            " lopsided disks, irregulars, companions) on the grid of the galaxy prior: 64x64 pixels"
+            ' of 0.1", Gaussian target PSF of FWHM 0.2", unit flux.'
+        ),
     )
-    galaxies.add_argument("--num", type=positive, required=True, metavar="N", help="number of galaxies; 40000 take about 15 minutes on 2 cores")
-    galaxies.add_argument("--seed", type=seed, required=True, help="of the population: galaxy i of a seed never depends on --num or --workers")
+    galaxies.add_argument(
+        "--num",
+        type=positive,
+        required=True,
+        metavar="N",
+        help="number of galaxies; 40000 take about 15 minutes on 2 cores",
+    )
+    galaxies.add_argument(
+        "--seed",
+        type=seed,
+        required=True,
+        help="of the population: galaxy i of a seed never depends on --num or --workers",
+    )
 
     real = verbs.add_parser(
         "real",
         parents=[shared],
         help="the galaxies of a galsim.RealGalaxyCatalog",
-        description="Copy the galaxies of a galsim.RealGalaxyCatalog (as galsim_download_cosmos fetches it), each on its own pixels with its own PSF, "
-        "noise variance and noise correlation. Entries without a usable image, PSF or noise are left out and reported.",
+        description=(
+            "Copy the galaxies of a galsim.RealGalaxyCatalog (as galsim_download_cosmos fetches"
+            " it), each on its own pixels with its own PSF, noise variance and noise correlation."
+            " Entries without a usable image, PSF or noise are left out and reported."
+        ),
     )
-    real.add_argument("--catalog", type=Path, required=True, metavar="FITS", help="real_galaxy_catalog*.fits, its images and PSFs beside it")
-    real.add_argument("--stamp", type=positive, default=128, metavar="PIXELS", help="side of the galaxies' stamps (default: %(default)s)")
-    real.add_argument("--psf-stamp", type=odd, default=65, metavar="PIXELS", help="odd side of the PSFs' stamps (default: %(default)s)")
+    real.add_argument(
+        "--catalog",
+        type=Path,
+        required=True,
+        metavar="FITS",
+        help="real_galaxy_catalog*.fits, its images and PSFs beside it",
+    )
+    real.add_argument(
+        "--stamp",
+        type=positive,
+        default=128,
+        metavar="PIXELS",
+        help="side of the galaxies' stamps (default: %(default)s)",
+    )
+    real.add_argument(
+        "--psf-stamp",
+        type=odd,
+        default=65,
+        metavar="PIXELS",
+        help="odd side of the PSFs' stamps (default: %(default)s)",
+    )
     map_commands.add_verbs(verbs)
     return parser
 
@@ -53,37 +101,54 @@ def _report(manifest, directory):
     print(f"{num} {unit} in {len(manifest['shards'])} shards, {size / 1e6:.1f} MB: {directory}")
     if not skipped:
         return 0
-    print(f"{len(skipped)} of {manifest['num']} entries left out (each is named in the manifest):", file=sys.stderr)
+    print(
+        f"{len(skipped)} of {manifest['num']} entries left out (each is named in the manifest):",
+        file=sys.stderr,
+    )
     for reason, count in Counter(entry["reason"] for entry in skipped).most_common(5):
         idents = [entry["ident"] for entry in skipped if entry["reason"] == reason]
-        print(f"  {count} x {reason} (ident {', '.join(idents[:5])}{', ...' if count > 5 else ''})", file=sys.stderr)
+        print(
+            f"  {count} x {reason} (ident {', '.join(idents[:5])}{', ...' if count > 5 else ''})",
+            file=sys.stderr,
+        )
     return 3 if num else 4
 
 
 def _write_galaxies(options):
     """The manifest of the galaxies that were asked for."""
-    from data_pipelines import population, real    # GalSim
+    from data_pipelines import population, real  # GalSim
     from data_pipelines.records import write_records
 
     if options.verb == "galaxies":
-        header, draw_fn = {**population.recipe(options.seed), "num": options.num}, partial(population.draw_records, options.seed)
+        header, draw_fn = (
+            {**population.recipe(options.seed), "num": options.num},
+            partial(population.draw_records, options.seed),
+        )
     else:
         header = real.recipe(options.catalog, stamp=options.stamp, psf_stamp=options.psf_stamp)
         draw_fn = partial(real.read_entries, options.catalog, options.stamp, options.psf_stamp)
     header["shard_size"] = options.shard_size
-    return write_records(options.out, header=header, draw_fn=draw_fn, num_workers=options.workers, resume=options.resume)
+    return write_records(
+        options.out,
+        header=header,
+        draw_fn=draw_fn,
+        num_workers=options.workers,
+        resume=options.resume,
+    )
 
 
 def _run(options):
     keep_tensorflow_quiet()
     # Heavy, and needed by neither --help nor the workers, which import this module again.
-    from astrogen.images import InputFileError
-    from astrogen.training.records import RecordsError
-    from data_pipelines.real import CatalogError
+    from astrogen.errors import AstrogenError
 
     try:
-        manifest = map_commands.run(options) if options.verb in map_commands.VERBS else _write_galaxies(options)
-    except (RecordsError, InputFileError, CatalogError, ValueError, OSError) as error:
+        manifest = (
+            map_commands.run(options)
+            if options.verb in map_commands.VERBS
+            else _write_galaxies(options)
+        )
+    except (AstrogenError, OSError) as error:
         print(f"data_pipelines: {error}", file=sys.stderr)
         return 4
     return _report(manifest, options.out) if manifest else 0
@@ -95,7 +160,11 @@ def main(arguments=None):
     try:
         return _run(options)
     except KeyboardInterrupt:
-        kept = f"; finished shards are kept in {options.out}, go on with --resume" if hasattr(options, "resume") else ""
+        kept = (
+            f"; finished shards are kept in {options.out}, go on with --resume"
+            if hasattr(options, "resume")
+            else ""
+        )
         print(f"data_pipelines: interrupted{kept}", file=sys.stderr)
         return 130
 

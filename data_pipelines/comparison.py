@@ -1,4 +1,7 @@
-"""Are the maps right? Their mean spectrum over HMCode-2020's, band by band, with errors from simulation to simulation."""
+"""Are the maps right? Their mean spectrum over HMCode-2020's, band by band, with errors from
+simulation to simulation.
+"""
+
 import numpy as np
 
 from astrogen.images import only_plane, read_images
@@ -8,16 +11,19 @@ from data_pipelines.cosmology import Cosmology
 from data_pipelines.pixels import PIXEL_SCALE, SIDE, average_pixels
 from data_pipelines.theory import band_means, expected_map_power, map_power
 
-BANDS = np.array([150, 250, 350, 500, 700, 1000, 1350, 1700, 2000, 2500, 3000, 4000])    # l
+BANDS = np.array([150, 250, 350, 500, 700, 1000, 1350, 1700, 2000, 2500, 3000, 4000])  # l
 KTNG_COSMOLOGY = Cosmology(0.3089, 0.8159, hubble=0.6774, omega_b=0.0486, spectral_index=0.9667)
-KTNG_PIXEL_SCALE = 0.29          # arcmin per pixel
-# The sources of the public kappaTNG map are not at redshift 1: the theory file beside it is HMCode-2020 for sources at 1.2, within 4 % at 100 < l < 10^4.
+KTNG_PIXEL_SCALE = 0.29  # arcmin per pixel
+# The sources of the public kappaTNG map are not at redshift 1: the theory file beside it is
+# HMCode-2020 for sources at 1.2, within 4 % at 100 < l < 10^4.
 KTNG_SOURCE_REDSHIFTS = (1.0, 1.2)
 
 
 def _ratio(kappa, expected, pixel_scale):
     """Mean band powers of maps [num, side, side] over those that theory expects."""
-    means = band_means(map_power(kappa, pixel_scale=pixel_scale), BANDS, pixel_scale=pixel_scale).mean(axis=0)
+    means = band_means(
+        map_power(kappa, pixel_scale=pixel_scale), BANDS, pixel_scale=pixel_scale
+    ).mean(axis=0)
     return means / band_means(expected, BANDS, pixel_scale=pixel_scale)
 
 
@@ -31,21 +37,31 @@ def compare_with_theory(maps, *, source_redshift):
 
     Returns
     -------
-    dict : bands (edges in l), ratio and its standard error over simulations, num_simulations, num_maps, and `standard_deviation` and `skewness` of the pixels
+    dict : bands (edges in l), ratio and its standard error over simulations, num_simulations,
+        num_maps, and `standard_deviation` and `skewness` of the pixels
     """
     kappa, side, ratios, expected = maps["kappa"], maps["kappa"].shape[-1], [], {}
     for simulation in np.unique(maps["simulation"]):
         own = maps["simulation"] == simulation
         point = tuple(float(value) for value in maps["cosmology"][own][0])
         if point not in expected:
-            expected[point] = expected_map_power(Cosmology(*point), side=side, pixel_scale=maps["pixel_scale"], source_redshift=source_redshift)
+            expected[point] = expected_map_power(
+                Cosmology(*point),
+                side=side,
+                pixel_scale=maps["pixel_scale"],
+                source_redshift=source_redshift,
+            )
         ratios.append(_ratio(kappa[own], expected[point], maps["pixel_scale"]))
     centred = kappa - kappa.mean(dtype=np.float64)
     spread = centred.std()
     return {
         "bands": BANDS.tolist(),
         "ratio": np.mean(ratios, axis=0).tolist(),
-        "error": (np.std(ratios, axis=0, ddof=1) / np.sqrt(len(ratios))).tolist() if len(ratios) > 1 else None,
+        "error": (
+            (np.std(ratios, axis=0, ddof=1) / np.sqrt(len(ratios))).tolist()
+            if len(ratios) > 1
+            else None
+        ),
         "num_simulations": len(ratios),
         "num_maps": len(kappa),
         "standard_deviation": float(spread),
@@ -55,11 +71,16 @@ def compare_with_theory(maps, *, source_redshift):
 
 def expected_points():
     """25 cosmologies over the range of the simulations: list of (Omega_m, sigma_8)."""
-    return [(float(omega_m), float(sigma_8)) for omega_m in np.linspace(*RANGE["omega_m"], 5).round(5) for sigma_8 in np.linspace(*RANGE["sigma_8"], 5).round(5)]
+    return [
+        (float(omega_m), float(sigma_8))
+        for omega_m in np.linspace(*RANGE["omega_m"], 5).round(5)
+        for sigma_8 in np.linspace(*RANGE["sigma_8"], 5).round(5)
+    ]
 
 
 def expected_bands(points, progress_fn):
-    """What HMCode-2020 expects of the maps of `convergence`, in the bands that the emulator is matched in: the file of `astrogen train kappa --spectrum`.
+    """What HMCode-2020 expects of the maps of `convergence`, in the bands that the emulator is
+    matched in: the file of `astrogen train kappa --spectrum`.
 
     Parameters
     ----------
@@ -68,27 +89,52 @@ def expected_bands(points, progress_fn):
 
     Returns
     -------
-    dict : pixel_scale (arcmin), image_shape, source_redshift, cosmologies [num][2], multipoles [bands], power [num][bands] in steradian
+    dict : pixel_scale (arcmin), image_shape, source_redshift, cosmologies [num][2], multipoles
+        [bands], power [num][bands] in steradian
     """
     powers = []
     for number, point in enumerate(points, 1):
-        expected = expected_map_power(Cosmology(*point), side=SIDE, pixel_scale=PIXEL_SCALE, source_redshift=SOURCE_REDSHIFT)
-        powers.append(mean_bands(expected[:, :SIDE // 2 + 1], (SIDE, SIDE), PIXEL_SCALE).tolist())
+        expected = expected_map_power(
+            Cosmology(*point), side=SIDE, pixel_scale=PIXEL_SCALE, source_redshift=SOURCE_REDSHIFT
+        )
+        powers.append(mean_bands(expected[:, : SIDE // 2 + 1], (SIDE, SIDE), PIXEL_SCALE).tolist())
         progress_fn(f"{number}/{len(points)}: Omega_m {point[0]:g}, sigma_8 {point[1]:g}")
-    return {"what": "mean band powers of convergence maps: HMCode-2020, Limber, pixels and edges included", "pixel_scale": PIXEL_SCALE, "image_shape": [SIDE, SIDE],
-            "source_redshift": SOURCE_REDSHIFT, "cosmologies": points, "multipoles": band_multipoles((SIDE, SIDE), PIXEL_SCALE).tolist(), "power": powers}
+    return {
+        "what": (
+            "mean band powers of convergence maps: HMCode-2020, Limber, pixels and edges included"
+        ),
+        "pixel_scale": PIXEL_SCALE,
+        "image_shape": [SIDE, SIDE],
+        "source_redshift": SOURCE_REDSHIFT,
+        "cosmologies": points,
+        "multipoles": band_multipoles((SIDE, SIDE), PIXEL_SCALE).tolist(),
+        "power": powers,
+    }
 
 
 def compare_ktng(path, *, pixel_scale):
-    """Mean power of the kappaTNG map, averaged to pixels of `pixel_scale` arcmin, over HMCode-2020 of its cosmology: a dict by source redshift.
+    """Mean power of the kappaTNG map, averaged to pixels of `pixel_scale` arcmin, over HMCode-2020
+    of its cosmology: a dict by source redshift.
 
-    One map of 1.7 degrees: errors are as large as 30 % in the first bands. A sanity picture, not a target.
+    One map of 1.7 degrees: errors are as large as 30 % in the first bands. A sanity picture, not a
+    target.
     """
     planes = read_images(path)
-    kappa = average_pixels(only_plane(path, planes, planes, "the map").pixels, KTNG_PIXEL_SCALE / pixel_scale)
+    kappa = average_pixels(
+        only_plane(path, planes, planes, "the map").pixels, KTNG_PIXEL_SCALE / pixel_scale
+    )
     return {
-        f"{redshift:g}": _ratio(
-            kappa[None], expected_map_power(KTNG_COSMOLOGY, side=len(kappa), pixel_scale=pixel_scale, source_redshift=redshift), pixel_scale
-        ).tolist()
+        f"{redshift:g}": (
+            _ratio(
+                kappa[None],
+                expected_map_power(
+                    KTNG_COSMOLOGY,
+                    side=len(kappa),
+                    pixel_scale=pixel_scale,
+                    source_redshift=redshift,
+                ),
+                pixel_scale,
+            ).tolist()
+        )
         for redshift in KTNG_SOURCE_REDSHIFTS
     }

@@ -1,40 +1,52 @@
-"""The recipe of the simulated convergence maps: a design of cosmologies, one small N-body simulation for each, many maps through each simulation.
+"""The recipe of the simulated convergence maps: a design of cosmologies, one small N-body
+simulation for each, many maps through each simulation.
 
-A simulation is small, so that it costs 10 s on one core and many independent ones can be had: 64^3 particles, 128^3 mesh, 128 Mpc/h. At (0.3, 0.8) the mean
-spectrum P(l) of 32 simulations over HMCode-2020 is, with errors of .03 below l = 350, .02 to 1350, .01 to 2500 and .006 beyond:
+A simulation is small, so that it costs 10 s on one core and many independent ones can be had: 64^3
+particles, 128^3 mesh, 128 Mpc/h. At (0.3, 0.8) the mean spectrum P(l) of 32 simulations over
+HMCode-2020 is, with errors of .03 below l = 350, .02 to 1350, .01 to 2500 and .006 beyond:
 
 | l | 150-250 | -350 | -500 | -700 | -1000 | -1350 | -1700 | -2000 | -2500 | -3000 | -4000 |
 |---|---|---|---|---|---|---|---|---|---|---|---|
 | as it is | .99 | .97 | .99 | .98 | .95 | .93 | .90 | .88 | .86 | .84 | .83 |
-| with the transfer (transfer.py) | .99 | .97 | 1.00 | 1.00 | .99 | 1.01 | 1.01 | 1.01 | 1.01 | 1.01 | 1.00 |
+| with the transfer (transfer.py) | .99 | .97 | 1.00 | 1.00 | .99 | 1.01 | 1.01 | 1.01 | 1.01 | 1.01
+| 1.00 |
 
-Within 10 % for 150 < l < 1350 as it is, within 3 % to l = 4000 with the transfer; the transfer is larger at larger sigma_8. The first row is that of 8 simulations,
-times what their modes differ by from all 32 in the second. `python -m data_pipelines check-convergence` makes the table of any records, `convergence --uncorrected`
-the maps of its first row.
-What no transfer mends: haloes are softer than 1 Mpc/h, and a particle weighs 6.7e11 Msun/h at Omega_m = 0.3, so that on the scale of one pixel
-part of the structure is shot noise.
+Within 10 % for 150 < l < 1350 as it is, within 3 % to l = 4000 with the transfer; the transfer is
+larger at larger sigma_8. The first row is that of 8 simulations, times what their modes differ by
+from all 32 in the second. `python -m data_pipelines check-convergence` makes the table of any
+records, `convergence --uncorrected` the maps of its first row. What no transfer mends: haloes are
+softer than 1 Mpc/h, and a particle weighs 6.7e11 Msun/h at Omega_m = 0.3, so that on the scale of
+one pixel part of the structure is shot noise.
 """
+
 from functools import lru_cache, partial
 from importlib.metadata import version
 
 import numpy as np
 from scipy.stats import qmc
 
+from astrogen.errors import InputError
 from data_pipelines.cosmology import Cosmology, linear_spectrum
 from data_pipelines.lightcone import draw_map, filter_planes, place_planes, simulate_planes
 from data_pipelines.particle_mesh import MESH_PER_PARTICLE, STEPS, draw_modes
 from data_pipelines.pixels import FIELDS, PIXEL_SCALE, SIDE
-from data_pipelines.transfer import TABLE, measure_transfer, no_transfer, transfer
+from data_pipelines.transfer import measure_transfer, no_transfer, transfer
 
 RANGE = {"omega_m": (0.2, 0.4), "sigma_8": (0.6, 1.0)}
 SOURCE_REDSHIFT = 1.0
-NUM_PARTICLES, BOX_SIZE = 64, 128.0     # along a side; Mpc/h: as wide as the view at the sources for every cosmology of the range
-NUM_GRID = 512                   # cells along a side of a plane
-RECIPE_VERSION = 2               # to be raised with every change of what is drawn: trained weights name the recipe they learned from
+NUM_PARTICLES, BOX_SIZE = (
+    64,
+    128.0,
+)  # along a side; Mpc/h: as wide as the view at the sources for every cosmology of the range
+NUM_GRID = 512  # cells along a side of a plane
+# to be raised with every change of what is drawn: trained weights name the recipe they learned from
+RECIPE_VERSION = 2
 
 
 def design(num, seed):
-    """Cosmologies that fill the range evenly: `num` pairs (Omega_m, sigma_8) of a scrambled Halton sequence."""
+    """Cosmologies that fill the range evenly: `num` pairs (Omega_m, sigma_8) of a scrambled Halton
+    sequence.
+    """
     low, high = zip(*RANGE.values())
     points = qmc.scale(qmc.Halton(2, scramble=True, rng=seed).random(num), low, high)
     return [(round(float(omega_m), 5), round(float(sigma_8), 5)) for omega_m, sigma_8 in points]
@@ -50,7 +62,10 @@ def check_cosmology(omega_m, sigma_8):
     for name, value in (("omega_m", omega_m), ("sigma_8", sigma_8)):
         low, high = RANGE[name]
         if not low <= value <= high:
-            raise ValueError(f"recipe: {name} must be within {low} to {high}, got {value}; the simulations are corrected to theory only there")
+            raise InputError(
+                f"recipe: {name} must be within {low} to {high}, got {value}; the simulations are"
+                " corrected to theory only there"
+            )
 
 
 def recipe(points, *, maps_per_simulation, seed, corrected=True):
@@ -77,9 +92,20 @@ def recipe(points, *, maps_per_simulation, seed, corrected=True):
         "source_redshift": SOURCE_REDSHIFT,
         "transform": "kappa",
         "corrected": corrected,
-        "fixed": {"hubble": fixed.hubble, "omega_b": fixed.omega_b, "spectral_index": fixed.spectral_index, "neutrino_mass": 0, "curvature": 0, "w": -1},
+        "fixed": {
+            "hubble": fixed.hubble,
+            "omega_b": fixed.omega_b,
+            "spectral_index": fixed.spectral_index,
+            "neutrino_mass": 0,
+            "curvature": 0,
+            "w": -1,
+        },
         "simulation": {
-            "particles": NUM_PARTICLES, "mesh": MESH_PER_PARTICLE * NUM_PARTICLES, "box_size": BOX_SIZE, "steps": len(STEPS) - 1, "first_scale_factor": STEPS[0],
+            "particles": NUM_PARTICLES,
+            "mesh": MESH_PER_PARTICLE * NUM_PARTICLES,
+            "box_size": BOX_SIZE,
+            "steps": len(STEPS) - 1,
+            "first_scale_factor": STEPS[0],
             "plane_grid": NUM_GRID,
         },
         "fields": FIELDS,
@@ -93,9 +119,19 @@ def _simulate(point, seed, simulation, *, num_particles, num_grid, corrected):
     cosmology = Cosmology(*point)
     lens = place_planes(cosmology.omega_m, box_size=BOX_SIZE, source_redshift=SOURCE_REDSHIFT)
     rng = np.random.default_rng([seed, simulation])
-    modes = draw_modes(linear_spectrum(cosmology), num_side=num_particles, box_size=BOX_SIZE, rng=rng)
+    modes = draw_modes(
+        linear_spectrum(cosmology), num_side=num_particles, box_size=BOX_SIZE, rng=rng
+    )
     planes = simulate_planes(modes, cosmology.omega_m, lens, box_size=BOX_SIZE, num_grid=num_grid)
-    return filter_planes(planes, lens, partial(transfer, cosmology) if corrected else no_transfer, box_size=BOX_SIZE), lens
+    return (
+        filter_planes(
+            planes,
+            lens,
+            partial(transfer, cosmology) if corrected else no_transfer,
+            box_size=BOX_SIZE,
+        ),
+        lens,
+    )
 
 
 def draw_records(header, start, stop):
@@ -108,16 +144,36 @@ def draw_records(header, start, stop):
         simulation, number = divmod(index, header["maps_per_simulation"])
         point = tuple(header["points"][simulation])
         planes, lens = _simulate(
-            point, header["seed"], simulation, num_particles=size["particles"], num_grid=size["plane_grid"], corrected=header["corrected"]
+            point,
+            header["seed"],
+            simulation,
+            num_particles=size["particles"],
+            num_grid=size["plane_grid"],
+            corrected=header["corrected"],
         )
         rng = np.random.default_rng([header["seed"], simulation, number + 1])
-        kappa = draw_map(planes, lens, box_size=BOX_SIZE, side=SIDE, pixel_scale=PIXEL_SCALE, rng=rng)
-        records.append({"kappa": kappa, "omega_m": point[0], "sigma_8": point[1], "simulation": simulation, "index": index})
+        kappa = draw_map(
+            planes, lens, box_size=BOX_SIZE, side=SIDE, pixel_scale=PIXEL_SCALE, rng=rng
+        )
+        records.append(
+            {
+                "kappa": kappa,
+                "omega_m": point[0],
+                "sigma_8": point[1],
+                "simulation": simulation,
+                "index": index,
+            }
+        )
     return records, []
 
 
 def measure_recipe_transfer(seed, progress_fn):
     """The transfer of this recipe's simulations, measured anew (dict)."""
     return measure_transfer(
-        seed, num_particles=NUM_PARTICLES, box_size=BOX_SIZE, num_grid=NUM_GRID, source_redshift=SOURCE_REDSHIFT, progress_fn=progress_fn
+        seed,
+        num_particles=NUM_PARTICLES,
+        box_size=BOX_SIZE,
+        num_grid=NUM_GRID,
+        source_redshift=SOURCE_REDSHIFT,
+        progress_fn=progress_fn,
     )

@@ -1,18 +1,30 @@
-"""Squares cut from a full sky in HEALPix pixels of RING order (Gorski et al. 2005, sections 4 and 5), in tangent planes side by side."""
+"""Squares cut from a full sky in HEALPix pixels of RING order (Gorski et al.
+
+2005, sections 4 and 5), in tangent planes side by side.
+"""
+
 import numpy as np
 
-from astrogen.images import InputFileError
+from astrogen.errors import InputFileError
 
-SUBSAMPLES = 3                         # points along a side of a pixel over which the sky is averaged
-SPACING = 1.05                         # of the squares' centres, in their widths: a square's far corners reach beyond its middle
-POLE_GAP = np.radians(10)              # left out around the poles
-ARCMIN = np.pi / 180 / 60              # radian
+SUBSAMPLES = 3  # points along a side of a pixel over which the sky is averaged
+SPACING = (
+    1.05  # of the squares' centres, in their widths: a square's far corners reach beyond its middle
+)
+POLE_GAP = np.radians(10)  # left out around the poles
+ARCMIN = np.pi / 180 / 60  # radian
 
 
 def pixel_at(num_side, cos_theta, longitude):
-    """Number of the RING pixel at cosines of colatitude and longitudes (radian), arrays of one shape."""
+    """Number of the RING pixel at cosines of colatitude and longitudes (radian), arrays of one
+    shape.
+    """
     cos_theta, quarter = np.asarray(cos_theta, float), np.mod(longitude, 2 * np.pi) / (np.pi / 2)
-    return np.where(np.abs(cos_theta) <= 2 / 3, _equatorial(num_side, cos_theta, quarter), _polar(num_side, cos_theta, quarter))
+    return np.where(
+        np.abs(cos_theta) <= 2 / 3,
+        _equatorial(num_side, cos_theta, quarter),
+        _polar(num_side, cos_theta, quarter),
+    )
 
 
 def _equatorial(num_side, cos_theta, quarter):
@@ -28,11 +40,16 @@ def _polar(num_side, cos_theta, quarter):
     within, reach = quarter % 1, num_side * np.sqrt(3 * (1 - np.abs(cos_theta)))
     ring = np.floor(within * reach).astype(int) + np.floor((1 - within) * reach).astype(int) + 1
     along = np.floor(quarter * ring).astype(int) % (4 * ring)
-    return np.where(cos_theta > 0, 2 * ring * (ring - 1), 12 * num_side**2 - 2 * ring * (ring + 1)) + along
+    return (
+        np.where(cos_theta > 0, 2 * ring * (ring - 1), 12 * num_side**2 - 2 * ring * (ring + 1))
+        + along
+    )
 
 
 def square_centres(width):
-    """Longitudes and latitudes (radian) of squares of a width (radian) that do not overlap, [num] each, from south to north."""
+    """Longitudes and latitudes (radian) of squares of a width (radian) that do not overlap, [num]
+    each, from south to north.
+    """
     centres = []
     limit = np.pi / 2 - POLE_GAP
     for latitude in np.arange(-limit + width / 2, limit - width / 2, SPACING * width):
@@ -58,20 +75,40 @@ def cut_squares(sky, path, *, side, pixel_scale):
     sky = sky.ravel()
     num_side = int(round(np.sqrt(len(sky) / 12)))
     if 12 * num_side**2 != len(sky):
-        raise InputFileError(path, f"cut_squares: sky must have 12 nside^2 pixels, got {len(sky)}; give a full HEALPix map in RING order")
+        raise InputFileError(
+            path,
+            f"cut_squares: sky must have 12 nside^2 pixels, got {len(sky)}; give a full HEALPix map"
+            " in RING order",
+        )
     own_scale = np.sqrt(np.pi / 3) / num_side / ARCMIN
     if own_scale > pixel_scale:
-        raise InputFileError(path, f"cut_squares: pixels must be at most {pixel_scale} arcmin, got {own_scale:.3g} at nside {num_side}; the sky is too coarse")
-    offset = (np.arange(side * SUBSAMPLES) + 0.5 - side * SUBSAMPLES / 2) * pixel_scale * ARCMIN / SUBSAMPLES
+        raise InputFileError(
+            path,
+            f"cut_squares: pixels must be at most {pixel_scale} arcmin, got {own_scale:.3g} at"
+            f" nside {num_side}; the sky is too coarse",
+        )
+    offset = (
+        (np.arange(side * SUBSAMPLES) + 0.5 - side * SUBSAMPLES / 2)
+        * pixel_scale
+        * ARCMIN
+        / SUBSAMPLES
+    )
     x, y = np.meshgrid(offset, offset)
-    squares = [_square(sky, num_side, x, y, *centre) for centre in square_centres(side * pixel_scale * ARCMIN).T]
+    squares = [
+        _square(sky, num_side, x, y, *centre)
+        for centre in square_centres(side * pixel_scale * ARCMIN).T
+    ]
     return np.stack(squares)
 
 
 def _square(sky, num_side, x, y, longitude, latitude):
-    """One tangent plane (gnomonic), x to the east, y to the north, averaged over SUBSAMPLES squared points."""
+    """One tangent plane (gnomonic), x to the east, y to the north, averaged over SUBSAMPLES squared
+    points.
+    """
     depth = np.cos(latitude) - y * np.sin(latitude)
     up = np.sin(latitude) + y * np.cos(latitude)
-    values = sky[pixel_at(num_side, up / np.sqrt(1 + x**2 + y**2), longitude + np.arctan2(x, depth))]
+    values = sky[
+        pixel_at(num_side, up / np.sqrt(1 + x**2 + y**2), longitude + np.arctan2(x, depth))
+    ]
     side = len(values) // SUBSAMPLES
     return values.reshape(side, SUBSAMPLES, side, SUBSAMPLES).mean(axis=(1, 3))

@@ -1,8 +1,12 @@
-"""Real galaxies from any `galsim.RealGalaxyCatalog`, each on its own pixels with its own PSF and noise.
+"""Real galaxies from any `galsim.RealGalaxyCatalog`, each on its own pixels with its own PSF and
+noise.
 
-Nothing is resampled or deconvolved: training that knows the PSF and the noise of each stamp wants the pixels that were recorded. The catalogue may be the
-full COSMOS sample (`galsim_download_cosmos`) or a small one. Entries whose image, PSF or noise cannot be used are left out and reported with the reason.
+Nothing is resampled or deconvolved: training that knows the PSF and the noise of each stamp wants
+the pixels that were recorded. The catalogue may be the full COSMOS sample
+(`galsim_download_cosmos`) or a small one. Entries whose image, PSF or noise cannot be used are left
+out and reported with the reason.
 """
+
 import hashlib
 from functools import lru_cache
 from pathlib import Path
@@ -10,18 +14,17 @@ from pathlib import Path
 import galsim
 import numpy as np
 
+from astrogen.errors import FileError, InputError
 from data_pipelines.population import shifted
 
 RECIPE_VERSION = 1
-CORRELATION_SIDE = 11    # pixels of the stored noise correlation: drizzling correlates neighbours within three
+CORRELATION_SIDE = (
+    11  # pixels of the stored noise correlation: drizzling correlates neighbours within three
+)
 
 
-class CatalogError(Exception):
-    """A catalogue that cannot be read. `path` is the file, `reason` says what is wrong and what to do."""
-
-    def __init__(self, path, reason):
-        super().__init__(f"{path}: {reason}")
-        self.path, self.reason = Path(path), reason
+class CatalogError(FileError):
+    """A catalogue of real galaxies that cannot be read."""
 
 
 def _fields(stamp, psf_stamp):
@@ -29,15 +32,38 @@ def _fields(stamp, psf_stamp):
         return {"dtype": dtype, "shape": shape, "unit": unit}
 
     return {
-        "image": _field("float32", [stamp, stamp], "the catalogue's flux per pixel (COSMOS: counts/s in F814W), 0 where masked"),
-        "mask": _field("bool", [stamp, stamp], "True = bad: outside of the catalogue's cut, or not finite"),
-        "psf": _field("float32", [psf_stamp, psf_stamp], "sum 1, centred on the middle pixel, effective: the pixel response is in it"),
+        "image": _field(
+            "float32",
+            [stamp, stamp],
+            "the catalogue's flux per pixel (COSMOS: counts/s in F814W), 0 where masked",
+        ),
+        "mask": _field(
+            "bool", [stamp, stamp], "True = bad: outside of the catalogue's cut, or not finite"
+        ),
+        "psf": _field(
+            "float32",
+            [psf_stamp, psf_stamp],
+            "sum 1, centred on the middle pixel, effective: the pixel response is in it",
+        ),
         "variance": _field("float32", [], "of one pixel's noise, square of the image's unit"),
-        "correlated": _field("int64", [], "1: the noise is correlated as noise_correlation says; 0: it is taken to be white"),
-        "noise_correlation": _field("float32", [CORRELATION_SIDE, CORRELATION_SIDE], "1 at the middle pixel, offset zero"),
+        "correlated": _field(
+            "int64",
+            [],
+            "1: the noise is correlated as noise_correlation says; 0: it is taken to be white",
+        ),
+        "noise_correlation": _field(
+            "float32", [CORRELATION_SIDE, CORRELATION_SIDE], "1 at the middle pixel, offset zero"
+        ),
         "pixel_scale": _field("float32", [], "arcsec per pixel of image and psf"),
-        "centre_offset": _field("float32", [2], "x, y in pixels of the cut's centre from the stamp's: 0 or -0.5"),
-        "cut_side": _field("int64", [], "pixels, longer side of the catalogue's cut: light may be missing where it exceeds the stamp"),
+        "centre_offset": _field(
+            "float32", [2], "x, y in pixels of the cut's centre from the stamp's: 0 or -0.5"
+        ),
+        "cut_side": _field(
+            "int64",
+            [],
+            "pixels, longer side of the catalogue's cut: light may be missing where it exceeds the"
+            " stamp",
+        ),
         "magnitude": _field("float32", [], "mag, as in the catalogue (COSMOS: F814W)"),
         "band": _field("string", [], ""),
         "ident": _field("string", [], ""),
@@ -48,11 +74,19 @@ def _fields(stamp, psf_stamp):
 @lru_cache(maxsize=2)
 def _open(path):
     if not Path(path).is_file():
-        raise CatalogError(path, "open_catalog: catalog must be an existing file, got none; give the real_galaxy_catalog*.fits of the sample")
+        raise CatalogError(
+            path,
+            "open_catalog: catalog must be an existing file, got none; give the"
+            " real_galaxy_catalog*.fits of the sample",
+        )
     try:
         catalog = galsim.RealGalaxyCatalog(path)
-    except Exception as error:    # galsim and astropy raise whatever the broken byte leads to
-        raise CatalogError(path, f"open_catalog: catalog must be a galsim.RealGalaxyCatalog, got {type(error).__name__}: {error}; check the file") from error
+    except Exception as error:  # galsim and astropy raise whatever the broken byte leads to
+        raise CatalogError(
+            path,
+            f"open_catalog: catalog must be a galsim.RealGalaxyCatalog, got {type(error).__name__}:"
+            f" {error}; check the file",
+        ) from error
     if not catalog.nobjects:
         raise CatalogError(path, "open_catalog: catalog must list galaxies, got 0; check the file")
     return catalog
@@ -73,9 +107,14 @@ def recipe(catalog_path, *, stamp, psf_stamp):
     ValueError : a side that is not positive, or an even one of the PSF.
     """
     if stamp < 8:
-        raise ValueError(f"recipe: stamp must be at least 8 pixels, got {stamp}; COSMOS galaxies want about 128")
+        raise InputError(
+            f"recipe: stamp must be at least 8 pixels, got {stamp}; COSMOS galaxies want about 128"
+        )
     if psf_stamp < 3 or psf_stamp % 2 == 0:
-        raise ValueError(f"recipe: psf_stamp must be odd and at least 3 pixels, got {psf_stamp}; HST PSFs want about 65")
+        raise InputError(
+            f"recipe: psf_stamp must be odd and at least 3 pixels, got {psf_stamp}; HST PSFs want"
+            " about 65"
+        )
     catalog = _open(str(catalog_path))
     scales = np.unique(np.round(np.asarray(catalog.pixel_scale, float), 6))
     return {
@@ -94,7 +133,9 @@ def recipe(catalog_path, *, stamp, psf_stamp):
 
 
 def _fit_to(image, side, fill=0.0):
-    """The image cropped or padded about its centre to [side, side]; an odd difference leaves its centre half a pixel to the lower left."""
+    """The image cropped or padded about its centre to [side, side]; an odd difference leaves its
+    centre half a pixel to the lower left.
+    """
     out = np.full((side, side), fill, image.dtype)
     into, taken = [], []
     for length in image.shape:
@@ -106,10 +147,16 @@ def _fit_to(image, side, fill=0.0):
 
 
 def _centred_psf(image, side):
-    """The PSF on an odd stamp of sum 1, with its centre (of the array, as GalSim takes it) on the middle pixel."""
+    """The PSF on an odd stamp of sum 1, with its centre (of the array, as GalSim takes it) on the
+    middle pixel.
+    """
     if not np.all(np.isfinite(image)) or image.sum() <= 0:
-        raise ValueError(f"read_entries: psf must be finite with a positive sum, got sum {image.sum()}; leave the entry out")
-    # GalSim takes the middle of an even array, between two pixels, as the centre: pad to odd, and move it onto the middle pixel.
+        raise InputError(
+            f"read_entries: psf must be finite with a positive sum, got sum {image.sum()}; leave"
+            " the entry out"
+        )
+    # GalSim takes the middle of an even array, between two pixels, as the centre: pad to odd, and
+    # move it onto the middle pixel.
     even = 1 - np.array(image.shape) % 2
     if even.any():
         image = shifted(np.pad(image, [(0, even[0]), (0, even[1])]), 0.5 * even[::-1])
@@ -118,12 +165,16 @@ def _centred_psf(image, side):
 
 
 def _noise_correlation(catalog, index):
-    """Noise variance of a pixel, whether it is known to be correlated, and the correlation with its neighbours."""
+    """Noise variance of a pixel, whether it is known to be correlated, and the correlation with its
+    neighbours.
+    """
     white = np.zeros((CORRELATION_SIDE, CORRELATION_SIDE))
     white[CORRELATION_SIDE // 2, CORRELATION_SIDE // 2] = 1
     noise, _, variance = catalog.getNoiseProperties(index)
     if not np.isfinite(variance) or variance <= 0:
-        raise ValueError(f"read_entries: noise variance must be positive, got {variance}; leave the entry out")
+        raise InputError(
+            f"read_entries: noise variance must be positive, got {variance}; leave the entry out"
+        )
     if noise is None:
         return variance, 0, white
     correlation = _fit_to(noise.array, CORRELATION_SIDE)
@@ -139,7 +190,10 @@ def _read_entry(catalog, index, stamp, psf_stamp):
     cut = catalog.getGalImage(index).array
     image, mask = _fit_to(cut, stamp), _fit_to(~np.isfinite(cut), stamp, fill=True)
     if mask.all():
-        raise ValueError(f"read_entries: image must have finite pixels, got none in {cut.shape}; leave the entry out")
+        raise InputError(
+            f"read_entries: image must have finite pixels, got none in {cut.shape}; leave the"
+            " entry out"
+        )
     psf = _centred_psf(catalog.getPSFImage(index).array, psf_stamp)
     variance, correlated, correlation = _noise_correlation(catalog, index)
     return {
@@ -160,7 +214,8 @@ def _read_entry(catalog, index, stamp, psf_stamp):
 
 
 def read_entries(catalog_path, stamp, psf_stamp, start, stop):
-    """The rows `start` to `stop - 1` of a catalogue as records of the recipe's fields, and those left out.
+    """The rows `start` to `stop - 1` of a catalogue as records of the recipe's fields, and those
+    left out.
 
     Parameters
     ----------
@@ -176,6 +231,14 @@ def read_entries(catalog_path, stamp, psf_stamp, start, stop):
     for index in range(start, stop):
         try:
             records.append(_read_entry(catalog, index, stamp, psf_stamp))
-        except Exception as error:    # one bad file among thousands must not end the run; astropy raises whatever the broken byte leads to
-            skipped.append({"index": index, "ident": str(catalog.ident[index]), "reason": f"{type(error).__name__}: {error}"})
+        # one bad file among thousands must not end the run; astropy raises whatever the broken byte
+        # leads to
+        except Exception as error:
+            skipped.append(
+                {
+                    "index": index,
+                    "ident": str(catalog.ident[index]),
+                    "reason": f"{type(error).__name__}: {error}",
+                }
+            )
     return records, skipped

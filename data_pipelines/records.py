@@ -1,7 +1,11 @@
-"""Sharded TFRecords with a manifest: written in parallel, resumable. astrogen/training/records.py describes the format and reads them back.
+"""Sharded TFRecords with a manifest: written in parallel, resumable.
 
-The same recipe gives the same bytes whatever the number of workers; a shard and the manifest are each replaced whole or not at all.
+astrogen/training/records.py describes the format and reads them back.
+
+The same recipe gives the same bytes whatever the number of workers; a shard and the manifest are
+each replaced whole or not at all.
 """
+
 import json
 import os
 from concurrent.futures.process import BrokenProcessPool
@@ -13,17 +17,30 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from astrogen.training.records import FORMAT, MANIFEST, VERSION, RecordsError, digest, load_manifest, sha256_of, shard_starts
+from astrogen.errors import RecordsError
+from astrogen.training.records import (
+    FORMAT,
+    MANIFEST,
+    VERSION,
+    digest,
+    load_manifest,
+    sha256_of,
+    shard_starts,
+)
 from data_pipelines.workers import map_ranges
 
-CHUNK = 50               # entries that a worker draws at a time, unless told otherwise
+CHUNK = 50  # entries that a worker draws at a time, unless told otherwise
 
 
 def _feature(value, dtype):
     if dtype == "string":
         return tf.train.Feature(bytes_list=tf.train.BytesList(value=[value.encode()]))
     if np.ndim(value):
-        return tf.train.Feature(bytes_list=tf.train.BytesList(value=[np.asarray(value, np.dtype(dtype).newbyteorder("<")).tobytes()]))
+        return tf.train.Feature(
+            bytes_list=tf.train.BytesList(
+                value=[np.asarray(value, np.dtype(dtype).newbyteorder("<")).tobytes()]
+            )
+        )
     if dtype == "int64":
         return tf.train.Feature(int64_list=tf.train.Int64List(value=[value]))
     return tf.train.Feature(float_list=tf.train.FloatList(value=[value]))
@@ -31,8 +48,11 @@ def _feature(value, dtype):
 
 def _serialize(record, fields):
     features = {name: _feature(record[name], field["dtype"]) for name, field in fields.items()}
-    # Without `deterministic` the order of a protobuf map, and so the sha256, changes from run to run.
-    return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString(deterministic=True)
+    # Without `deterministic` the order of a protobuf map, and so the sha256, changes from run to
+    # run.
+    return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString(
+        deterministic=True
+    )
 
 
 def _replace(temporary, path):
@@ -46,7 +66,9 @@ def _temporary(path):
 
 
 def _write_shard(path, drawn, fields, progress):
-    """Write what is drawn, (records, skipped) by (records, skipped); the shard's entry in the manifest."""
+    """Write what is drawn, (records, skipped) by (records, skipped); the shard's entry in the
+    manifest.
+    """
     temporary, num, skipped = _temporary(path), 0, []
     try:
         with tf.io.TFRecordWriter(str(temporary)) as writer:
@@ -63,9 +85,16 @@ def _write_shard(path, drawn, fields, progress):
 
 
 def _write_manifest(directory, header, shards):
-    manifest = {"format": FORMAT, "version": VERSION, **header, "shards": sorted(shards, key=lambda shard: shard["start"])}
+    manifest = {
+        "format": FORMAT,
+        "version": VERSION,
+        **header,
+        "shards": sorted(shards, key=lambda shard: shard["start"]),
+    }
     path = directory / MANIFEST
-    _temporary(path).write_text(json.dumps({**manifest, "sha256": digest(manifest)}, indent=1) + "\n")
+    _temporary(path).write_text(
+        json.dumps({**manifest, "sha256": digest(manifest)}, indent=1) + "\n"
+    )
     _replace(_temporary(path), path)
     return manifest
 
@@ -73,26 +102,48 @@ def _write_manifest(directory, header, shards):
 def _finished(directory, header):
     """The shards of an interrupted run of the same recipe that are on disk, whole."""
     manifest = load_manifest(directory)
-    found = {name: value for name, value in manifest.items() if name not in ("format", "version", "shards", "sha256")}
+    found = {
+        name: value
+        for name, value in manifest.items()
+        if name not in ("format", "version", "shards", "sha256")
+    }
     header = json.loads(json.dumps(header))
     for name in sorted(set(found) | set(header)):
         if found.get(name) != header.get(name):
             raise RecordsError(
                 directory / MANIFEST,
-                f"write_records: {name} must be {found.get(name)!r} to resume this run, got {header.get(name)!r}; "
-                "resume with the options it was started with, or choose another directory",
+                f"write_records: {name} must be {found.get(name)!r} to resume this run, got"
+                f" {header.get(name)!r}; resume with the options it was started with, or choose"
+                " another directory",
             )
-    return [shard for shard in manifest["shards"] if (directory / shard["file"]).is_file() and sha256_of(directory / shard["file"]) == shard["sha256"]]
+    return [
+        shard
+        for shard in manifest["shards"]
+        if (directory / shard["file"]).is_file()
+        and sha256_of(directory / shard["file"]) == shard["sha256"]
+    ]
 
 
-def write_records(directory, *, header, draw_fn, num_workers, resume=False, show_progress=True, chunk=CHUNK, unit="galaxies"):
+def write_records(
+    directory,
+    *,
+    header,
+    draw_fn,
+    num_workers,
+    resume=False,
+    show_progress=True,
+    chunk=CHUNK,
+    unit="galaxies",
+):
     """Draw `header["num"]` entries over processes and write them as shards with a manifest.
 
     Parameters
     ----------
     directory : path, made if missing
-    header : dict, what the manifest says of the recipe; `kind`, `num`, `shard_size` and `fields` (name -> dtype, shape, unit) are required
-    draw_fn : picklable callable (start, stop) -> (list of records, list of entries left out), both of dicts
+    header : dict, what the manifest says of the recipe; `kind`, `num`, `shard_size` and `fields`
+        (name -> dtype, shape, unit) are required
+    draw_fn : picklable callable (start, stop) -> (list of records, list of entries left out), both
+        of dicts
     num_workers : int, processes
     resume : bool, keep the shards of an interrupted run of the same header whose sha256 is right
     show_progress : bool
@@ -105,31 +156,58 @@ def write_records(directory, *, header, draw_fn, num_workers, resume=False, show
 
     Raises
     ------
-    RecordsError : the directory holds records already, an interrupted run had another header, or a worker died.
+    RecordsError : the directory holds records already, an interrupted run had another header, or a
+        worker died.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     if (directory / MANIFEST).exists() and not resume:
-        raise RecordsError(directory / MANIFEST, "write_records: directory must hold no records, got a manifest; resume that run, or choose another directory")
+        raise RecordsError(
+            directory / MANIFEST,
+            "write_records: directory must hold no records, got a manifest; resume that run, or"
+            " choose another directory",
+        )
     shards = _finished(directory, header) if resume and (directory / MANIFEST).exists() else []
     kept = {shard["start"] for shard in shards}
-    todo = [(start, min(start + header["shard_size"], header["num"])) for start in shard_starts(header) if start not in kept]
+    todo = [
+        (start, min(start + header["shard_size"], header["num"]))
+        for start in shard_starts(header)
+        if start not in kept
+    ]
     manifest = _write_manifest(directory, header, shards)
     if not todo:
         return manifest
-    with tqdm(total=header["num"], initial=header["num"] - sum(stop - start for start, stop in todo), unit=f" {unit}", disable=not show_progress) as progress:
+    with tqdm(
+        total=header["num"],
+        initial=header["num"] - sum(stop - start for start, stop in todo),
+        unit=f" {unit}",
+        disable=not show_progress,
+    ) as progress:
         try:
-            for shard in _draw_shards(directory, todo, header, draw_fn, num_workers, chunk, progress):
+            for shard in _draw_shards(
+                directory, todo, header, draw_fn, num_workers, chunk, progress
+            ):
                 shards.append(shard)
                 manifest = _write_manifest(directory, header, shards)
         except BrokenProcessPool as error:
-            raise RecordsError(directory, f"write_records: a worker process died ({error}); free memory or use fewer workers, then resume") from error
+            raise RecordsError(
+                directory,
+                f"write_records: a worker process died ({error}); free memory or use fewer workers,"
+                " then resume",
+            ) from error
     return manifest
 
 
 def _draw_shards(directory, todo, header, draw_fn, num_workers, chunk, progress):
-    chunks = [[(first, min(first + chunk, stop)) for first in range(start, stop, chunk)] for start, stop in todo]
+    chunks = [
+        [(first, min(first + chunk, stop)) for first in range(start, stop, chunk)]
+        for start, stop in todo
+    ]
     with closing(map_ranges(draw_fn, sum(chunks, []), num_workers=num_workers)) as drawn:
         for (start, stop), ranges in zip(todo, chunks):
             path = directory / f"{header['kind']}-{start // header['shard_size']:05d}.tfrecord"
-            yield {"start": start, "stop": stop, **_write_shard(path, islice(drawn, len(ranges)), header["fields"], progress)}
+            yield {
+                "start": start,
+                "stop": stop,
+                **_write_shard(path, islice(drawn, len(ranges)), header["fields"], progress),
+            }

@@ -1,14 +1,16 @@
-"""What the convergence maps should look like in the mean: HMCode-2020 through Limber's integral, the pixels, and the edges of a map.
+"""What the convergence maps should look like in the mean: HMCode-2020 through Limber's integral,
+the pixels, and the edges of a map.
 
 Spectra are in steradian, l = |2 pi k / theta|, all in the flat sky, as the maps are.
 """
+
 import numpy as np
 
 from data_pipelines.cosmology import distance, nonlinear_spectrum, scale_factor_at
 from data_pipelines.lightcone import ARCMIN, lensing_weight
 
-NUM_DISTANCES = 400      # of Limber's integral, by the midpoint rule: right to 1e-3
-ALIASES = (-1, 0, 1)     # of the pixel grid's sampling frequency that are folded back
+NUM_DISTANCES = 400  # of Limber's integral, by the midpoint rule: right to 1e-3
+ALIASES = (-1, 0, 1)  # of the pixel grid's sampling frequency that are folded back
 TABLE_L = np.geomspace(1, 1e5, 300)
 
 
@@ -29,15 +31,19 @@ def limber_spectrum(l, cosmology, *, source_redshift):
     step = chi_source / NUM_DISTANCES
     chi = step * (np.arange(NUM_DISTANCES) + 0.5)
     weight = lensing_weight(cosmology.omega_m, chi, chi_source)
-    power = nonlinear_spectrum(cosmology)(np.asarray(l, float)[..., None] / chi, scale_factor_at(cosmology.omega_m, chi))
+    power = nonlinear_spectrum(cosmology)(
+        np.asarray(l, float)[..., None] / chi, scale_factor_at(cosmology.omega_m, chi)
+    )
     return step * np.sum(weight**2 / chi**2 * power, axis=-1)
 
 
 def expected_power(power_fn, *, side, pixel_scale):
-    """The mean of |FFT|^2 A_pixel / N_pixels over maps cut from an endless field and averaged over pixels.
+    """The mean of |FFT|^2 A_pixel / N_pixels over maps cut from an endless field and averaged over
+    pixels.
 
-    The pixel window, what is folded back from beyond the Nyquist frequency, and the edges of a map that is not periodic are all in it, without
-    approximation. Agrees with the mean over Gaussian maps cut from larger ones (tests/test_convergence_theory.py).
+    The pixel window, what is folded back from beyond the Nyquist frequency, and the edges of a map
+    that is not periodic are all in it, without approximation. Agrees with the mean over Gaussian
+    maps cut from larger ones (tests/test_convergence_theory.py).
 
     Parameters
     ----------
@@ -58,7 +64,8 @@ def expected_power(power_fn, *, side, pixel_scale):
             l[0, 0] = l[0, 0] or l[0, 1]
             sampled += power_fn(l) * (np.sinc(first) * np.sinc(second)) ** 2
     correlation = np.fft.ifft2(sampled).real
-    # Pairs of pixels at a lag are the rarer the larger it is: the autocorrelation of the map's square.
+    # Pairs of pixels at a lag are the rarer the larger it is: the autocorrelation of the map's
+    # square.
     lag = np.abs(np.fft.fftfreq(large, 1 / large))
     pairs = np.clip(1 - lag / side, 0, None)
     seen = np.fft.fft2(correlation * pairs[:, None] * pairs[None, :]).real
@@ -68,11 +75,17 @@ def expected_power(power_fn, *, side, pixel_scale):
 def expected_map_power(cosmology, *, side, pixel_scale, source_redshift):
     """`expected_power` of HMCode-2020 for sources at one redshift: [side, side], steradian."""
     table = np.log(limber_spectrum(TABLE_L, cosmology, source_redshift=source_redshift))
-    return expected_power(lambda l: np.exp(np.interp(np.log(l), np.log(TABLE_L), table)), side=side, pixel_scale=pixel_scale)
+    return expected_power(
+        lambda l: np.exp(np.interp(np.log(l), np.log(TABLE_L), table)),
+        side=side,
+        pixel_scale=pixel_scale,
+    )
 
 
 def map_power(kappa, *, pixel_scale):
-    """|FFT|^2 A_pixel / N_pixels of maps [..., side, side], steradian, in the order of numpy.fft.fft2."""
+    """|FFT|^2 A_pixel / N_pixels of maps [..., side, side], steradian, in the order of
+    numpy.fft.fft2.
+    """
     side = kappa.shape[-1]
     return np.abs(np.fft.fft2(kappa)) ** 2 * (pixel_scale * ARCMIN / side) ** 2
 
@@ -82,4 +95,6 @@ def band_means(power, edges, *, pixel_scale):
     side = power.shape[-1]
     frequencies = 2 * np.pi * np.fft.fftfreq(side, pixel_scale * ARCMIN)
     ring = np.digitize(np.hypot(frequencies[:, None], frequencies[None, :]), edges)
-    return np.stack([power[..., ring == number].mean(axis=-1) for number in range(1, len(edges))], axis=-1)
+    return np.stack(
+        [power[..., ring == number].mean(axis=-1) for number in range(1, len(edges))], axis=-1
+    )

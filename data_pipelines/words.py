@@ -1,4 +1,7 @@
-"""Words that several commands take: whole numbers with their limits, and the options of everything that writes records."""
+"""Words that several commands take: whole numbers with their limits, and the options of everything
+that writes records.
+"""
+
 import argparse
 import os
 from pathlib import Path
@@ -35,8 +38,26 @@ positive.__name__ = seed.__name__ = odd.__name__ = "whole number"
 def record_options(*, shard_size):
     """The options of every verb that writes records, as a parent parser."""
     shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("--out", type=Path, required=True, metavar="DIR", help="directory to write, made if missing")
-    shared.add_argument("--workers", type=positive, default=os.cpu_count() or 1, metavar="N", help="processes (default: one per core, %(default)s)")
-    shared.add_argument("--shard-size", type=positive, default=shard_size, metavar="N", help="entries per file (default: %(default)s)")
-    shared.add_argument("--resume", action="store_true", help="keep the finished shards of an interrupted run in DIR, after verifying their sha256")
+    shared.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="directory to write, made if missing"
+    )
+    shared.add_argument(
+        "--workers",
+        type=positive,
+        default=os.cpu_count() or 1,
+        metavar="N",
+        help="processes (default: one per core, %(default)s)",
+    )
+    shared.add_argument(
+        "--shard-size",
+        type=positive,
+        default=shard_size,
+        metavar="N",
+        help="entries per file (default: %(default)s)",
+    )
+    shared.add_argument(
+        "--resume",
+        action="store_true",
+        help="keep the finished shards of an interrupted run in DIR, after verifying their sha256",
+    )
     return shared

@@ -1,11 +1,21 @@
-"""Drawing over processes. Only the standard library is imported here, so that a worker holds nothing but what it draws with."""
+"""Drawing over processes.
+
+Only the standard library is imported here, so that a worker holds nothing but what it draws with.
+"""
+
 import multiprocessing
 import os
 import signal
 from concurrent.futures import ProcessPoolExecutor
 from threading import Thread
 
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "NPROC": "1", "JAX_PLATFORMS": "cpu"}    # NPROC: XLA's
+ONE_THREAD = {
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "NPROC": "1",
+    "JAX_PLATFORMS": "cpu",
+}  # NPROC: XLA's
 
 
 def _exit_with_parent():
@@ -14,15 +24,18 @@ def _exit_with_parent():
 
 
 def _start_worker():
-    # One thread each, before numpy is imported: workers then never fight for cores, and sums never depend on how many cores there are.
+    # One thread each, before numpy is imported: workers then never fight for cores, and sums never
+    # depend on how many cores there are.
     os.environ.update(ONE_THREAD)
-    # Ctrl-C reaches the whole process group: the parent alone decides. A killed parent must not leave its workers behind.
+    # Ctrl-C reaches the whole process group: the parent alone decides. A killed parent must not
+    # leave its workers behind.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     Thread(target=_exit_with_parent, daemon=True).start()
 
 
 def map_ranges(draw_fn, ranges, *, num_workers):
-    """Yield `draw_fn(start, stop)` of every range, in their order, drawn in `num_workers` spawned processes.
+    """Yield `draw_fn(start, stop)` of every range, in their order, drawn in `num_workers` spawned
+    processes.
 
     Parameters
     ----------
@@ -34,7 +47,9 @@ def map_ranges(draw_fn, ranges, *, num_workers):
     ------
     concurrent.futures.process.BrokenProcessPool : a worker died.
     """
-    executor = ProcessPoolExecutor(num_workers, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker)
+    executor = ProcessPoolExecutor(
+        num_workers, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker
+    )
     try:
         yield from executor.map(draw_fn, *zip(*ranges))
     finally:

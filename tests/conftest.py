@@ -1,4 +1,5 @@
 """What several test files need: the shared real data, where they are, and seeded randomness."""
+
 import os
 from pathlib import Path
 

@@ -1,4 +1,7 @@
-"""The benchmark of maps: distances of sets that are known to be equal or to differ by a known amount, seams that are there, and the command from records to JSON."""
+"""The benchmark of maps: distances of sets that are known to be equal or to differ by a known
+amount, seams that are there, and the command from records to JSON.
+"""
+
 import json
 from types import SimpleNamespace
 
@@ -18,7 +21,9 @@ def skewed(num, side, *, seed, amplitude=1.0):
     grid = side + 16
     white = np.random.default_rng(seed).normal(size=(num, grid, grid))
     frequency = np.hypot(np.fft.fftfreq(grid)[:, None], np.fft.rfftfreq(grid))
-    field = np.fft.irfft2(np.fft.rfft2(white) * (1 + frequency / 0.02) ** -0.7, (grid, grid))[:, :side, :side]
+    field = np.fft.irfft2(np.fft.rfft2(white) * (1 + frequency / 0.02) ** -0.7, (grid, grid))[
+        :, :side, :side
+    ]
     return (0.05 * amplitude * (np.exp(0.3 * field / field.std()) - 1)).astype(np.float32)
 
 
@@ -51,7 +56,11 @@ def test_an_amplitude_shows_where_it_must(simulated, bins, measured):
     assert distances["equilateral B"] == pytest.approx(1.1**3 - 1, rel=1e-4)
     assert distances["squeezed B"] == pytest.approx(1.1**3 - 1, rel=1e-4)
     assert distances["skewness"] == pytest.approx(0, abs=1e-4)
-    assert all(distances[name] > target for name, target in ms.TARGETS.items() if name in ("PDF", "peaks", "minima", "V0", "V1", "V2"))
+    assert all(
+        distances[name] > target
+        for name, target in ms.TARGETS.items()
+        if name in ("PDF", "peaks", "minima", "V0", "V1", "V2")
+    )
 
 
 def test_equal_sets_differ_by_less_than_the_floor(bins, measured):
@@ -70,7 +79,9 @@ def test_the_floor_keeps_simulations_whole(measured):
 
 
 def test_skewness_is_that_of_scipy(simulated, measured):
-    assert ms.skewness(measured["powers"]) == pytest.approx(stats.skew(simulated.ravel().astype(float)), rel=1e-6)
+    assert ms.skewness(measured["powers"]) == pytest.approx(
+        stats.skew(simulated.ravel().astype(float)), rel=1e-6
+    )
 
 
 def test_bins_of_peaks_hold_what_their_definition_says(simulated, bins):
@@ -81,10 +92,16 @@ def test_bins_of_peaks_hold_what_their_definition_says(simulated, bins):
 
 # --- beyond the training size
 
+
 def test_a_seam_shows(rng):
     field = skewed(24, 256, seed=3)
     honest = map_sizes.seam_excess(field, block=64)
-    tiled = field.reshape(24, 4, 64, 4, 64).transpose(1, 3, 0, 2, 4)[rng.permutation(4)].transpose(2, 0, 3, 1, 4).reshape(24, 256, 256)
+    tiled = (
+        field.reshape(24, 4, 64, 4, 64)
+        .transpose(1, 3, 0, 2, 4)[rng.permutation(4)]
+        .transpose(2, 0, 3, 1, 4)
+        .reshape(24, 256, 256)
+    )
     broken = map_sizes.seam_excess(tiled, block=64)
     assert abs(honest["excess"]) < 4 * honest["error"]
     assert broken["excess"] < -10 * broken["error"]
@@ -92,7 +109,9 @@ def test_a_seam_shows(rng):
 
 def test_a_period_shows():
     white = np.random.default_rng(4).normal(size=(24, 64, 64))
-    periodic = (white + np.roll(white, 1, 1) + np.roll(white, 1, 2) + np.roll(white, (1, 1), (1, 2))) / 2      # neighbours share half their variance
+    periodic = (
+        white + np.roll(white, 1, 1) + np.roll(white, 1, 2) + np.roll(white, (1, 1), (1, 2))
+    ) / 2  # neighbours share half their variance
     found = map_sizes.edge_correlation(periodic)
     assert found["correlation"] == pytest.approx(0.5, abs=5 * found["error"])
     cut = map_sizes.edge_correlation(periodic[:, :48, :48])
@@ -101,8 +120,13 @@ def test_a_period_shows():
 
 def white_prior(kind="network", strength=1.0):
     """A prior of the contract whose maps are the latent, sharpened into a skewed field."""
-    return SimpleNamespace(kind=kind, image_shape=(64, 64), pixel_scale=SCALE, check_cosmology=lambda omega_m, sigma_8: True,
-                           draw=lambda latent, cosmology: 0.02 * (tf.exp(0.3 * strength * latent[:, 16:, 16:]) - 1))
+    return SimpleNamespace(
+        kind=kind,
+        image_shape=(64, 64),
+        pixel_scale=SCALE,
+        check_cosmology=lambda omega_m, sigma_8: True,
+        draw=lambda latent, cosmology: 0.02 * (tf.exp(0.3 * strength * latent[:, 16:, 16:]) - 1),
+    )
 
 
 def test_sizes_of_white_maps_agree():
@@ -117,35 +141,83 @@ def test_sizes_of_white_maps_agree():
 def test_maps_are_those_of_one_seed_however_many_are_drawn():
     few, many = (map_sizes.draw_maps(white_prior(), num, (0.3, 0.8), seed=5) for num in (3, 70))
     np.testing.assert_array_equal(few, many[:3])
-    assert map_sizes.draw_maps(white_prior(), 2, (0.3, 0.8), seed=5, side=128).shape == (2, 128, 128)
+    assert map_sizes.draw_maps(white_prior(), 2, (0.3, 0.8), seed=5, side=128).shape == (
+        2,
+        128,
+        128,
+    )
 
 
 def test_times_are_stated_with_their_ratios():
     speed = map_speed.time_emulator(white_prior(), (0.3, 0.8), num=64, seed=1)
     assert speed["maps per second"] > 10
     assert "not timed: pip install" in maps.speed_lines(speed | {"simulations": None})[-1]
-    lines = maps.speed_lines({"maps per second": 500.0, "memory growth, MB": 0.0, "simulations": {"seconds per new simulation": 4.0, "seconds per further map": 0.02}})
+    lines = maps.speed_lines(
+        {
+            "maps per second": 500.0,
+            "memory growth, MB": 0.0,
+            "simulations": {"seconds per new simulation": 4.0, "seconds per further map": 0.02},
+        }
+    )
     assert "2000 times as fast   target at least 1000: met" in lines[1]
     assert "10 times as fast   target at least 50: NOT met" in lines[2]
 
 
 # --- the command
 
+
 def records(kappa, *, num_simulations=8, cosmologies=((0.3, 0.8),)):
     rows = np.arange(len(kappa))
-    return {"kappa": kappa, "cosmology": np.float32(cosmologies)[rows % len(cosmologies)], "simulation": rows * num_simulations // len(kappa), "pixel_scale": SCALE}
+    return {
+        "kappa": kappa,
+        "cosmology": np.float32(cosmologies)[rows % len(cosmologies)],
+        "simulation": rows * num_simulations // len(kappa),
+        "pixel_scale": SCALE,
+    }
 
 
 def test_the_command_compares_and_writes(tmp_path, monkeypatch, capsys, simulated):
-    kinds = {"": ("network", 1.0), "-lognormal": ("lognormal", 0.5), "-gaussian": ("gaussian", 0.05)}
-    monkeypatch.setattr(maps, "load_prior", lambda name: white_prior(*kinds[name.removeprefix("mine")]))
+    kinds = {
+        "": ("network", 1.0),
+        "-lognormal": ("lognormal", 0.5),
+        "-gaussian": ("gaussian", 0.05),
+    }
+    monkeypatch.setattr(
+        maps, "load_prior", lambda name: white_prior(*kinds[name.removeprefix("mine")])
+    )
     monkeypatch.setattr(maps, "load_maps", lambda directory, pixel_scale: records(simulated[:128]))
     out, figure = tmp_path / "deep" / "maps.json", tmp_path / "maps.png"
-    assert maps.main(["--records", "here", "there", "--prior", "mine", "--num", "64", "--out", str(out), "--figure", str(figure), "--without", "classifier", "size", "speed"]) == 0
+    assert (
+        maps.main(
+            [
+                "--records",
+                "here",
+                "there",
+                "--prior",
+                "mine",
+                "--num",
+                "64",
+                "--out",
+                str(out),
+                "--figure",
+                str(figure),
+                "--without",
+                "classifier",
+                "size",
+                "speed",
+            ]
+        )
+        == 0
+    )
     report = json.loads(out.read_text())
     assert [entry["records"] for entry in report["cosmologies"]] == ["here", "there"]
     first = report["cosmologies"][0]
-    assert (first["num_maps"], first["num_simulations"], first["omega_m"], first["sigma_8"]) == (64, 8, 0.3, 0.8)
+    assert (first["num_maps"], first["num_simulations"], first["omega_m"], first["sigma_8"]) == (
+        64,
+        8,
+        0.3,
+        0.8,
+    )
     assert set(first["priors"]) == {"network", "lognormal", "Gaussian"}
     assert set(first["priors"]["network"]["distances"]) == set(ms.DEFINITIONS) - {"classifier"}
     assert len(first["simulations"]["spectrum"]["mean"]) == len(first["l"]) == 11
@@ -162,11 +234,17 @@ def test_maps_are_taken_evenly_from_all_simulations(monkeypatch, simulated):
     assert cosmology == (0.3, 0.8)
 
 
-@pytest.mark.parametrize(("given", "message"), [
-    ({"num_simulations": 3}, "here must hold at least 4 simulations, got 3"),
-    ({"cosmologies": ((0.3, 0.8), (0.25, 0.7))}, "here must hold maps of one cosmology, got 2"),
-], ids=["few simulations", "several cosmologies"])
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"num_simulations": 3}, "here must hold at least 4 simulations, got 3"),
+        ({"cosmologies": ((0.3, 0.8), (0.25, 0.7))}, "here must hold maps of one cosmology, got 2"),
+    ],
+    ids=["few simulations", "several cosmologies"],
+)
 def test_records_of_no_use_are_refused(monkeypatch, simulated, given, message):
-    monkeypatch.setattr(maps, "load_maps", lambda directory, pixel_scale: records(simulated[:64], **given))
+    monkeypatch.setattr(
+        maps, "load_maps", lambda directory, pixel_scale: records(simulated[:64], **given)
+    )
     with pytest.raises(ValueError, match=message):
         maps.read_simulations("here", num=64, pixel_scale=SCALE)

@@ -1,4 +1,8 @@
-"""The command line: options, exit codes, one clear line for users' errors. Inference itself is replaced by a fast fake."""
+"""The command line: options, exit codes, one clear line for users' errors.
+
+Inference itself is replaced by a fast fake.
+"""
+
 import subprocess
 import sys
 import time
@@ -18,16 +22,47 @@ from astrogen.result import make_result, read_result
 SHAPE = (30, 32)
 
 
-def fake_deconvolve(observations, *, prior, method, num_draws, seed, pixel_scale, background, num_chains, progress):
-    """A round galaxy for every stamp; refuses stamps called `refused`, does not converge on those called `hard`."""
+def fake_deconvolve(
+    observations, *, prior, method, num_draws, seed, pixel_scale, background, num_chains, progress
+):
+    """A round galaxy for every stamp; refuses stamps called `refused`, does not converge on those
+    called `hard`.
+    """
     if any(observation.name == "refused" for observation in observations):
-        raise ValueError("deconvolve: psf must be broader than the target, got 0.1 arcsec; give a finer prior scale")
-    draws = np.repeat(galsim.Gaussian(fwhm=0.7).drawImage(nx=64, ny=64, scale=0.1, method="no_pixel").array[None], num_draws, axis=0)
-    options = {"prior": prior, "method": method, "num_draws": num_draws, "pixel_scale": pixel_scale, "background": background, "num_chains": num_chains}
-    return [make_result(observation, pixel_scale=pixel_scale or 0.1, target_fwhm=0.2, draws=draws, model=observation.image,
-                        latent_draws=np.zeros((num_draws, 2)), flux_draws=np.ones(num_draws), shift_draws=np.zeros((num_draws, 2)),
-                        background_draws=np.zeros(num_draws), method=method, diagnostics={"k_hat": 0.9 if observation.name == "hard" else 0.1},
-                        provenance={"seed": seed, "options": options}) for observation in observations]
+        raise ValueError(
+            "deconvolve: psf must be broader than the target, got 0.1 arcsec; give a finer prior"
+            " scale"
+        )
+    draws = np.repeat(
+        galsim.Gaussian(fwhm=0.7).drawImage(nx=64, ny=64, scale=0.1, method="no_pixel").array[None],
+        num_draws,
+        axis=0,
+    )
+    options = {
+        "prior": prior,
+        "method": method,
+        "num_draws": num_draws,
+        "pixel_scale": pixel_scale,
+        "background": background,
+        "num_chains": num_chains,
+    }
+    return [
+        make_result(
+            observation,
+            pixel_scale=pixel_scale or 0.1,
+            target_fwhm=0.2,
+            draws=draws,
+            model=observation.image,
+            latent_draws=np.zeros((num_draws, 2)),
+            flux_draws=np.ones(num_draws),
+            shift_draws=np.zeros((num_draws, 2)),
+            background_draws=np.zeros(num_draws),
+            method=method,
+            diagnostics={"k_hat": 0.9 if observation.name == "hard" else 0.1},
+            provenance={"seed": seed, "options": options},
+        )
+        for observation in observations
+    ]
 
 
 @pytest.fixture(autouse=True)
@@ -38,15 +73,29 @@ def _fake_inference(monkeypatch):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Images one.fits, two.npy, hard.fits, refused.fits and broken.fits, with psf.fits, psf.npy, sigma.fits and mask.fits."""
+    """Images one.fits, two.npy, hard.fits, refused.fits and broken.fits, with psf.fits, psf.npy,
+    sigma.fits and mask.fits.
+    """
     rng = np.random.default_rng(4)
     wcs = WCS(naxis=2)
-    wcs.wcs.ctype, wcs.wcs.crval, wcs.wcs.cdelt = ("RA---TAN", "DEC--TAN"), (150, 2), (-0.2 / 3600, 0.2 / 3600)
-    image = galsim.Gaussian(fwhm=1.0, flux=10).drawImage(nx=SHAPE[1], ny=SHAPE[0], scale=0.2).array + 0.01 * rng.normal(size=SHAPE)
+    wcs.wcs.ctype, wcs.wcs.crval, wcs.wcs.cdelt = (
+        ("RA---TAN", "DEC--TAN"),
+        (150, 2),
+        (-0.2 / 3600, 0.2 / 3600),
+    )
+    image = galsim.Gaussian(fwhm=1.0, flux=10).drawImage(
+        nx=SHAPE[1], ny=SHAPE[0], scale=0.2
+    ).array + 0.01 * rng.normal(size=SHAPE)
     for name in ("one", "hard", "refused"):
-        fits.HDUList([fits.PrimaryHDU(), fits.ImageHDU(image.astype("f4"), wcs.to_header(), name="SCI")]).writeto(tmp_path / f"{name}.fits")
+        fits.HDUList(
+            [fits.PrimaryHDU(), fits.ImageHDU(image.astype("f4"), wcs.to_header(), name="SCI")]
+        ).writeto(tmp_path / f"{name}.fits")
     np.save(tmp_path / "two.npy", image)
-    psf = galsim.Gaussian(fwhm=0.7).drawImage(nx=21, ny=21, scale=0.2, method="no_pixel").array.astype(float)
+    psf = (
+        galsim.Gaussian(fwhm=0.7)
+        .drawImage(nx=21, ny=21, scale=0.2, method="no_pixel")
+        .array.astype(float)
+    )
     fits.writeto(tmp_path / "psf.fits", psf / psf.sum())
     np.save(tmp_path / "psf.npy", psf / psf.sum())
     fits.writeto(tmp_path / "sigma.fits", np.full(SHAPE, 0.01))
@@ -66,35 +115,120 @@ def deconvolve(folder, *words, out="out"):
 
 # --- what is written
 
+
 def test_one_image_becomes_fits_figure_table_and_page(folder, capsys):
-    assert deconvolve(folder, "one.fits", "--psf", "psf.fits", "--sigma", "sigma.fits", "--mask", "mask.fits", "--seed", 7, "--draws", 9, "--figures", 1) == 0
-    assert sorted(path.name for path in (folder / "out").iterdir()) == ["index.html", "one.fits", "one.png", "results.ecsv"]
+    assert (
+        deconvolve(
+            folder,
+            "one.fits",
+            "--psf",
+            "psf.fits",
+            "--sigma",
+            "sigma.fits",
+            "--mask",
+            "mask.fits",
+            "--seed",
+            7,
+            "--draws",
+            9,
+            "--figures",
+            1,
+        )
+        == 0
+    )
+    assert sorted(path.name for path in (folder / "out").iterdir()) == [
+        "index.html",
+        "one.fits",
+        "one.png",
+        "results.ecsv",
+    ]
     result = read_result(folder / "out/one.fits")
-    assert result.provenance["seed"] == 7 and len(result.draws) == 9 and result.observation.pixel_scale == pytest.approx(0.2)
-    assert result.observation.mask.sum() == 2 and np.sqrt(result.observation.variance[0, 0]) == pytest.approx(0.01)
+    assert (
+        result.provenance["seed"] == 7
+        and len(result.draws) == 9
+        and result.observation.pixel_scale == pytest.approx(0.2)
+    )
+    assert result.observation.mask.sum() == 2 and np.sqrt(
+        result.observation.variance[0, 0]
+    ) == pytest.approx(0.01)
     table = Table.read(folder / "out/results.ecsv")
-    assert table["flux"][0] == result.flux[0] and table["file"][0] == "one.fits" and bool(table["converged"][0])
+    assert (
+        table["flux"][0] == result.flux[0]
+        and table["file"][0] == "one.fits"
+        and bool(table["converged"][0])
+    )
     printed = capsys.readouterr()
-    assert "one: 32 x 30 pixels" in printed.out and "index.html" in printed.out and printed.err == ""
+    assert (
+        "one: 32 x 30 pixels" in printed.out and "index.html" in printed.out and printed.err == ""
+    )
 
 
 def test_options_reach_the_reader_and_the_inference(folder):
-    code = deconvolve(folder, "two.npy", "--psf", "psf.npy", "--psf-oversampling", 2, "--psf-without-pixel", "--variance", "1e-4", "--mask", "mask.fits",
-                      "--bad-bits", 4, "--pixel-scale", 0.21, "--position", 15, 14, "--size", 24, "--prior-scale", 0.09, "--prior", "galaxy-conv",
-                      "--method", "hmc", "--chains", 3, "--background", "fixed", "--draws", 8, "--keep-draws", 2)
+    code = deconvolve(
+        folder,
+        "two.npy",
+        "--psf",
+        "psf.npy",
+        "--psf-oversampling",
+        2,
+        "--psf-without-pixel",
+        "--variance",
+        "1e-4",
+        "--mask",
+        "mask.fits",
+        "--bad-bits",
+        4,
+        "--pixel-scale",
+        0.21,
+        "--position",
+        15,
+        14,
+        "--size",
+        24,
+        "--prior-scale",
+        0.09,
+        "--prior",
+        "galaxy-conv",
+        "--method",
+        "hmc",
+        "--chains",
+        3,
+        "--background",
+        "fixed",
+        "--draws",
+        8,
+        "--keep-draws",
+        2,
+    )
     assert code == 0
     result = read_result(folder / "out/two.fits")
-    assert result.observation.psf.pixel_scale == pytest.approx(0.105) and result.observation.psf.pixel_response == 0
-    assert result.observation.image.shape == (24, 24) and result.observation.mask.sum() == 1 and len(result.draws) == 2
-    assert result.provenance["options"] == {"prior": "galaxy-conv", "method": "hmc", "num_draws": 8, "pixel_scale": 0.09, "background": "fixed",
-                                            "num_chains": 3}
+    assert (
+        result.observation.psf.pixel_scale == pytest.approx(0.105)
+        and result.observation.psf.pixel_response == 0
+    )
+    assert (
+        result.observation.image.shape == (24, 24)
+        and result.observation.mask.sum() == 1
+        and len(result.draws) == 2
+    )
+    assert result.provenance["options"] == {
+        "prior": "galaxy-conv",
+        "method": "hmc",
+        "num_draws": 8,
+        "pixel_scale": 0.09,
+        "background": "fixed",
+        "num_chains": 3,
+    }
 
 
 def test_neighbours_are_masked_where_asked(folder, capsys):
     image = np.load(folder / "two.npy")
     np.save(folder / "crowd.npy", image + np.roll(image, (9, 11), (0, 1)))
     how = ("crowd.npy", "--psf", "psf.npy", "--sigma", "0.01", "--pixel-scale", 0.2, "--draws", 9)
-    assert deconvolve(folder, *how) == 0 and not read_result(folder / "out/crowd.fits").observation.mask.any()
+    assert (
+        deconvolve(folder, *how) == 0
+        and not read_result(folder / "out/crowd.fits").observation.mask.any()
+    )
     assert deconvolve(folder, *how, "--mask-neighbours") == 0
     mask = read_result(folder / "out/crowd.fits").observation.mask
     assert mask[24, 27] and not mask[13:17, 14:18].any()
@@ -105,8 +239,39 @@ def test_neighbours_are_masked_where_asked(folder, capsys):
 
 def test_companions_are_one_for_all_or_one_for_each(folder):
     scale = ("--pixel-scale", 0.2)
-    assert deconvolve(folder, "one.fits", "two.npy", *scale, "--psf", "psf.fits", "psf.npy", "--sigma", "0.01", "--draws", 9) == 0
-    assert deconvolve(folder, "one.fits", "two.npy", *scale, "--psf", "psf.fits", "--sigma", "0.01", "sigma.fits", "--draws", 9, out="b") == 0
+    assert (
+        deconvolve(
+            folder,
+            "one.fits",
+            "two.npy",
+            *scale,
+            "--psf",
+            "psf.fits",
+            "psf.npy",
+            "--sigma",
+            "0.01",
+            "--draws",
+            9,
+        )
+        == 0
+    )
+    assert (
+        deconvolve(
+            folder,
+            "one.fits",
+            "two.npy",
+            *scale,
+            "--psf",
+            "psf.fits",
+            "--sigma",
+            "0.01",
+            "sigma.fits",
+            "--draws",
+            9,
+            out="b",
+        )
+        == 0
+    )
     assert (folder / "b/one.fits").exists() and (folder / "b/two.fits").exists()
 
 
@@ -117,10 +282,20 @@ def test_equal_names_do_not_overwrite_each_other(folder):
 
 # --- exit codes
 
+
 def test_one_bad_image_among_several_is_reported_and_the_others_go_on(folder, capsys):
-    assert deconvolve(folder, "broken.fits", "one.fits", "nowhere.fits", "--psf", "psf.fits", "--draws", 9) == 3
+    assert (
+        deconvolve(
+            folder, "broken.fits", "one.fits", "nowhere.fits", "--psf", "psf.fits", "--draws", 9
+        )
+        == 3
+    )
     error = capsys.readouterr().err
-    assert "broken.fits: is truncated" in error and "nowhere.fits: no such file" in error and "Traceback" not in error
+    assert (
+        "broken.fits: is truncated" in error
+        and "nowhere.fits: no such file" in error
+        and "Traceback" not in error
+    )
     table = Table.read(folder / "out/results.ecsv")
     assert [str(status).startswith("failed: ") for status in table["status"]] == [False, True, True]
     assert np.isnan(table["flux"][1]) and not table["converged"][1]
@@ -128,18 +303,25 @@ def test_one_bad_image_among_several_is_reported_and_the_others_go_on(folder, ca
 
 def test_an_object_that_inference_refuses_does_not_stop_the_others(folder, capsys):
     assert deconvolve(folder, "refused.fits", "one.fits", "--psf", "psf.fits", "--draws", 9) == 3
-    assert "refused.fits: deconvolve: psf must be broader than the target" in capsys.readouterr().err
+    assert (
+        "refused.fits: deconvolve: psf must be broader than the target" in capsys.readouterr().err
+    )
     assert (folder / "out/one.fits").exists() and not (folder / "out/refused.fits").exists()
 
 
-@pytest.mark.parametrize(("words", "message"), [
-    pytest.param(["broken.fits", "--psf", "psf.fits"], "broken.fits: is truncated", id="image"),
-    pytest.param(["refused.fits", "--psf", "psf.fits"], "psf must be broader", id="inference"),
-    pytest.param(["one.fits", "--psf", "broken.fits"], "broken.fits: is truncated", id="psf"),
-    pytest.param(["two.npy", "--psf", "psf.fits"], "give pixel_scale", id="no scale"),
-    pytest.param(["one.fits", "--psf", "mask.fits"], "must have odd sides", id="even psf"),
-    pytest.param(["one.fits", "--psf", "psf.fits", "--mask", "psf.fits"], r"(21, 21)", id="shapes"),
-])
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        pytest.param(["broken.fits", "--psf", "psf.fits"], "broken.fits: is truncated", id="image"),
+        pytest.param(["refused.fits", "--psf", "psf.fits"], "psf must be broader", id="inference"),
+        pytest.param(["one.fits", "--psf", "broken.fits"], "broken.fits: is truncated", id="psf"),
+        pytest.param(["two.npy", "--psf", "psf.fits"], "give pixel_scale", id="no scale"),
+        pytest.param(["one.fits", "--psf", "mask.fits"], "must have odd sides", id="even psf"),
+        pytest.param(
+            ["one.fits", "--psf", "psf.fits", "--mask", "psf.fits"], r"(21, 21)", id="shapes"
+        ),
+    ],
+)
 def test_all_bad_is_4_with_one_line(folder, capsys, words, message):
     assert deconvolve(folder, *words) == 4
     error = capsys.readouterr().err
@@ -149,7 +331,11 @@ def test_all_bad_is_4_with_one_line(folder, capsys, words, message):
 
 def test_a_prior_that_cannot_be_loaded_is_one_line(folder, capsys, monkeypatch):
     def refuse(name):
-        raise ValueError(f"load_prior: name must be galaxy or a folder, got {name!r}; train one with `astrogen train`")
+        raise ValueError(
+            f"load_prior: name must be galaxy or a folder, got {name!r}; train one with `astrogen"
+            " train`"
+        )
+
     monkeypatch.setitem(astrogen.__dict__, "load_prior", refuse)
     assert deconvolve(folder, "one.fits", "--psf", "psf.fits", "--prior", "galxy") == 4
     assert capsys.readouterr().err.count("\n") == 1
@@ -165,10 +351,31 @@ def test_strict_counts_what_did_not_converge(folder, capsys):
 
 def test_images_without_a_good_pixel_are_written_and_count_as_failed(folder, capsys):
     fits.writeto(folder / "all.fits", np.ones(SHAPE, np.int16))
-    assert deconvolve(folder, "one.fits", "two.npy", "--pixel-scale", 0.2, "--psf", "psf.fits", "--mask", "mask.fits", "all.fits", "--draws", 9) == 3
+    assert (
+        deconvolve(
+            folder,
+            "one.fits",
+            "two.npy",
+            "--pixel-scale",
+            0.2,
+            "--psf",
+            "psf.fits",
+            "--mask",
+            "mask.fits",
+            "all.fits",
+            "--draws",
+            9,
+        )
+        == 3
+    )
     assert "no_data: every pixel is masked" in capsys.readouterr().out
     assert read_result(folder / "out/two.fits").observation.status == "no_data"
-    assert deconvolve(folder, "one.fits", "--psf", "psf.fits", "--mask", "all.fits", "--draws", 9, out="none") == 4
+    assert (
+        deconvolve(
+            folder, "one.fits", "--psf", "psf.fits", "--mask", "all.fits", "--draws", 9, out="none"
+        )
+        == 4
+    )
 
 
 def test_an_output_that_cannot_be_written_is_4(folder, capsys):
@@ -180,6 +387,7 @@ def test_an_output_that_cannot_be_written_is_4(folder, capsys):
 def test_an_interrupt_is_130(folder, capsys, monkeypatch):
     def interrupt(name):
         raise KeyboardInterrupt
+
     monkeypatch.setitem(astrogen.__dict__, "load_prior", interrupt)
     assert deconvolve(folder, "one.fits", "--psf", "psf.fits") == 130
     assert capsys.readouterr().err == "astrogen: interrupted\n"
@@ -192,20 +400,55 @@ def test_warnings_of_the_input_are_one_line_each(folder, capsys):
     assert "warning" in error and "sums to 2 instead of 1" in error and error.count("\n") == 1
 
 
-@pytest.mark.parametrize(("words", "message"), [
-    pytest.param([], "required: VERB", id="no verb"),
-    pytest.param(["deconvole"], "invalid choice: 'deconvole'", id="unknown verb"),
-    pytest.param(["deconvolve", "--out", "x", "--psf", "p", "i"], "no IMAGE given", id="image swallowed by an option"),
-    pytest.param(["deconvolve", "i", "--out", "x"], "no PSF given", id="no psf"),
-    pytest.param(["deconvolve", "i", "--psf", "p"], "required: --out", id="no out"),
-    pytest.param(["deconvolve", "i", "--psf", "p", "q", "--out", "x"], "--psf must be one for all images or one for each of the 1, got 2", id="psfs"),
-    pytest.param(["deconvolve", "i", "--psf", "p", "--out", "x", "--sigma", "a", "--variance", "b"], "not allowed with", id="two noises"),
-    pytest.param(["deconvolve", "i", "--psf", "p", "--out", "x", "--size", "9"], "--position and --size belong together", id="size alone"),
-    pytest.param(["deconvolve", "i", "--psf", "p", "--out", "x", "--draws", "0"], "must be at least 1, got 0", id="draws"),
-    pytest.param(["deconvolve", "i", "--psf", "p", "--out", "x", "--pixel-scale", "nan"], "must be positive, got nan", id="scale"),
-    pytest.param(["deconvolve", "i", "--psf", "p", "--out", "x", "--method", "vi"], "invalid choice: 'vi'", id="method"),
-    pytest.param(["train", "galaxies", "--records", "r", "--out", "x"], "invalid choice: 'galaxies'", id="prior"),
-])
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        pytest.param([], "required: VERB", id="no verb"),
+        pytest.param(["deconvole"], "invalid choice: 'deconvole'", id="unknown verb"),
+        pytest.param(
+            ["deconvolve", "--out", "x", "--psf", "p", "i"],
+            "no IMAGE given",
+            id="image swallowed by an option",
+        ),
+        pytest.param(["deconvolve", "i", "--out", "x"], "no PSF given", id="no psf"),
+        pytest.param(["deconvolve", "i", "--psf", "p"], "required: --out", id="no out"),
+        pytest.param(
+            ["deconvolve", "i", "--psf", "p", "q", "--out", "x"],
+            "--psf must be one for all images or one for each of the 1, got 2",
+            id="psfs",
+        ),
+        pytest.param(
+            ["deconvolve", "i", "--psf", "p", "--out", "x", "--sigma", "a", "--variance", "b"],
+            "not allowed with",
+            id="two noises",
+        ),
+        pytest.param(
+            ["deconvolve", "i", "--psf", "p", "--out", "x", "--size", "9"],
+            "--position and --size belong together",
+            id="size alone",
+        ),
+        pytest.param(
+            ["deconvolve", "i", "--psf", "p", "--out", "x", "--draws", "0"],
+            "must be at least 1, got 0",
+            id="draws",
+        ),
+        pytest.param(
+            ["deconvolve", "i", "--psf", "p", "--out", "x", "--pixel-scale", "nan"],
+            "must be positive, got nan",
+            id="scale",
+        ),
+        pytest.param(
+            ["deconvolve", "i", "--psf", "p", "--out", "x", "--method", "vi"],
+            "invalid choice: 'vi'",
+            id="method",
+        ),
+        pytest.param(
+            ["train", "galaxies", "--records", "r", "--out", "x"],
+            "invalid choice: 'galaxies'",
+            id="prior",
+        ),
+    ],
+)
 def test_usage_errors_are_2(words, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stop:
@@ -217,6 +460,7 @@ def test_usage_errors_are_2(words, message, capsys, tmp_path, monkeypatch):
 def test_faults_of_the_package_keep_their_traceback(folder, monkeypatch):
     def fail(name):
         raise TypeError("a bug")
+
     monkeypatch.setitem(astrogen.__dict__, "load_prior", fail)
     with pytest.raises(TypeError, match="a bug"):
         deconvolve(folder, "one.fits", "--psf", "psf.fits")
@@ -224,10 +468,21 @@ def test_faults_of_the_package_keep_their_traceback(folder, monkeypatch):
 
 def test_traceback_option_lets_users_errors_through(folder):
     with pytest.raises(Exception, match="is truncated"):
-        main(["--traceback", "deconvolve", str(folder / "broken.fits"), "--psf", str(folder / "psf.fits"), "--out", str(folder / "out")])
+        main(
+            [
+                "--traceback",
+                "deconvolve",
+                str(folder / "broken.fits"),
+                "--psf",
+                str(folder / "psf.fits"),
+                "--out",
+                str(folder / "out"),
+            ]
+        )
 
 
 # --- the other verbs
+
 
 def test_demo_and_train_pass_their_options_on(tmp_path, monkeypatch):
     calls = []
@@ -240,14 +495,56 @@ def test_demo_and_train_pass_their_options_on(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "astrogen.demo_maps", maps)
     monkeypatch.setitem(sys.modules, "astrogen.training", training)
     assert main(["demo", "--out", str(tmp_path), "--seed", "3"]) == 0
-    assert main(["train", "galaxy", "--records", str(tmp_path / "r"), "--out", str(tmp_path), "--steps", "5", "--resume",
-                 "--real", str(tmp_path / "hst")]) == 0
-    assert calls == [(tmp_path, 3), (tmp_path / "dark_matter", 3), (
-        "galaxy", {"records": tmp_path / "r", "out": tmp_path, "num_steps": 5, "seed": 1, "resume": True, "real": tmp_path / "hst", "validation": None, "spectrum": None, "loss": None, "strategy": None})]
+    assert (
+        main(
+            [
+                "train",
+                "galaxy",
+                "--records",
+                str(tmp_path / "r"),
+                "--out",
+                str(tmp_path),
+                "--steps",
+                "5",
+                "--resume",
+                "--real",
+                str(tmp_path / "hst"),
+            ]
+        )
+        == 0
+    )
+    assert calls == [
+        (tmp_path, 3),
+        (tmp_path / "dark_matter", 3),
+        (
+            "galaxy",
+            {
+                "records": tmp_path / "r",
+                "out": tmp_path,
+                "num_steps": 5,
+                "seed": 1,
+                "resume": True,
+                "real": tmp_path / "hst",
+                "validation": None,
+                "spectrum": None,
+                "loss": None,
+                "strategy": None,
+            },
+        ),
+    ]
 
 
 def test_version_answers_within_a_second_without_tensorflow():
     start = time.perf_counter()
-    run = subprocess.run([sys.executable, "-X", "importtime", "-m", "astrogen", "--version"], capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "astrogen", "--version"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert run.stdout == f"astrogen {astrogen.__version__}\n"
-    assert "tensorflow" not in run.stderr and "astropy" not in run.stderr and time.perf_counter() - start < 1
+    assert (
+        "tensorflow" not in run.stderr
+        and "astropy" not in run.stderr
+        and time.perf_counter() - start < 1
+    )

@@ -1,4 +1,7 @@
-"""Many draws at once against the model for one set of parameters, which tests/test_posterior.py checks against dense Gaussians."""
+"""Many draws at once against the model for one set of parameters, which tests/test_posterior.py
+checks against dense Gaussians.
+"""
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -22,14 +25,22 @@ def at_places(case, num=7):
     batch = case.compressed.data.shape[0]
     parameters = tf.constant(places(case, num * batch).reshape(num, batch, -1), tf.float32)
     size = case.prior.coefficient_std.shape[0] + case.compressed.data.shape[1] + 1
-    return parameters, tf.constant(np.random.default_rng(2).normal(size=(num, batch, size)), tf.float32)
+    return parameters, tf.constant(
+        np.random.default_rng(2).normal(size=(num, batch, size)), tf.float32
+    )
 
 
 def one_by_one(prior, compressed, parameters, normals):
     """Log-densities, coefficients and background by `posterior`, draw by draw."""
     density, _ = posterior.target(prior)
     values = np.stack([density(some, compressed) for some in parameters])
-    drawn, level = zip(*(posterior.draw_coefficients(prior, compressed, *pair) for pair in zip(parameters, normals, strict=True)), strict=True)
+    drawn, level = zip(
+        *(
+            posterior.draw_coefficients(prior, compressed, *pair)
+            for pair in zip(parameters, normals, strict=True)
+        ),
+        strict=True,
+    )
     return values, np.stack(drawn), np.stack(level)
 
 
@@ -42,9 +53,13 @@ def test_nothing_is_approximated_where_all_directions_are_followed(tiny, chunk, 
     here = conditional.focus(tiny.prior, tiny.compressed, parameters[0])
     ours, decoded = conditional.log_densities(tiny.prior, here, parameters)
     np.testing.assert_allclose(ours, values, rtol=1e-5, atol=1e-3)
-    drawn, background, followed = conditional.draw_coefficients(tiny.prior, tiny.compressed, here, parameters, normals)
+    drawn, background, followed = conditional.draw_coefficients(
+        tiny.prior, tiny.compressed, here, parameters, normals
+    )
     np.testing.assert_allclose(drawn, coefficients, atol=2e-3 * np.abs(coefficients).max())
-    again, *_ = conditional.draw_coefficients(tiny.prior, tiny.compressed, here, parameters, normals, decoded)
+    again, *_ = conditional.draw_coefficients(
+        tiny.prior, tiny.compressed, here, parameters, normals, decoded
+    )
     np.testing.assert_allclose(again, drawn, rtol=1e-5, atol=1e-5 * np.abs(coefficients).max())
     np.testing.assert_allclose(background, level, atol=1e-3 * np.abs(level).max())
     seen = np.stack([posterior.seen_by(tiny.compressed, some) for some in coefficients])
@@ -57,38 +72,63 @@ def test_an_object_without_a_finite_mode_does_not_harm_the_others(tiny):
     broken[0] = np.nan
     here = conditional.focus(tiny.prior, tiny.compressed, tf.constant(broken))
     values, *_ = one_by_one(tiny.prior, tiny.compressed, parameters, normals)
-    np.testing.assert_allclose(conditional.log_densities(tiny.prior, here, parameters)[0][:, 1:], values[:, 1:], rtol=1e-5, atol=1e-3)
+    np.testing.assert_allclose(
+        conditional.log_densities(tiny.prior, here, parameters)[0][:, 1:],
+        values[:, 1:],
+        rtol=1e-5,
+        atol=1e-3,
+    )
 
 
 @pytest.fixture(scope="module")
 def galaxies():
-    """Shipped prior and stamps of the demonstration, the approximation in earnest: (prior, compressed, climb, proposals, seeds)."""
+    """Shipped prior and stamps of the demonstration, the approximation in earnest: (prior,
+    compressed, climb, proposals, seeds).
+    """
     folder = ROOT / "astrogen" / "demo_data"
     prior = load_prior("galaxy")
-    stamps = demo._cut_out(folder / "exposure.fits", read_planes(folder / "truth.fits")[2]["CATALOGUE"])[:4]
-    plans = [deconvolution.plan_of(stamp, (1, number), prior, 0.1) for number, stamp in enumerate(stamps)]
-    compressed = deconvolution._compress(sorted(plans, key=lambda plan: plan.kernel_key), prior, {}, "fit")
+    stamps = demo._cut_out(
+        folder / "exposure.fits", read_planes(folder / "truth.fits")[2]["CATALOGUE"]
+    )[:4]
+    plans = [
+        deconvolution.plan_of(stamp, (1, number), prior, 0.1) for number, stamp in enumerate(stamps)
+    ]
+    compressed = deconvolution._compress(
+        sorted(plans, key=lambda plan: plan.kernel_key), prior, {}, "fit"
+    )
     climb = find_map(*posterior.target(prior), compressed, posterior.start(prior, compressed))
     seeds = np.array([plan.seed for plan in plans], np.int32)
     return prior, compressed, climb, draw_gaussian(climb, num_draws=NUM_DRAWS, seed=seeds), seeds
 
 
 def test_real_sizes(galaxies):
-    """More directions than are followed: weights and draws must be those of the exact model, far within their own scatter."""
+    """More directions than are followed: weights and draws must be those of the exact model, far
+    within their own scatter.
+    """
     prior, compressed, climb, proposals, seeds = galaxies
     assert compressed.data.shape[1] > conditional.NUM_FOLLOWED
     size = prior.coefficient_std.shape[0] + compressed.data.shape[1] + 1
-    normals = tf.constant(np.random.default_rng(2).normal(size=(NUM_DRAWS, len(seeds), size)), tf.float32)
-    exact = tf.map_fn(tf.function(lambda some: posterior.target(prior)[0](some, compressed)), proposals).numpy()
+    normals = tf.constant(
+        np.random.default_rng(2).normal(size=(NUM_DRAWS, len(seeds), size)), tf.float32
+    )
+    exact = tf.map_fn(
+        tf.function(lambda some: posterior.target(prior)[0](some, compressed)), proposals
+    ).numpy()
     here = conditional.focus(prior, compressed, climb.parameters)
     near = conditional.log_densities(prior, here, proposals)[0].numpy()
     log_weights = exact - gaussian_log_density(climb, proposals).numpy()
     heavy = log_weights > np.median(log_weights, 0)
     off = near - exact
     off -= np.nanmedian(np.where(heavy, off, np.nan), axis=0)
-    assert np.sqrt((off[heavy] ** 2).mean()) < 0.15          # nats; the weights themselves scatter by several
+    assert (
+        np.sqrt((off[heavy] ** 2).mean()) < 0.15
+    )  # nats; the weights themselves scatter by several
     chosen = resample(diagnostics.smooth_weights(log_weights)[0], num_draws=NUM_DRAWS, seed=seeds)
     parameters = tf.constant(np.take_along_axis(proposals.numpy(), chosen[..., None], 0))
     drawn = conditional.draw_coefficients(prior, compressed, here, parameters, normals)[0].numpy()
-    rival = tf.map_fn(tf.function(lambda pair: posterior.draw_coefficients(prior, compressed, *pair)[0]), (parameters, normals), fn_output_signature=tf.float32).numpy()
+    rival = tf.map_fn(
+        tf.function(lambda pair: posterior.draw_coefficients(prior, compressed, *pair)[0]),
+        (parameters, normals),
+        fn_output_signature=tf.float32,
+    ).numpy()
     assert np.sqrt(((drawn - rival) ** 2).mean(0) / rival.var(0)).max() < 0.15

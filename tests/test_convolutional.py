@@ -1,4 +1,7 @@
-"""The convolutional prior: derivatives against central differences, scales against scipy, every method through the contract, a training that is interrupted."""
+"""The convolutional prior: derivatives against central differences, scales against scipy, every
+method through the contract, a training that is interrupted.
+"""
+
 import shutil
 
 import galsim
@@ -17,15 +20,27 @@ from astrogen.training.basis import Basis
 from astrogen.training.records import read_manifest
 from data_pipelines.__main__ import main
 
-NUM = 24          # components of the small priors
-SMALL = {"latent": 5, "width": 16, "encoder_channels": [4, 4, 4], "decoder_channels": [6, 5, 4], "spread_widths": [8], "side": 64}
+NUM = 24  # components of the small priors
+SMALL = {
+    "latent": 5,
+    "width": 16,
+    "encoder_channels": [4, 4, 4],
+    "decoder_channels": [6, 5, 4],
+    "spread_widths": [8],
+    "side": 64,
+}
 
 
 @pytest.fixture(scope="module")
 def basis():
     """The first components of the shipped basis."""
     shipped = load_prior("galaxy")
-    return Basis(shipped.basis.numpy()[:NUM], shipped.coefficient_mean.numpy()[:NUM], shipped.coefficient_std.numpy()[:NUM], 0.01)
+    return Basis(
+        shipped.basis.numpy()[:NUM],
+        shipped.coefficient_mean.numpy()[:NUM],
+        shipped.coefficient_std.numpy()[:NUM],
+        0.01,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -35,10 +50,28 @@ def untrained(basis):
     networks = make_networks(SMALL, NUM)
     rng = np.random.default_rng(5)
     for network in networks.values():
-        network.set_weights([weight + 0.1 * rng.standard_normal(weight.shape).astype(np.float32) for weight in network.get_weights()])
+        network.set_weights(
+            [
+                weight + 0.1 * rng.standard_normal(weight.shape).astype(np.float32)
+                for weight in network.get_weights()
+            ]
+        )
     factor = np.linalg.cholesky(np.cov(rng.normal(size=(5, 40))))
-    return ConvPrior(name="untrained", basis=basis.images, coefficient_mean=basis.mean, coefficient_std=basis.std, **networks, residual_std=0.1 * basis.std,
-                     whitening=(rng.normal(size=5), factor), floor=1e-3, log_amplitude=(0, 1), tilt=0.0, pixel_scale=0.1, target_fwhm=0.2, card={})
+    return ConvPrior(
+        name="untrained",
+        basis=basis.images,
+        coefficient_mean=basis.mean,
+        coefficient_std=basis.std,
+        **networks,
+        residual_std=0.1 * basis.std,
+        whitening=(rng.normal(size=5), factor),
+        floor=1e-3,
+        log_amplitude=(0, 1),
+        tilt=0.0,
+        pixel_scale=0.1,
+        target_fwhm=0.2,
+        card={},
+    )
 
 
 def _latents(num, size, seed=1):
@@ -46,6 +79,7 @@ def _latents(num, size, seed=1):
 
 
 # The prior
+
 
 def test_jacobian_agrees_with_central_differences(untrained):
     latent = _latents(3, 5)
@@ -56,29 +90,42 @@ def test_jacobian_agrees_with_central_differences(untrained):
         step = 1e-2 * tf.one_hot(direction, 5)
         ahead, behind = untrained.components(latent + step), untrained.components(latent - step)
         for slope, up, down in zip((mean_slope, scale_slope), ahead, behind, strict=True):
-            np.testing.assert_allclose(slope[:, direction], (up - down) / 0.02, atol=2e-3 * np.abs(slope).max())
+            np.testing.assert_allclose(
+                slope[:, direction], (up - down) / 0.02, atol=2e-3 * np.abs(slope).max()
+            )
 
 
 def test_the_mean_is_the_projected_image(untrained):
     latent = _latents(2, 5)
-    image = untrained.decoder(untrained.whitening_mean + latent @ tf.transpose(untrained.whitening_factor)).numpy()
+    image = untrained.decoder(
+        untrained.whitening_mean + latent @ tf.transpose(untrained.whitening_factor)
+    ).numpy()
     by_hand = np.einsum("nyx,kyx->nk", image, untrained.basis)
     np.testing.assert_allclose(untrained.components(latent)[0], by_hand, atol=1e-5)
-    np.testing.assert_allclose(untrained.decode(latent), np.einsum("nk,kyx->nyx", by_hand, untrained.basis), atol=1e-5)
+    np.testing.assert_allclose(
+        untrained.decode(latent), np.einsum("nk,kyx->nyx", by_hand, untrained.basis), atol=1e-5
+    )
 
 
 def test_galaxies_together_equal_each_alone(untrained):
     latent = _latents(4, 5)
     together = untrained.components_and_jacobian(latent)
     for row in range(4):
-        for all_, alone in zip(together, untrained.components_and_jacobian(latent[row:row + 1]), strict=True):
+        for all_, alone in zip(
+            together, untrained.components_and_jacobian(latent[row : row + 1]), strict=True
+        ):
             np.testing.assert_allclose(all_[row], alone[0], rtol=1e-4, atol=1e-5)
 
 
 def test_guess_is_in_the_whitened_space(untrained):
-    coefficients = tf.constant(np.random.default_rng(2).normal(size=(3, NUM)), tf.float32) * untrained.coefficient_std
+    coefficients = (
+        tf.constant(np.random.default_rng(2).normal(size=(3, NUM)), tf.float32)
+        * untrained.coefficient_std
+    )
     mean = untrained.encoder(untrained.images(coefficients))[:, :5]
-    coloured = untrained.whitening_mean + tf.matmul(untrained.guess(coefficients), untrained.whitening_factor, transpose_b=True)
+    coloured = untrained.whitening_mean + tf.matmul(
+        untrained.guess(coefficients), untrained.whitening_factor, transpose_b=True
+    )
     np.testing.assert_allclose(coloured, mean, rtol=1e-4, atol=1e-4)
 
 
@@ -95,13 +142,22 @@ def test_shipped_prior_draws_galaxies(shipped):
     row = np.arange(64) - 31.5
     weight = np.exp(-0.5 * (row[:, None] ** 2 + row**2) / 2.5**2)
     light = (images * weight).mean(0)
-    assert abs((light * row).sum() / light.sum()) < 0.7 and abs((light * row[:, None]).sum() / light.sum()) < 0.7    # centred on pixel (32, 32), or between
-    assert (images * weight > 0.3 * images.max((1, 2), keepdims=True)).any((1, 2)).mean() > 0.9                       # bright in the middle
+    assert (
+        abs((light * row).sum() / light.sum()) < 0.7
+        and abs((light * row[:, None]).sum() / light.sum()) < 0.7
+    )  # centred on pixel (32, 32), or between
+    assert (images * weight > 0.3 * images.max((1, 2), keepdims=True)).any(
+        (1, 2)
+    ).mean() > 0.9  # bright in the middle
 
 
 def test_decoded_images_lie_in_the_basis(shipped):
-    """Projection costs the decoder nothing: what of its images lies outside the basis is less than 0.1 % of their power."""
-    coloured = shipped.whitening_mean + _latents(32, shipped.latent_size) @ tf.transpose(shipped.whitening_factor)
+    """Projection costs the decoder nothing: what of its images lies outside the basis is less than
+    0.1 % of their power.
+    """
+    coloured = shipped.whitening_mean + _latents(32, shipped.latent_size) @ tf.transpose(
+        shipped.whitening_factor
+    )
     image = shipped.decoder(coloured).numpy()
     outside = image - shipped.images(shipped.project(image)).numpy()
     assert np.median((outside**2).sum((1, 2)) / (image**2).sum((1, 2))) < 1e-3
@@ -109,14 +165,38 @@ def test_decoded_images_lie_in_the_basis(shipped):
 
 @pytest.mark.parametrize("method", ["map", "laplace", "hmc"])
 def test_every_method_recovers_a_simulated_galaxy(shipped, method):
-    profile, light = galsim.Moffat(beta=3, fwhm=0.7), galsim.Sersic(1.5, half_light_radius=0.4).shear(g1=0.2)
+    profile, light = (
+        galsim.Moffat(beta=3, fwhm=0.7),
+        galsim.Sersic(1.5, half_light_radius=0.4).shear(g1=0.2),
+    )
     psf = astrogen.make_psf(profile.drawImage(nx=33, ny=33, scale=0.2).array, pixel_scale=0.2)
     clean = galsim.Convolve(light, profile).drawImage(nx=40, ny=40, scale=0.2).array.astype(float)
     sigma = np.sqrt((clean**2).sum()) / 60
     rng = np.random.default_rng(4)
-    observations = [astrogen.make_observation(clean + sigma * rng.standard_normal(clean.shape), psf=psf, sigma=sigma, pixel_scale=0.2, name=name) for name in "ab"]
-    truth = galsim.Convolve(light, galsim.Gaussian(fwhm=0.2)).drawImage(nx=64, ny=64, scale=0.1, method="no_pixel").array
-    for result in astrogen.deconvolve(observations, prior=shipped, method=method, num_draws=16, num_chains=2, seed=1, background="fixed"):
+    observations = [
+        astrogen.make_observation(
+            clean + sigma * rng.standard_normal(clean.shape),
+            psf=psf,
+            sigma=sigma,
+            pixel_scale=0.2,
+            name=name,
+        )
+        for name in "ab"
+    ]
+    truth = (
+        galsim.Convolve(light, galsim.Gaussian(fwhm=0.2))
+        .drawImage(nx=64, ny=64, scale=0.1, method="no_pixel")
+        .array
+    )
+    for result in astrogen.deconvolve(
+        observations,
+        prior=shipped,
+        method=method,
+        num_draws=16,
+        num_chains=2,
+        seed=1,
+        background="fixed",
+    ):
         assert result.draws.shape == (16, 64, 64)
         assert ((result.image - truth) ** 2).sum() / (truth**2).sum() < 0.05
         assert result.flux[0] == pytest.approx(1, abs=0.08)
@@ -126,21 +206,35 @@ def test_every_method_recovers_a_simulated_galaxy(shipped, method):
 
 # Training
 
+
 def test_evidence_is_that_of_scipy(basis):
     networks, rng = make_networks(SMALL, NUM), np.random.default_rng(7)
     noise = convolutional.PixelNoise(5, rng.uniform(0.01, 0.1, (64, 64)).astype(np.float32))
-    images, normals = rng.normal(size=(2, 64, 64)).astype(np.float32), rng.normal(size=(2, 5)).astype(np.float32)
-    likelihood, divergence = convolutional.evidence_terms(networks, noise, tf.constant(images), tf.constant(normals))
+    images, normals = (
+        rng.normal(size=(2, 64, 64)).astype(np.float32),
+        rng.normal(size=(2, 5)).astype(np.float32),
+    )
+    likelihood, divergence = convolutional.evidence_terms(
+        networks, noise, tf.constant(images), tf.constant(normals)
+    )
     mean, sigma = (x.numpy() for x in convolutional.encode(networks["encoder"], images))
     latent = mean + sigma * normals
-    expected = stats.norm.logpdf(images, networks["decoder"](latent), noise(latent).numpy().astype(float)).sum((1, 2))
+    expected = stats.norm.logpdf(
+        images, networks["decoder"](latent), noise(latent).numpy().astype(float)
+    ).sum((1, 2))
     np.testing.assert_allclose(likelihood, expected, rtol=1e-4)
-    np.testing.assert_allclose(divergence, (0.5 * (mean**2 + sigma**2 - 1) - np.log(sigma)).sum(1), rtol=1e-4)
+    np.testing.assert_allclose(
+        divergence, (0.5 * (mean**2 + sigma**2 - 1) - np.log(sigma)).sum(1), rtol=1e-4
+    )
 
 
 def test_the_painted_galaxy_is_that_of_the_coefficients(basis):
     white = np.random.default_rng(8).normal(size=(3, NUM)).astype(np.float32)
-    np.testing.assert_allclose(convolutional.paint(basis, white), np.einsum("nk,kyx->nyx", basis.mean + basis.std * white, basis.images), atol=1e-5)
+    np.testing.assert_allclose(
+        convolutional.paint(basis, white),
+        np.einsum("nk,kyx->nyx", basis.mean + basis.std * white, basis.images),
+        atol=1e-5,
+    )
 
 
 def test_the_residual_is_learned_with_the_latent(monkeypatch):
@@ -152,27 +246,50 @@ def test_the_residual_is_learned_with_the_latent(monkeypatch):
     residual = (true * rng.standard_normal(true.shape)).astype(np.float32)
     keras.utils.set_random_seed(1)
     spread = ResidualMLP(3, [16], 3)
-    std, told = convolutional.fit_spread(spread, latent[:3000], residual[:3000], held_out=(latent[3000:], residual[3000:]), seed=1)
-    found = std * convolutional.residual_scale(spread(latent[3000:]), convolutional.FLOOR / std).numpy()
+    std, told = convolutional.fit_spread(
+        spread, latent[:3000], residual[:3000], held_out=(latent[3000:], residual[3000:]), seed=1
+    )
+    found = (
+        std * convolutional.residual_scale(spread(latent[3000:]), convolutional.FLOOR / std).numpy()
+    )
     error = np.log(found / true[3000:])
-    assert np.std(error) < 0.15 and abs(np.mean(error)) < 0.1                   # without the latent the scatter is 0.5
+    assert (
+        np.std(error) < 0.15 and abs(np.mean(error)) < 0.1
+    )  # without the latent the scatter is 0.5
     assert told["residual_level_held_out"] == pytest.approx(1, abs=0.1)
 
 
 @pytest.fixture(scope="module")
 def records(tmp_path_factory):
     directory = tmp_path_factory.mktemp("records")
-    assert not main(["galaxies", "--num", "60", "--seed", "1", "--out", str(directory), "--workers", "1"])
+    assert not main(
+        ["galaxies", "--num", "60", "--seed", "1", "--out", str(directory), "--workers", "1"]
+    )
     return directory
 
 
 @pytest.fixture
 def tiny(basis, records, monkeypatch, tmp_path):
     """A recipe of seconds, and a folder where the basis has been found already."""
-    for name, value in {"SHAPE": SMALL, "BATCH": 8, "CHECKPOINT_EVERY": 3, "SPREAD_STEPS": 5, "SPREAD_BATCH": 8, "NUM_RESIDUALS": 32, "NUM_VALIDATION": 8}.items():
+    for name, value in {
+        "SHAPE": SMALL,
+        "BATCH": 8,
+        "CHECKPOINT_EVERY": 3,
+        "SPREAD_STEPS": 5,
+        "SPREAD_BATCH": 8,
+        "NUM_RESIDUALS": 32,
+        "NUM_VALIDATION": 8,
+    }.items():
         monkeypatch.setattr(convolutional, name, value)
-    np.savez(tmp_path / "basis.npz", origin=f"{read_manifest(records)['sha256']} seed 1", **basis._asdict())
-    np.save(tmp_path / "coefficients.npy", np.random.default_rng(6).normal(size=(8, 40, NUM)).astype(np.float16))
+    np.savez(
+        tmp_path / "basis.npz",
+        origin=f"{read_manifest(records)['sha256']} seed 1",
+        **basis._asdict(),
+    )
+    np.save(
+        tmp_path / "coefficients.npy",
+        np.random.default_rng(6).normal(size=(8, 40, NUM)).astype(np.float16),
+    )
     return tmp_path
 
 
@@ -190,24 +307,36 @@ def test_a_resumed_training_ends_where_an_uninterrupted_one_does(tiny, records, 
     with pytest.raises(KeyboardInterrupt):
         train_prior("galaxy-conv", records=records, out=other, num_steps=6, seed=1, resume=True)
     monkeypatch.setattr(convolutional, "_some", some)
-    resumed = train_prior("galaxy-conv", records=records, out=other, num_steps=6, seed=1, resume=True)
+    resumed = train_prior(
+        "galaxy-conv", records=records, out=other, num_steps=6, seed=1, resume=True
+    )
     first, second = load_prior(whole), load_prior(resumed)
     latent = _latents(3, 5)
     for one, two in zip(first.components(latent), second.components(latent), strict=True):
-        np.testing.assert_allclose(one, two, rtol=2e-2, atol=1e-4)               # weights are kept in half precision
+        np.testing.assert_allclose(
+            one, two, rtol=2e-2, atol=1e-4
+        )  # weights are kept in half precision
     assert first.name == "galaxy-conv" and first.card["training"]["num_steps"] == 6
     assert (tiny / "sheet.png").stat().st_size > 1000 and list((tiny / "logs").iterdir())
 
 
 def test_training_starts_from_the_mean_galaxy(basis):
     networks = make_networks(SMALL, NUM)
-    convolutional._start_from(networks, basis, np.random.default_rng(1).normal(size=(4000, NUM)).astype(np.float32))
+    convolutional._start_from(
+        networks, basis, np.random.default_rng(1).normal(size=(4000, NUM)).astype(np.float32)
+    )
     mean = np.einsum("k,kyx->yx", basis.mean, basis.images)
     np.testing.assert_allclose(networks["decoder"].bias, mean, atol=0.05 * mean.max())
 
 
-@pytest.mark.parametrize("name, real, demand", [("galaxies", None, "name must be 'galaxy', 'galaxy-conv', 'kappa', got 'galaxies'"),
-                                                ("galaxy-conv", "DIR", "real must be None for 'galaxy-conv', got 'DIR'")], ids=["name", "real"])
+@pytest.mark.parametrize(
+    "name, real, demand",
+    [
+        ("galaxies", None, "name must be 'galaxy', 'galaxy-conv', 'kappa', got 'galaxies'"),
+        ("galaxy-conv", "DIR", "real must be None for 'galaxy-conv', got 'DIR'"),
+    ],
+    ids=["name", "real"],
+)
 def test_wrong_options_are_refused(tmp_path, name, real, demand):
     with pytest.raises(ValueError, match=demand):
         train_prior(name, records=tmp_path, out=tmp_path, real=real)

@@ -1,4 +1,7 @@
-"""From observations to results: the batch law, seeds, masks, units, options, and calibration on galaxies that the prior itself draws."""
+"""From observations to results: the batch law, seeds, masks, units, options, and calibration on
+galaxies that the prior itself draws.
+"""
+
 import dataclasses
 
 import galsim
@@ -15,7 +18,8 @@ from astrogen.observation import make_observation
 from astrogen.priors import load_prior
 
 NUM_DRAWS, FLUX = 40, 100.0
-# Of the posterior's standard deviation. Batches of other sizes sum float32 numbers in another order, and the climb ends within rounding of the same mode.
+# Of the posterior's standard deviation. Batches of other sizes sum float32 numbers in another
+# order, and the climb ends within rounding of the same mode.
 ROUNDING = 2e-3
 
 
@@ -25,37 +29,76 @@ def prior():
 
 
 def draw_galaxies(prior, num, seed):
-    """Images [num, height, width] as inference expects them: the residual is as rough as real ones, and its amplitude varies from galaxy to galaxy."""
+    """Images [num, height, width] as inference expects them: the residual is as rough as real ones,
+    and its amplitude varies from galaxy to galaxy.
+    """
     rng = np.random.default_rng([seed, 1])
-    mean, scale = prior.components(tf.constant(rng.normal(size=(num, prior.latent_size)), tf.float32))
-    amplitude = np.exp(0.5 * rng.normal(prior.log_amplitude_mean, prior.log_amplitude_std, (num, 1)))
-    images = prior.images(tf.constant(mean + amplitude * prior.roughness * scale * rng.normal(size=scale.shape), tf.float32)).numpy()
+    mean, scale = prior.components(
+        tf.constant(rng.normal(size=(num, prior.latent_size)), tf.float32)
+    )
+    amplitude = np.exp(
+        0.5 * rng.normal(prior.log_amplitude_mean, prior.log_amplitude_std, (num, 1))
+    )
+    images = prior.images(
+        tf.constant(
+            mean + amplitude * prior.roughness * scale * rng.normal(size=scale.shape), tf.float32
+        )
+    ).numpy()
     return FLUX * images / images.sum((1, 2), keepdims=True)
 
 
-def observed(prior, num, seed, *, pixel_scale=0.2, fwhm=0.7, shape=(32, 32), signal_to_noise=50.0, shift=0.03):
-    """Galaxies drawn from the prior, as a telescope sees them: (observations, images at the target PSF)."""
+def observed(
+    prior, num, seed, *, pixel_scale=0.2, fwhm=0.7, shape=(32, 32), signal_to_noise=50.0, shift=0.03
+):
+    """Galaxies drawn from the prior, as a telescope sees them: (observations, images at the target
+    PSF).
+    """
     rng = np.random.default_rng(seed)
     psf = psf_from_galsim(galsim.Gaussian(fwhm=fwhm), pixel_scale=pixel_scale)
     images = draw_galaxies(prior, num, seed)
-    kernel = forward.kernel_transform(psf.image, psf_scale=psf.pixel_scale, pixel_response=0.0, pixel_scale=pixel_scale, prior_scale=pixel_scale / 2,
-                                      target_fwhm=pixel_scale)
-    scenes = forward.render(tf.constant(images), kernel[None], shape=shape, pixel_scale=pixel_scale, prior_scale=pixel_scale / 2,
-                            shift=tf.constant(shift * rng.normal(size=(num, 2)), tf.float32)).numpy()
+    kernel = forward.kernel_transform(
+        psf.image,
+        psf_scale=psf.pixel_scale,
+        pixel_response=0.0,
+        pixel_scale=pixel_scale,
+        prior_scale=pixel_scale / 2,
+        target_fwhm=pixel_scale,
+    )
+    scenes = forward.render(
+        tf.constant(images),
+        kernel[None],
+        shape=shape,
+        pixel_scale=pixel_scale,
+        prior_scale=pixel_scale / 2,
+        shift=tf.constant(shift * rng.normal(size=(num, 2)), tf.float32),
+    ).numpy()
     sigmas = np.sqrt((scenes**2).sum((1, 2))) / signal_to_noise
-    return [make_observation(scene + sigma * rng.normal(size=shape), psf=psf, sigma=sigma, pixel_scale=pixel_scale, name=f"{seed}-{row}")
-            for row, (scene, sigma) in enumerate(zip(scenes, sigmas))], images
+    return [
+        make_observation(
+            scene + sigma * rng.normal(size=shape),
+            psf=psf,
+            sigma=sigma,
+            pixel_scale=pixel_scale,
+            name=f"{seed}-{row}",
+        )
+        for row, (scene, sigma) in enumerate(zip(scenes, sigmas))
+    ], images
 
 
 def run(observations, prior, **options):
-    return deconvolve(observations, **{"prior": prior, "num_draws": NUM_DRAWS, "seed": 1, **options})
+    return deconvolve(
+        observations, **{"prior": prior, "num_draws": NUM_DRAWS, "seed": 1, **options}
+    )
 
 
 @pytest.fixture(scope="module")
 def stamps(prior):
     """Two telescopes, three shapes and four signal-to-noise ratios: what can go through together."""
-    return (observed(prior, 2, 1)[0] + observed(prior, 1, 2, pixel_scale=0.168, fwhm=0.6, shape=(40, 41))[0]
-            + observed(prior, 1, 3, shape=(33, 32), signal_to_noise=120.0)[0])
+    return (
+        observed(prior, 2, 1)[0]
+        + observed(prior, 1, 2, pixel_scale=0.168, fwhm=0.6, shape=(40, 41))[0]
+        + observed(prior, 1, 3, shape=(33, 32), signal_to_noise=120.0)[0]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -73,16 +116,27 @@ def assert_same(result, other, *, tolerance=ROUNDING, scale=1.0):
 
 # ---- laws ----
 
+
 def test_a_batch_equals_each_alone(stamps, results, prior):
-    """Other shapes, PSFs and brighter neighbours beside it do not matter; the draws are the same ones."""
+    """Other shapes, PSFs and brighter neighbours beside it do not matter; the draws are the same
+    ones.
+    """
     for row in (0, 2):
-        assert_same(run(stamps[row], prior), results[row])     # measured: 1e-5
+        assert_same(run(stamps[row], prior), results[row])  # measured: 1e-5
 
 
 def test_equal_seeds_give_equal_bytes_in_any_order(stamps, results, prior):
     for result, again in zip(results, run(stamps[::-1], prior)[::-1]):
         assert again.name == result.name
-        for name in ("draws", "image", "latent_draws", "flux_draws", "shift_draws", "background_draws", "model"):
+        for name in (
+            "draws",
+            "image",
+            "latent_draws",
+            "flux_draws",
+            "shift_draws",
+            "background_draws",
+            "model",
+        ):
             np.testing.assert_array_equal(getattr(again, name), getattr(result, name))
 
 
@@ -107,7 +161,9 @@ def test_masked_pixels_never_change_the_result(stamps, prior, garbage):
     for value in (0.0, garbage):
         image, variance = stamps[0].image.copy(), stamps[0].variance.copy()
         image[mask] = variance[mask] = value
-        observation = make_observation(image, psf=stamps[0].psf, variance=variance, mask=mask, pixel_scale=0.2, name="masked")
+        observation = make_observation(
+            image, psf=stamps[0].psf, variance=variance, mask=mask, pixel_scale=0.2, name="masked"
+        )
         results.append(run([observation, *stamps[1:]], prior)[0])
     for name in ("draws", "model", "residual"):
         np.testing.assert_array_equal(getattr(results[0], name), getattr(results[1], name))
@@ -116,9 +172,19 @@ def test_masked_pixels_never_change_the_result(stamps, prior, garbage):
 
 @pytest.mark.parametrize("scale", [2.0**-27, 2.0**30], ids=["tiny_units", "huge_units"])
 def test_everything_scales_with_the_units(stamps, results, prior, scale):
-    """By powers of two, which float32 multiplies exactly: the last bits decide now and then which proposal a weighted draw is taken from."""
-    inputs = [make_observation(stamp.image * np.float32(scale), psf=stamp.psf, variance=stamp.variance * scale**2, pixel_scale=stamp.pixel_scale, name=stamp.name)
-              for stamp in stamps]
+    """By powers of two, which float32 multiplies exactly: the last bits decide now and then which
+    proposal a weighted draw is taken from.
+    """
+    inputs = [
+        make_observation(
+            stamp.image * np.float32(scale),
+            psf=stamp.psf,
+            variance=stamp.variance * scale**2,
+            pixel_scale=stamp.pixel_scale,
+            name=stamp.name,
+        )
+        for stamp in stamps
+    ]
     for result, other in zip(run(inputs, prior), results):
         assert_same(result, other, scale=scale)
         np.testing.assert_allclose(result.flux_draws / scale, other.flux_draws, rtol=1e-3)
@@ -128,25 +194,42 @@ def test_everything_scales_with_the_units(stamps, results, prior, scale):
 
 # ---- what comes out ----
 
+
 def test_results_state_what_they_are(results, stamps):
     for result, stamp in zip(results, stamps):
         assert result.observation is stamp
         assert result.pixel_scale >= stamp.pixel_scale / 2
         assert result.target_fwhm == pytest.approx(2 * result.pixel_scale)
         assert result.draws.shape == (NUM_DRAWS, 64, 64)
-        assert all(np.isfinite(field).all() for field in (result.draws, result.model, result.residual, result.image_std))
+        assert all(
+            np.isfinite(field).all()
+            for field in (result.draws, result.model, result.residual, result.image_std)
+        )
         assert {"map_converged", "k_hat", "ess", "residual_amplitude"} <= set(result.diagnostics)
         assert result.provenance["seed"] == 1 and len(result.provenance["weights"]) == 64
-        np.testing.assert_allclose(result.draws.mean(0), result.image, atol=1e-5 * result.image.max())
-        np.testing.assert_allclose(result.flux_draws, result.draws.sum((1, 2)), rtol=0.05)         # the stamp's edge cuts what is moved over it
+        np.testing.assert_allclose(
+            result.draws.mean(0), result.image, atol=1e-5 * result.image.max()
+        )
+        np.testing.assert_allclose(
+            result.flux_draws, result.draws.sum((1, 2)), rtol=0.05
+        )  # the stamp's edge cuts what is moved over it
 
 
 def test_the_model_is_the_image_as_the_telescope_sees_it(results, stamps):
-    """Drawn by GalSim from the deconvolved image: the target PSF is taken out and the observed one put in."""
+    """Drawn by GalSim from the deconvolved image: the target PSF is taken out and the observed one
+    put in.
+    """
     result, stamp = results[0], stamps[0]
     image = galsim.Image(result.image.astype(float), scale=result.pixel_scale)
-    galaxy = galsim.InterpolatedImage(image, x_interpolant="lanczos15", normalization="flux", gsparams=galsim.GSParams(maximum_fft_size=8192))
-    kernel = galsim.Gaussian(sigma=np.sqrt(0.7**2 - result.target_fwhm**2) / 2.3548)        # of two Gaussians: a Gaussian
+    galaxy = galsim.InterpolatedImage(
+        image,
+        x_interpolant="lanczos15",
+        normalization="flux",
+        gsparams=galsim.GSParams(maximum_fft_size=8192),
+    )
+    kernel = galsim.Gaussian(
+        sigma=np.sqrt(0.7**2 - result.target_fwhm**2) / 2.3548
+    )  # of two Gaussians: a Gaussian
     drawn = galsim.Convolve(galaxy, kernel).drawImage(nx=32, ny=32, scale=0.2).array
     assert np.abs(result.model - result.background_draws.mean() - drawn).max() < 0.01 * drawn.max()
 
@@ -161,16 +244,30 @@ def test_a_single_observation_gives_a_single_result(stamps, prior):
 def test_a_background_that_was_left_in_is_found(prior, stamps):
     sigma = float(np.sqrt(stamps[0].variance[0, 0]))
     level = 0.5 * sigma
-    lifted = [make_observation(stamp.image + level, psf=stamp.psf, variance=stamp.variance, pixel_scale=0.2, name=stamp.name) for stamp in stamps[:2]]
+    lifted = [
+        make_observation(
+            stamp.image + level,
+            psf=stamp.psf,
+            variance=stamp.variance,
+            pixel_scale=0.2,
+            name=stamp.name,
+        )
+        for stamp in stamps[:2]
+    ]
     fitted = run(lifted + stamps[2:], prior)[0]
-    assert abs(fitted.background_draws.mean() - level) < 3 * fitted.background_draws.std() + 0.1 * sigma
+    assert (
+        abs(fitted.background_draws.mean() - level)
+        < 3 * fitted.background_draws.std() + 0.1 * sigma
+    )
     assert fitted.background_draws.std() < 0.3 * sigma
     fixed = run(stamps, prior, background="fixed")[0]
     assert not fixed.background_draws.any()
 
 
 def test_no_data_gives_a_blank_result_and_the_run_goes_on(stamps, results, prior):
-    empty = make_observation(np.full((32, 32), np.nan), psf=stamps[0].psf, sigma=1.0, pixel_scale=0.2, name="empty")
+    empty = make_observation(
+        np.full((32, 32), np.nan), psf=stamps[0].psf, sigma=1.0, pixel_scale=0.2, name="empty"
+    )
     first, blank, *rest = run([stamps[0], empty, *stamps[1:]], prior)
     assert blank.status == ("no_data: every pixel is masked",)
     assert not blank.converged and not blank.image.any() and blank.image.shape == (64, 64)
@@ -181,10 +278,15 @@ def test_no_data_gives_a_blank_result_and_the_run_goes_on(stamps, results, prior
 
 
 def test_hmc_runs_and_agrees_with_laplace(prior):
-    """On a small prior, where both are good: with fewer components the basis could not follow the shifts, and chains mix badly."""
+    """On a small prior, where both are good: with fewer components the basis could not follow the
+    shifts, and chains mix badly.
+    """
     small = tiny_prior(np.random.default_rng(3), rough=0.0, num=24)[0]
     observations = observed(small, 4, 5, signal_to_noise=100.0, shape=(24, 24))[0]
-    sampled, drawn = (run(observations, small, method=method, num_draws=400, pixel_scale=0.1) for method in ("hmc", "laplace"))
+    sampled, drawn = (
+        run(observations, small, method=method, num_draws=400, pixel_scale=0.1)
+        for method in ("hmc", "laplace")
+    )
     for hmc, other in zip(sampled, drawn):
         assert hmc.method == "hmc" and other.method == "laplace"
         assert {"r_hat", "ess", "num_divergent", "accept_rate"} <= set(hmc.diagnostics)
@@ -195,30 +297,62 @@ def test_hmc_runs_and_agrees_with_laplace(prior):
 
 # ---- refusals ----
 
-@pytest.mark.parametrize("options, message", [
-    ({"method": "vi"}, r"deconvolve: method must be one of \('map', .*, got 'vi'"),
-    ({"background": "none"}, r"deconvolve: background must be one of \('fit', 'fixed'\), got 'none'"),
-    ({"num_draws": 2}, "deconvolve: num_draws must be at least 8, got 2"),
-    ({"batch_size": 0}, "deconvolve: batch_size must be at least 1, got 0"),
-], ids=["method", "background", "num_draws", "batch_size"])
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"method": "vi"}, r"deconvolve: method must be one of \('map', .*, got 'vi'"),
+        (
+            {"background": "none"},
+            r"deconvolve: background must be one of \('fit', 'fixed'\), got 'none'",
+        ),
+        ({"num_draws": 2}, "deconvolve: num_draws must be at least 8, got 2"),
+        ({"batch_size": 0}, "deconvolve: batch_size must be at least 1, got 0"),
+    ],
+    ids=["method", "background", "num_draws", "batch_size"],
+)
 def test_wrong_options_are_refused(stamps, prior, options, message):
     with pytest.raises(ValueError, match=message):
         run(stamps[0], prior, **options)
 
 
 def test_deconvolution_beyond_the_target_is_refused(stamps, prior):
-    with pytest.raises(ValueError, match=r"target PSF \(FWHM 0\.900 arcsec\) sharper than the observed PSF.*'1-0', whose PSF has FWHM 0\.7\d\d arcsec.*give a pixel scale below 0\.3"):
+    with pytest.raises(
+        ValueError,
+        match=(
+            r"target PSF \(FWHM 0\.900 arcsec\) sharper than the observed PSF.*'1-0', whose PSF has"
+            r" FWHM 0\.7\d\d arcsec.*give a pixel scale below 0\.3"
+        ),
+    ):
         run(stamps[0], prior, pixel_scale=0.45)
 
 
 def test_each_object_gets_the_pixels_that_it_needs(prior):
-    """Half the observed ones; larger where the galaxy would not fit its stamp; smaller where the target would be as wide as an undersampled PSF."""
+    """Half the observed ones; larger where the galaxy would not fit its stamp; smaller where the
+    target would be as wide as an undersampled PSF.
+    """
     noise = 0.1 * np.random.default_rng(1).normal(size=(64, 64))
     observations = []
-    for name, radius, fwhm in (("small", 0.3, 1.4), ("large", 2.0, 1.4), ("undersampled", 0.4, 0.3)):
+    for name, radius, fwhm in (
+        ("small", 0.3, 1.4),
+        ("large", 2.0, 1.4),
+        ("undersampled", 0.4, 0.3),
+    ):
         star = galsim.Gaussian(fwhm=fwhm)
-        galaxy = galsim.Convolve(galsim.Exponential(half_light_radius=radius, flux=5000), star).drawImage(nx=64, ny=64, scale=0.2).array
-        observations.append(make_observation(galaxy + noise, psf=psf_from_galsim(star, pixel_scale=0.2), sigma=0.1, pixel_scale=0.2, name=name))
+        galaxy = (
+            galsim.Convolve(galsim.Exponential(half_light_radius=radius, flux=5000), star)
+            .drawImage(nx=64, ny=64, scale=0.2)
+            .array
+        )
+        observations.append(
+            make_observation(
+                galaxy + noise,
+                psf=psf_from_galsim(star, pixel_scale=0.2),
+                sigma=0.1,
+                pixel_scale=0.2,
+                name=name,
+            )
+        )
     small, large, undersampled = run(observations, prior, method="map", num_draws=8)
     assert small.pixel_scale == pytest.approx(0.1)
     assert 0.19 < large.pixel_scale < 0.7
@@ -227,13 +361,18 @@ def test_each_object_gets_the_pixels_that_it_needs(prior):
 
 # ---- calibration ----
 
+
 @pytest.mark.slow
 def test_fluxes_of_galaxies_from_the_prior_are_calibrated(prior):
-    """The truth's rank among the draws of its flux is uniform: coverage of central intervals within the binomial's 99.9 %."""
+    """The truth's rank among the draws of its flux is uniform: coverage of central intervals within
+    the binomial's 99.9 %.
+    """
     num = 60
     observations, truth = observed(prior, num, 77, signal_to_noise=60.0)
     results = run(observations, prior, num_draws=100, method="auto", pixel_scale=0.1)
-    ranks = np.array([(result.flux_draws < image.sum()).mean() for result, image in zip(results, truth)])
+    ranks = np.array(
+        [(result.flux_draws < image.sum()).mean() for result, image in zip(results, truth)]
+    )
     for level in (0.5, 0.68, 0.9):
         inside = int((np.abs(ranks - 0.5) < level / 2).sum())
         low, high = stats.binom.interval(0.999, num, level)
@@ -241,5 +380,10 @@ def test_fluxes_of_galaxies_from_the_prior_are_calibrated(prior):
     assert stats.kstest(ranks, "uniform").pvalue > 1e-3
     error = [(result.image - image) for result, image in zip(results, truth)]
     middle = np.s_[20:44, 20:44]
-    pull = np.array([np.median(np.abs(e[middle]) / result.image_std[middle]) for e, result in zip(error, results)])
-    assert 0.4 < np.median(pull) < 1.1                    # of a normal: 0.67
+    pull = np.array(
+        [
+            np.median(np.abs(e[middle]) / result.image_std[middle])
+            for e, result in zip(error, results)
+        ]
+    )
+    assert 0.4 < np.median(pull) < 1.1  # of a normal: 0.67

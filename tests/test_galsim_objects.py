@@ -1,4 +1,7 @@
-"""The priors as GalSim objects: against the prior's own images, the package's forward model, GalSim's lensing, and a configuration against Python."""
+"""The priors as GalSim objects: against the prior's own images, the package's forward model,
+GalSim's lensing, and a configuration against Python.
+"""
+
 import json
 import os
 import subprocess
@@ -33,9 +36,14 @@ def catalog(prior):
 
 # Galaxies
 
+
 def test_seen_through_the_target_psf_it_is_the_priors_image(catalog):
     image, galaxy = catalog.image(2), catalog.galaxy(2, flux=50)
-    seen = galsim.Convolve(galaxy, galsim.Gaussian(fwhm=galaxy.target_fwhm)).drawImage(nx=64, ny=64, scale=galaxy.pixel_scale, method="no_pixel").array
+    seen = (
+        galsim.Convolve(galaxy, galsim.Gaussian(fwhm=galaxy.target_fwhm))
+        .drawImage(nx=64, ny=64, scale=galaxy.pixel_scale, method="no_pixel")
+        .array
+    )
     np.testing.assert_allclose(seen, 50 * image, atol=2e-4 * 50 * image.max())
 
 
@@ -44,9 +52,21 @@ def test_through_a_telescope_it_is_what_the_forward_model_says(catalog, prior, p
     galaxy = catalog.galaxy(5, flux=20, pixel_scale=pixel_scale)
     drawn = galsim.Convolve(galaxy, PSF).drawImage(nx=40, ny=40, scale=0.2).array
     psf = psf_from_galsim(PSF, pixel_scale=0.2)
-    kernel = forward.kernel_transform(psf.image, psf_scale=psf.pixel_scale, pixel_response=0.0, pixel_scale=0.2, prior_scale=pixel_scale, target_fwhm=2 * pixel_scale)
-    images, scales = 20 * catalog.image(5)[None].astype(np.float32), {"pixel_scale": [np.float32(0.2)], "prior_scale": [np.float32(pixel_scale)]}
-    expected = forward.render(images, kernel[None], shape=(40, 40), shift=np.zeros((1, 2), np.float32), **scales)
+    kernel = forward.kernel_transform(
+        psf.image,
+        psf_scale=psf.pixel_scale,
+        pixel_response=0.0,
+        pixel_scale=0.2,
+        prior_scale=pixel_scale,
+        target_fwhm=2 * pixel_scale,
+    )
+    images, scales = (
+        20 * catalog.image(5)[None].astype(np.float32),
+        {"pixel_scale": [np.float32(0.2)], "prior_scale": [np.float32(pixel_scale)]},
+    )
+    expected = forward.render(
+        images, kernel[None], shape=(40, 40), shift=np.zeros((1, 2), np.float32), **scales
+    )
     np.testing.assert_allclose(drawn, expected[0], atol=1e-3 * drawn.max())
 
 
@@ -55,29 +75,51 @@ def test_flux_size_and_bands(catalog):
     for band, flux in fluxes.items():
         galaxy = catalog.galaxy(0, flux=fluxes, band=band, half_light_radius=0.5)
         assert galaxy.flux == pytest.approx(flux)
-        seen = galsim.Convolve(galaxy, galsim.Gaussian(fwhm=galaxy.target_fwhm)).drawImage(nx=64, ny=64, scale=galaxy.pixel_scale, method="no_pixel")
+        seen = galsim.Convolve(galaxy, galsim.Gaussian(fwhm=galaxy.target_fwhm)).drawImage(
+            nx=64, ny=64, scale=galaxy.pixel_scale, method="no_pixel"
+        )
         assert seen.calculateHLR() == pytest.approx(0.5, rel=0.02)
     one, other = (catalog.galaxy(0, flux=fluxes, band=band) for band in fluxes)
-    np.testing.assert_allclose(*(galsim.Convolve(galaxy, PSF).drawImage(nx=32, ny=32, scale=0.2).array / galaxy.flux for galaxy in (one, other)), rtol=1e-4, atol=1e-8)
+    np.testing.assert_allclose(
+        *(
+            galsim.Convolve(galaxy, PSF).drawImage(nx=32, ny=32, scale=0.2).array / galaxy.flux
+            for galaxy in (one, other)
+        ),
+        rtol=1e-4,
+        atol=1e-8,
+    )
 
 
 def test_a_latent_is_the_galaxy_that_the_prior_decodes(prior, rng):
     latent = rng.normal(size=prior.latent_size)
     galaxy = AstrogenGalaxy(latent, prior=prior, flux=2)
     expected = prior.decode(latent[None].astype(np.float32))[0].numpy()
-    seen = galsim.Convolve(galaxy, galsim.Gaussian(fwhm=0.2)).drawImage(nx=64, ny=64, scale=0.1, method="no_pixel").array
+    seen = (
+        galsim.Convolve(galaxy, galsim.Gaussian(fwhm=0.2))
+        .drawImage(nx=64, ny=64, scale=0.1, method="no_pixel")
+        .array
+    )
     np.testing.assert_allclose(seen, 2 * expected / expected.sum(), atol=2e-4 * seen.max())
 
 
-@pytest.mark.parametrize("options, message", [
-    ({"latent": np.zeros(3)}, "AstrogenGalaxy: latent must be 64 finite numbers, or 464 .*got shape \\(3,\\)"),
-    ({"latent": np.full(64, np.nan)}, "latent must be 64 finite numbers"),
-    ({"flux": {"g": 1.0}, "band": "r"}, "band must be one of \\['g'\\], got 'r'"),
-    ({"band": "r"}, "flux must be a dict of bands where band is given \\('r'\\), got 1.0"),
-    ({"flux": np.inf}, "flux must be finite, got inf"),
-    ({"half_light_radius": -1.0}, "half_light_radius must be positive, got -1.0"),
-    ({"half_light_radius": 1.0, "pixel_scale": 0.1}, "one of half_light_radius and pixel_scale must be given, got 1.0 and 0.1"),
-])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (
+            {"latent": np.zeros(3)},
+            "AstrogenGalaxy: latent must be 64 finite numbers, or 464 .*got shape \\(3,\\)",
+        ),
+        ({"latent": np.full(64, np.nan)}, "latent must be 64 finite numbers"),
+        ({"flux": {"g": 1.0}, "band": "r"}, "band must be one of \\['g'\\], got 'r'"),
+        ({"band": "r"}, "flux must be a dict of bands where band is given \\('r'\\), got 1.0"),
+        ({"flux": np.inf}, "flux must be finite, got inf"),
+        ({"half_light_radius": -1.0}, "half_light_radius must be positive, got -1.0"),
+        (
+            {"half_light_radius": 1.0, "pixel_scale": 0.1},
+            "one of half_light_radius and pixel_scale must be given, got 1.0 and 0.1",
+        ),
+    ],
+)
 def test_galaxies_that_cannot_be(prior, options, message):
     with pytest.raises(ValueError, match=message):
         AstrogenGalaxy(**{"latent": np.zeros(prior.latent_size), "prior": prior, **options})
@@ -85,14 +127,19 @@ def test_galaxies_that_cannot_be(prior, options, message):
 
 # Catalogues
 
+
 def test_a_catalogue_is_its_seed_in_any_order(catalog, prior):
     again = AstrogenCatalog(300, rng=galsim.BaseDeviate(SEED), prior=prior)
     for index in (299, 0, 257, 3):
         np.testing.assert_array_equal(again.image(index), catalog.image(index))
-    assert not np.array_equal(AstrogenCatalog(1, rng=galsim.BaseDeviate(SEED + 1), prior=prior).image(0), catalog.image(0))
+    assert not np.array_equal(
+        AstrogenCatalog(1, rng=galsim.BaseDeviate(SEED + 1), prior=prior).image(0), catalog.image(0)
+    )
     latents = np.concatenate([catalog.latents(0), catalog.latents(1)])
     assert latents.shape == (2 * CHUNK, sum(prior.draw_sizes))
-    assert latents.mean() == pytest.approx(0, abs=0.01) and latents.std() == pytest.approx(1, abs=0.01)
+    assert latents.mean() == pytest.approx(0, abs=0.01) and latents.std() == pytest.approx(
+        1, abs=0.01
+    )
 
 
 def test_catalogue_faults(catalog, prior):
@@ -125,7 +172,7 @@ def test_yaml_and_python_give_the_same_bytes(tmp_path, prior):
         galaxy = catalog.galaxy(index, flux=100, half_light_radius=0.4)
         stamp = galsim.Convolve(PSF, galaxy).drawImage(nx=32, ny=32, scale=0.2).array
         row, column = 32 * (index // 3), 32 * (index % 3)
-        np.testing.assert_array_equal(written[row:row + 32, column:column + 32], stamp)
+        np.testing.assert_array_equal(written[row : row + 32, column : column + 32], stamp)
 
 
 def test_several_inputs_of_one_type_are_different(prior):
@@ -133,16 +180,21 @@ def test_several_inputs_of_one_type_are_different(prior):
     galsim_config.ProcessInput(config)
     one, other = config["_input_objs"]["astrogen_catalog"]
     assert not np.array_equal(one.image(0), other.image(0))
-    np.testing.assert_array_equal(one.image(1), AstrogenCatalog(2, rng=galsim.BaseDeviate(5), prior=prior).image(1))
+    np.testing.assert_array_equal(
+        one.image(1), AstrogenCatalog(2, rng=galsim.BaseDeviate(5), prior=prior).image(1)
+    )
 
 
 # Lensing
 
+
 @pytest.fixture(scope="module")
 def grid():
     """Shear and convergence of one realisation, by GalSim: arrays [64, 64], 60 arcsec apart."""
-    spectrum = galsim.PowerSpectrum(lambda k: 1e-3 * k ** -1.5, units=galsim.arcsec)
-    return spectrum.buildGrid(grid_spacing=60.0, ngrid=64, rng=galsim.BaseDeviate(3), get_convergence=True)
+    spectrum = galsim.PowerSpectrum(lambda k: 1e-3 * k**-1.5, units=galsim.arcsec)
+    return spectrum.buildGrid(
+        grid_spacing=60.0, ngrid=64, rng=galsim.BaseDeviate(3), get_convergence=True
+    )
 
 
 def test_shear_of_a_convergence_is_that_of_galsim(grid):
@@ -165,8 +217,14 @@ def test_a_single_mode_is_followed_between_pixels_and_reduced():
     gamma1, gamma2 = field.getShear(position, reduced=False)
     assert (gamma1, gamma2) == (pytest.approx(expected, abs=1e-4), pytest.approx(0, abs=1e-6))
     g1, g2, mu = field.getLensing(position)
-    assert g1 == pytest.approx(expected / (1 - expected), abs=2e-4) and g2 == pytest.approx(0, abs=1e-6)
-    assert mu == pytest.approx(1 / ((1 - expected) ** 2 - expected**2), rel=1e-3) == field.getMagnification(position)
+    assert g1 == pytest.approx(expected / (1 - expected), abs=2e-4) and g2 == pytest.approx(
+        0, abs=1e-6
+    )
+    assert (
+        mu
+        == pytest.approx(1 / ((1 - expected) ** 2 - expected**2), rel=1e-3)
+        == field.getMagnification(position)
+    )
 
 
 def test_beyond_the_map_is_an_error():
@@ -175,12 +233,23 @@ def test_beyond_the_map_is_an_error():
         field.getShear(galsim.PositionD(60 * 17.0, 0.0))
 
 
-@pytest.mark.parametrize("kappa, options, message", [
-    (np.zeros((5, 6)), {}, "kappa must be a finite map with even sides of at least 4, got shape \\(5, 6\\)"),
-    (np.full((6, 6), np.nan), {}, "kappa must be a finite map"),
-    (np.zeros((6, 6)), {"shape": (8, 6)}, "shape must fit into the map of \\(6, 6\\), got \\(8, 6\\)"),
-    (np.zeros((6, 6)), {"pixel_scale": 0.0}, "pixel_scale must be positive, got 0.0"),
-])
+@pytest.mark.parametrize(
+    "kappa, options, message",
+    [
+        (
+            np.zeros((5, 6)),
+            {},
+            "kappa must be a finite map with even sides of at least 4, got shape \\(5, 6\\)",
+        ),
+        (np.full((6, 6), np.nan), {}, "kappa must be a finite map"),
+        (
+            np.zeros((6, 6)),
+            {"shape": (8, 6)},
+            "shape must fit into the map of \\(6, 6\\), got \\(8, 6\\)",
+        ),
+        (np.zeros((6, 6)), {"pixel_scale": 0.0}, "pixel_scale must be positive, got 0.0"),
+    ],
+)
 def test_maps_that_cannot_be(kappa, options, message):
     with pytest.raises(ValueError, match=message):
         KappaMap(kappa, **{"pixel_scale": 1.0, **options})
@@ -188,13 +257,20 @@ def test_maps_that_cannot_be(kappa, options, message):
 
 # The demo
 
+
 def test_the_shipped_demo_and_its_twin_in_python_are_equal_to_the_byte(tmp_path):
-    """Galaxies of two chunks would take seconds; the indices, the lensing, the PSF and the order of the random numbers are those of 10,000."""
+    """Galaxies of two chunks would take seconds; the indices, the lensing, the PSF and the order of
+    the random numbers are those of 10,000.
+    """
     configured, drawn = galsim_demo.draw_configured(tmp_path, 3), galsim_demo.draw_python(3)
     assert configured.tobytes() == drawn.tobytes() and drawn.shape == (120, 120)
-    assert galsim_demo.read_configuration(3)["input"]["astrogen_catalog"] == {"num": galsim_demo.TILES**2}
+    assert galsim_demo.read_configuration(3)["input"]["astrogen_catalog"] == {
+        "num": galsim_demo.TILES**2
+    }
     field = KappaMap.draw(galsim.BaseDeviate(2), omega_m=0.3, sigma_8=0.8)
-    assert np.isfinite(field.getLensing(galsim.PositionD(800.0, 800.0))).all()          # its far corner lies on the map
+    assert np.isfinite(
+        field.getLensing(galsim.PositionD(800.0, 800.0))
+    ).all()  # its far corner lies on the map
 
 
 def test_several_processes_share_the_inputs(tmp_path):
@@ -203,25 +279,51 @@ def test_several_processes_share_the_inputs(tmp_path):
     config["output"]["dir"] = str(tmp_path / "two")
     config["image"]["nproc"] = 2
     program = f"from galsim import config\nconfig.Process({config!r})"
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=300, env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"})
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
+    )
     assert done.returncode == 0, done.stderr
     written = galsim.fits.read(str(tmp_path / "two" / config["output"]["file_name"])).array
     assert written.astype(np.float32).tobytes() == galsim_demo.draw_python(2).tobytes()
 
 
 def test_rates_are_measured_against_galsims_own(tmp_path, capsys):
-    assert galsim_demo.main(["--tiles", "1", "--rounds", "1", "--out", str(tmp_path / "demo.json")]) == 0
+    assert (
+        galsim_demo.main(["--tiles", "1", "--rounds", "1", "--out", str(tmp_path / "demo.json")])
+        == 0
+    )
     report = json.loads((tmp_path / "demo.json").read_text())
-    assert report["galaxies"] == 1 and len(report["stamps per second"]) == 4 and min(report["stamps per second"].values()) > 0
+    assert (
+        report["galaxies"] == 1
+        and len(report["stamps per second"]) == 4
+        and min(report["stamps per second"].values()) > 0
+    )
     assert "equal bytes" in capsys.readouterr().out
 
 
 def test_magnification_has_a_limit_and_a_position_is_needed():
     mass = KappaMap(np.where(np.hypot(*np.mgrid[-8:8, -8:8]) < 3, 0.99, 0.0), pixel_scale=1.0)
     for options, expected in (({}, 25.0), ({"max_mu": 7.0}, 7.0)):
-        config = {"uv_pos": galsim.PositionD(0, 0), "input": {"astrogen_kappa": {}}, "_input_objs": {"astrogen_kappa": [mass]}, "_input_objs_safe": {"astrogen_kappa": [True]},
-                  "magnification": {"type": "AstrogenMagnification", **options}}
+        config = {
+            "uv_pos": galsim.PositionD(0, 0),
+            "input": {"astrogen_kappa": {}},
+            "_input_objs": {"astrogen_kappa": [mass]},
+            "_input_objs_safe": {"astrogen_kappa": [True]},
+            "magnification": {"type": "AstrogenMagnification", **options},
+        }
         assert galsim_config.ParseValue(config, "magnification", config, float)[0] <= expected
         del config["uv_pos"]
-        with pytest.raises(galsim.GalSimConfigError, match="AstrogenMagnification: needs a position"):
-            galsim_config.ParseValue({**config, "magnification": {"type": "AstrogenMagnification", **options}}, "magnification", config, float)
+        with pytest.raises(
+            galsim.GalSimConfigError, match="AstrogenMagnification: needs a position"
+        ):
+            galsim_config.ParseValue(
+                {**config, "magnification": {"type": "AstrogenMagnification", **options}},
+                "magnification",
+                config,
+                float,
+            )

@@ -1,8 +1,24 @@
-"""The log-density of a map and the coordinates in which it is sampled, against formulas in NumPy, finite differences and the closed Gaussian posterior."""
+"""The log-density of a map and the coordinates in which it is sampled, against formulas in NumPy,
+finite differences and the closed Gaussian posterior.
+"""
+
 import numpy as np
 import pytest
 import tensorflow as tf
-from toy_maps import AREA, FIDUCIAL, GRID, HOLE, RANGE, SCALE, SIGMA, dense_posterior, draw_kappa, seen, spectrum, toy_prior
+from toy_maps import (
+    AREA,
+    FIDUCIAL,
+    GRID,
+    HOLE,
+    RANGE,
+    SCALE,
+    SIGMA,
+    dense_posterior,
+    draw_kappa,
+    seen,
+    spectrum,
+    toy_prior,
+)
 
 from astrogen.map_posterior import bounded, gaussian_start, make_target
 from astrogen.priors.correction import Correction
@@ -20,7 +36,10 @@ def field():
 def test_constrained_realisations_follow_the_gaussian_posterior(field):
     mean, std = dense_posterior(field)
     linear = linear_view(field, GRID, spectrum(np.maximum(multipoles(GRID, SCALE), 20)))
-    draws = crop(filtered(posterior_draws(tf.constant(field.maps), linear, GRID, (1, 2), 1000), linear.gain), GRID).numpy()
+    draws = crop(
+        filtered(posterior_draws(tf.constant(field.maps), linear, GRID, (1, 2), 1000), linear.gain),
+        GRID,
+    ).numpy()
     assert np.abs((draws.mean(0) - mean) / std).max() < 5 / np.sqrt(1000)
     assert np.abs(draws.std(0) / std - 1).max() < 5 / np.sqrt(2000)
 
@@ -29,9 +48,13 @@ def test_a_network_of_zeros_is_the_lognormal_prior_and_its_start_always_is(field
     """Densities of the three targets at the same place; the start leaves the network out."""
     zeros = Correction(4, [1, 2], [2.0])
     prior, network = toy_prior("lognormal"), toy_prior("network", network=zeros)
-    evidence, white = gaussian_start(field, prior, GRID, FIDUCIAL, num_chains=2, sampled=False, seed=(1, 2))
+    evidence, white = gaussian_start(
+        field, prior, GRID, FIDUCIAL, num_chains=2, sampled=False, seed=(1, 2)
+    )
     expected = make_target(prior, GRID, sampled=False).density_fn(white, evidence)
-    np.testing.assert_allclose(make_target(network, GRID, sampled=False).density_fn(white, evidence), expected, rtol=1e-6)
+    np.testing.assert_allclose(
+        make_target(network, GRID, sampled=False).density_fn(white, evidence), expected, rtol=1e-6
+    )
     zeros.last.kernel.assign(0.3 * np.random.default_rng(1).normal(size=zeros.last.kernel.shape))
     changed = make_target(network, GRID, sampled=False)
     assert np.abs(changed.density_fn(white, evidence) - expected).max() > 0.1
@@ -41,26 +64,42 @@ def test_a_network_of_zeros_is_the_lognormal_prior_and_its_start_always_is(field
 
 
 def test_the_log_density_is_that_of_its_formula(field):
-    """-chi2 / 2 - |x|^2 / 2 with NumPy's own transforms, masked pixels left out; the draw comes with its chi2."""
+    """-chi2 / 2 - |x|^2 / 2 with NumPy's own transforms, masked pixels left out; the draw comes
+    with its chi2.
+    """
     prior = toy_prior("gaussian")
-    evidence, white = gaussian_start(field, prior, GRID, FIDUCIAL, num_chains=3, sampled=False, seed=(1, 2))
+    evidence, white = gaussian_start(
+        field, prior, GRID, FIDUCIAL, num_chains=3, sampled=False, seed=(1, 2)
+    )
     target = make_target(prior, GRID, sampled=False)
     latent = from_white(white, evidence.whitening, GRID).numpy().astype(float)
     gain = np.sqrt(spectrum(np.maximum(multipoles(GRID, SCALE), 20)) / AREA)
     transform = np.fft.rfft2(latent) * gain
-    shear = np.stack([np.fft.irfft2(transform * kernel, (GRID.n, GRID.m)) for kernel in shear_kernels(GRID.n, GRID.m)], 1)
-    shear = shear[:, :, GRID.top:GRID.top + 12, GRID.left:GRID.left + 12]
+    shear = np.stack(
+        [
+            np.fft.irfft2(transform * kernel, (GRID.n, GRID.m))
+            for kernel in shear_kernels(GRID.n, GRID.m)
+        ],
+        1,
+    )
+    shear = shear[:, :, GRID.top : GRID.top + 12, GRID.left : GRID.left + 12]
     chi2 = (((shear - field.maps) ** 2 / field.variance)[:, :, ~HOLE]).sum((1, 2))
-    np.testing.assert_allclose(target.density_fn(white, evidence), -0.5 * chi2 - 0.5 * (latent**2).sum((1, 2)), rtol=1e-4)
+    np.testing.assert_allclose(
+        target.density_fn(white, evidence), -0.5 * chi2 - 0.5 * (latent**2).sum((1, 2)), rtol=1e-4
+    )
     np.testing.assert_allclose(target.draw_fn(white, evidence).chi2, chi2, rtol=1e-3)
 
 
 def test_gradients_of_the_log_density_are_those_of_differences(field):
     """Along a random direction, cosmology included, through the network."""
     network = Correction(4, [1, 2], [2.0])
-    network.last.kernel.assign(0.2 * np.random.default_rng(1).normal(size=network.last.kernel.shape))
+    network.last.kernel.assign(
+        0.2 * np.random.default_rng(1).normal(size=network.last.kernel.shape)
+    )
     prior = toy_prior("network", network=network)
-    evidence, white = gaussian_start(field, prior, GRID, FIDUCIAL, num_chains=2, sampled=True, seed=(1, 2))
+    evidence, white = gaussian_start(
+        field, prior, GRID, FIDUCIAL, num_chains=2, sampled=True, seed=(1, 2)
+    )
     density = make_target(prior, GRID, sampled=True).density_fn
     direction = np.random.default_rng(2).normal(size=white.shape).astype(np.float32)
     direction[:, -2:] *= 10
@@ -70,17 +109,31 @@ def test_gradients_of_the_log_density_are_those_of_differences(field):
         value = density(white, evidence)
     slope = (tape.gradient(value, white).numpy() * direction).sum(-1)
     step = 0.1
-    np.testing.assert_allclose(slope, (density(white + step * direction, evidence) - density(white - step * direction, evidence)) / (2 * step), rtol=0.02, atol=0.02)
+    np.testing.assert_allclose(
+        slope,
+        (density(white + step * direction, evidence) - density(white - step * direction, evidence))
+        / (2 * step),
+        rtol=0.02,
+        atol=0.02,
+    )
 
 
 def test_whitening_is_undone(field):
-    evidence, white = gaussian_start(field, toy_prior("gaussian"), GRID, FIDUCIAL, num_chains=3, sampled=False, seed=(1, 2))
-    np.testing.assert_allclose(to_white(from_white(white, evidence.whitening, GRID), evidence.whitening, GRID), white, atol=2e-4)
+    evidence, white = gaussian_start(
+        field, toy_prior("gaussian"), GRID, FIDUCIAL, num_chains=3, sampled=False, seed=(1, 2)
+    )
+    np.testing.assert_allclose(
+        to_white(from_white(white, evidence.whitening, GRID), evidence.whitening, GRID),
+        white,
+        atol=2e-4,
+    )
 
 
 def test_what_is_whitened_one_by_one_is_white(field):
     """Along the directions that are whitened one by one."""
-    evidence, white = gaussian_start(field, toy_prior("gaussian"), GRID, FIDUCIAL, num_chains=200, sampled=False, seed=(1, 2))
+    evidence, white = gaussian_start(
+        field, toy_prior("gaussian"), GRID, FIDUCIAL, num_chains=200, sampled=False, seed=(1, 2)
+    )
     along = white.numpy() @ evidence.whitening.vectors.numpy()
     assert np.abs(along.std(0) - 1).max() < 0.35
     assert along.std() == pytest.approx(1, abs=0.05)

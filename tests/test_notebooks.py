@@ -1,4 +1,7 @@
-"""The notebooks run from top to bottom, in the interpreter that runs the tests, and hold what a reader is meant to find."""
+"""The notebooks run from top to bottom, in the interpreter that runs the tests, and hold what a
+reader is meant to find.
+"""
+
 import json
 import re
 import sys
@@ -10,18 +13,24 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-TIMEOUT = 600                   # seconds for one cell, on a machine that is busy with other things
-LARGEST = 600_000               # bytes of a committed notebook
+TIMEOUT = 600  # seconds for one cell, on a machine that is busy with other things
+LARGEST = 600_000  # bytes of a committed notebook
 
 all_notebooks = pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
 
 
 @pytest.fixture
 def kernel(tmp_path, monkeypatch):
-    """Name of a kernel that is the running interpreter, whatever kernels the machine has, with one thread per library."""
+    """Name of a kernel that is the running interpreter, whatever kernels the machine has, with one
+    thread per library.
+    """
     folder = tmp_path / "kernels" / "this-python"
     folder.mkdir(parents=True)
-    specification = {"argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"], "display_name": "this Python", "language": "python"}
+    specification = {
+        "argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
+        "display_name": "this Python",
+        "language": "python",
+    }
     (folder / "kernel.json").write_text(json.dumps(specification))
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
@@ -32,7 +41,12 @@ def kernel(tmp_path, monkeypatch):
 @all_notebooks
 def test_runs_from_top_to_bottom(path, kernel):
     notebook = nbformat.read(path, as_version=4)
-    nbclient.NotebookClient(notebook, timeout=TIMEOUT, kernel_name=kernel, resources={"metadata": {"path": str(path.parent)}}).execute()
+    nbclient.NotebookClient(
+        notebook,
+        timeout=TIMEOUT,
+        kernel_name=kernel,
+        resources={"metadata": {"path": str(path.parent)}},
+    ).execute()
     shown = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     assert sum("image/png" in output.get("data", {}) for output in shown) >= 3
     numbers = " ".join(output["text"] for output in shown if output.get("name") == "stdout")
@@ -49,8 +63,12 @@ def test_outputs_are_committed_and_small(path):
     nbformat.validate(notebook)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert 15 <= len(notebook.cells) <= 27 and path.stat().st_size < LARGEST
-    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1)), "run all cells in order, then save"
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1)), (
+        "run all cells in order, then save"
+    )
     outputs = [output for cell in code for output in cell.outputs]
     assert sum("image/png" in output.get("data", {}) for output in outputs) >= 3
-    assert not any(output.output_type == "error" or output.get("name") == "stderr" for output in outputs)
+    assert not any(
+        output.output_type == "error" or output.get("name") == "stderr" for output in outputs
+    )
     assert not re.search(r"/(home|root|tmp|work|Users)/", path.read_text())

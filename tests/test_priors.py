@@ -1,4 +1,7 @@
-"""Priors: what they decode and draw, their derivatives and moves against differences and Fourier, and weights that must not be loaded."""
+"""Priors: what they decode and draw, their derivatives and moves against differences and Fourier,
+and weights that must not be loaded.
+"""
+
 import hashlib
 import io
 import json
@@ -14,7 +17,8 @@ from conftest import ROOT
 from oracles import shift_operators, tiny_prior
 from scipy import stats
 
-from astrogen.priors import SHIPPED, WeightsError, load_prior, shipped_priors
+from astrogen.errors import WeightsError
+from astrogen.priors import SHIPPED, load_prior, shipped_priors
 from astrogen.priors.networks import ResidualMLP
 from astrogen.priors.storage import read_weights, weights_hash, write_weights
 from data_pipelines.population import draw_galaxy
@@ -32,6 +36,7 @@ def latents(prior, num, seed=1):
 
 
 # ---- the shipped priors ----
+
 
 def test_what_is_shipped_can_be_listed():
     assert shipped_priors() == [*GALAXIES, "kappa"]
@@ -63,12 +68,18 @@ def test_shipped_priors_keep_the_contract(name):
     np.testing.assert_allclose(prior.components(latent)[1], scale, rtol=1e-3)
     assert prior.decode(latent).shape == (4, 64, 64)
     assert prior.guess(mean).shape == (4, prior.latent_size)
-    np.testing.assert_allclose(prior.basis_transform[:, 0, 0], tf.reduce_sum(prior.basis, [1, 2]) * prior.coefficient_std, atol=1e-3)
+    np.testing.assert_allclose(
+        prior.basis_transform[:, 0, 0],
+        tf.reduce_sum(prior.basis, [1, 2]) * prior.coefficient_std,
+        atol=1e-3,
+    )
 
 
 def test_shipped_basis_is_orthonormal(galaxy):
     flat = tf.reshape(galaxy.basis, [galaxy.basis.shape[0], -1])
-    np.testing.assert_allclose(tf.matmul(flat, flat, transpose_b=True), np.eye(len(flat)), atol=3e-3)     # half precision on disk
+    np.testing.assert_allclose(
+        tf.matmul(flat, flat, transpose_b=True), np.eye(len(flat)), atol=3e-3
+    )  # half precision on disk
 
 
 def test_drawn_galaxies_have_unit_flux_and_sit_in_the_middle(galaxy):
@@ -78,7 +89,9 @@ def test_drawn_galaxies_have_unit_flux_and_sit_in_the_middle(galaxy):
     x = np.arange(64) - 31.5
     window = np.exp(-0.5 * (x / 4) ** 2)
     light = images * window[:, None] * window
-    centres = np.stack([(light * x).sum((1, 2)), (light * x[:, None]).sum((1, 2))]) / light.sum((1, 2))
+    centres = np.stack([(light * x).sum((1, 2)), (light * x[:, None]).sum((1, 2))]) / light.sum(
+        (1, 2)
+    )
     assert np.abs(np.median(centres, 1)).max() < 0.15
     assert np.quantile(np.abs(centres), 0.9) < 1
     # Light is positive up to the ripples of a band-limited image.
@@ -95,22 +108,30 @@ def test_the_encoder_finds_what_the_decoder_drew(galaxy):
     mean, scale = galaxy.components(latent)
     coefficients = mean + scale * tf.random.stateless_normal(scale.shape, [3, 4])
     guess = galaxy.guess(coefficients / tf.norm(coefficients, axis=1, keepdims=True)).numpy()
-    correlation = [stats.pearsonr(guess[:, row], latent.numpy()[:, row])[0] for row in range(galaxy.latent_size)]
-    assert np.median(correlation) > 0.25                      # many latents hold little; some hold nearly everything
+    correlation = [
+        stats.pearsonr(guess[:, row], latent.numpy()[:, row])[0]
+        for row in range(galaxy.latent_size)
+    ]
+    assert np.median(correlation) > 0.25  # many latents hold little; some hold nearly everything
     assert max(correlation) > 0.9
 
 
 def test_the_latent_of_the_population_is_a_standard_normal(galaxy):
-    """Galaxies that the prior never saw: their guesses are centred, and spread by no more than one, since a guess lacks its own uncertainty."""
+    """Galaxies that the prior never saw: their guesses are centred, and spread by no more than one,
+    since a guess lacks its own uncertainty.
+    """
     images = np.array([draw_galaxy(987, index).image for index in range(100)])
     coefficients = images.reshape(100, -1) @ galaxy.basis.numpy().reshape(len(galaxy.basis), -1).T
-    guess = galaxy.guess(tf.constant(coefficients / np.linalg.norm(coefficients, axis=1, keepdims=True), tf.float32)).numpy()
-    assert np.abs(guess.mean(0)).max() < 0.5                 # of 64 numbers with an error of 0.1
+    guess = galaxy.guess(
+        tf.constant(coefficients / np.linalg.norm(coefficients, axis=1, keepdims=True), tf.float32)
+    ).numpy()
+    assert np.abs(guess.mean(0)).max() < 0.5  # of 64 numbers with an error of 0.1
     assert guess.std(0).max() < 1.4
     assert 0.6 < np.sqrt((guess**2).mean()) < 1.1
 
 
 # ---- derivatives ----
+
 
 @pytest.mark.parametrize("name", GALAXIES)
 def test_jacobian_agrees_with_central_differences(name):
@@ -119,9 +140,17 @@ def test_jacobian_agrees_with_central_differences(name):
     _, _, mean_slope, scale_slope = prior.components_and_jacobian(latent)
     for index in (0, prior.latent_size // 2, prior.latent_size - 1):
         unit = step * tf.one_hot(index, prior.latent_size)
-        (up, up_scale), (down, down_scale) = prior.components(latent + unit), prior.components(latent - unit)
-        for slope, numeric in ((mean_slope, (up - down) / (2 * step)), (scale_slope, (up_scale - down_scale) / (2 * step))):
-            np.testing.assert_allclose(slope[:, index], numeric, atol=0.02 * float(tf.reduce_max(tf.abs(slope))))
+        (up, up_scale), (down, down_scale) = (
+            prior.components(latent + unit),
+            prior.components(latent - unit),
+        )
+        for slope, numeric in (
+            (mean_slope, (up - down) / (2 * step)),
+            (scale_slope, (up_scale - down_scale) / (2 * step)),
+        ):
+            np.testing.assert_allclose(
+                slope[:, index], numeric, atol=0.02 * float(tf.reduce_max(tf.abs(slope)))
+            )
 
 
 @pytest.mark.parametrize("widths", [(), (7,), (7, 7), (8, 6, 6, 9)], ids=str)
@@ -134,24 +163,35 @@ def test_network_jacobian_agrees_with_automatic_differentiation(widths):
         expected = network(inputs)
     value, slope = network.call_with_jacobian(inputs)
     np.testing.assert_allclose(value, expected, atol=1e-5)
-    np.testing.assert_allclose(tf.transpose(slope, [0, 2, 1]), tape.batch_jacobian(expected, inputs), atol=1e-5)
+    np.testing.assert_allclose(
+        tf.transpose(slope, [0, 2, 1]), tape.batch_jacobian(expected, inputs), atol=1e-5
+    )
 
 
 def test_tiny_prior_decodes_what_its_numbers_say(rng):
     prior, n = tiny_prior(rng)
     latent = rng.normal(size=(3, prior.latent_size)).astype(np.float32)
-    white, raw = np.split((n["whitening_mean"] + latent @ n["whitening_factor"].T) @ n["kernel"] + n["bias"], 2, 1)
+    white, raw = np.split(
+        (n["whitening_mean"] + latent @ n["whitening_factor"].T) @ n["kernel"] + n["bias"], 2, 1
+    )
     mean, scale = prior.components(tf.constant(latent))
     np.testing.assert_allclose(mean, n["mean"] + n["std"] * white, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(scale, n["std"] * np.log1p(np.exp(raw) * (np.e - 1)) + n["floor"], rtol=1e-4)
-    np.testing.assert_allclose(prior.decode(latent), np.einsum("nk,kyx->nyx", mean, n["basis"]), atol=1e-5)
+    np.testing.assert_allclose(
+        scale, n["std"] * np.log1p(np.exp(raw) * (np.e - 1)) + n["floor"], rtol=1e-4
+    )
+    np.testing.assert_allclose(
+        prior.decode(latent), np.einsum("nk,kyx->nyx", mean, n["basis"]), atol=1e-5
+    )
 
 
 # ---- moves ----
 
+
 @pytest.mark.parametrize("shift", [(0.3, 0.0), (0.0, -0.3), (0.2, 0.25)], ids=["x", "y", "both"])
 def test_moved_coefficients_are_moved_images(galaxy, shift):
-    """Against a shift in Fourier space. To second order, and for what the basis holds: 1 % of the norm at a third of a pixel."""
+    """Against a shift in Fourier space. To second order, and for what the basis holds: 1 % of the
+    norm at a third of a pixel.
+    """
     coefficients = galaxy.components(latents(galaxy, 8))[0]
     moved = galaxy.images(galaxy.move_coefficients(coefficients, tf.constant([shift] * 8))).numpy()
     k = np.fft.fftfreq(64)
@@ -175,23 +215,57 @@ def test_slopes_of_a_move_agree_with_central_differences(rng):
         first = value[0] * operators[0] + value[1] * operators[1]
         return coefficients + first @ coefficients + 0.5 * first @ first @ coefficients
 
-    numeric = [(moved(shift + step * unit) - moved(shift - step * unit)) / (2 * step) for unit in np.eye(2)]
-    np.testing.assert_allclose(prior.move_slopes(tf.constant(coefficients[None], tf.float32), tf.constant(shift[None], tf.float32))[0], numeric, atol=1e-4)
-    np.testing.assert_allclose(prior.move_coefficients(tf.constant(coefficients[None], tf.float32), tf.constant(shift[None], tf.float32))[0], moved(shift), atol=1e-4)
+    numeric = [
+        (moved(shift + step * unit) - moved(shift - step * unit)) / (2 * step) for unit in np.eye(2)
+    ]
+    np.testing.assert_allclose(
+        prior.move_slopes(
+            tf.constant(coefficients[None], tf.float32), tf.constant(shift[None], tf.float32)
+        )[0],
+        numeric,
+        atol=1e-4,
+    )
+    np.testing.assert_allclose(
+        prior.move_coefficients(
+            tf.constant(coefficients[None], tf.float32), tf.constant(shift[None], tf.float32)
+        )[0],
+        moved(shift),
+        atol=1e-4,
+    )
 
 
 # ---- weights that must not be loaded ----
+
 
 @pytest.fixture
 def folder(tmp_path, rng):
     """A small prior on disk."""
     prior, n = tiny_prior(rng)
-    card = {"kind": "basis", "name": "tiny", "pixel_scale": 0.1, "target_fwhm": 0.2, "latent": 3, "encoder_widths": [], "decoder_widths": [], "floor": 0.01,
-            "log_amplitude": [0.3, 0.5], "tilt": 0.4}
-    networks = {name: {f"weight_{index:02d}": value for index, value in enumerate(network.get_weights())}
-                for name, network in (("encoder", prior.encoder), ("decoder", prior.decoder))}
-    networks["decoder"] |= {"whitening_mean": n["whitening_mean"], "whitening_factor": n["whitening_factor"]}
-    write_weights(tmp_path / "tiny", card=card, arrays={"basis": {"images": n["basis"], "mean": n["mean"], "std": n["std"]}, **networks})
+    card = {
+        "kind": "basis",
+        "name": "tiny",
+        "pixel_scale": 0.1,
+        "target_fwhm": 0.2,
+        "latent": 3,
+        "encoder_widths": [],
+        "decoder_widths": [],
+        "floor": 0.01,
+        "log_amplitude": [0.3, 0.5],
+        "tilt": 0.4,
+    }
+    networks = {
+        name: {f"weight_{index:02d}": value for index, value in enumerate(network.get_weights())}
+        for name, network in (("encoder", prior.encoder), ("decoder", prior.decoder))
+    }
+    networks["decoder"] |= {
+        "whitening_mean": n["whitening_mean"],
+        "whitening_factor": n["whitening_factor"],
+    }
+    write_weights(
+        tmp_path / "tiny",
+        card=card,
+        arrays={"basis": {"images": n["basis"], "mean": n["mean"], "std": n["std"]}, **networks},
+    )
     return tmp_path / "tiny"
 
 
@@ -206,7 +280,9 @@ def replace_file(folder, content, arrays=None, name="decoder.npz"):
     (folder / name).write_bytes(content)
     card["files"][name]["sha256"] = hashlib.sha256(content).hexdigest()
     if arrays is not None:
-        card["files"][name]["arrays"] = {key: [list(value.shape), str(value.dtype)] for key, value in arrays.items()}
+        card["files"][name]["arrays"] = {
+            key: [list(value.shape), str(value.dtype)] for key, value in arrays.items()
+        }
     (folder / "card.json").write_text(json.dumps(card))
 
 
@@ -222,7 +298,10 @@ def test_weights_survive_the_disk(folder, rng):
     prior, _ = tiny_prior(np.random.default_rng(20240229))
     again = load_prior(folder)
     for name in ("components", "decode"):
-        np.testing.assert_allclose(*(tf.nest.flatten(getattr(p, name)(latents(prior, 3)))[0] for p in (prior, again)), atol=3e-3)
+        np.testing.assert_allclose(
+            *(tf.nest.flatten(getattr(p, name)(latents(prior, 3)))[0] for p in (prior, again)),
+            atol=3e-3,
+        )
     card, _ = read_weights(folder)
     assert weights_hash(card) == weights_hash(again.card)
     edit_card(folder, floor=0.02)
@@ -269,7 +348,7 @@ def _plain_npy(folder):
 
 def _cut(folder):
     content = (folder / "decoder.npz").read_bytes()
-    (folder / "decoder.npz").write_bytes(content[:len(content) // 2])
+    (folder / "decoder.npz").write_bytes(content[: len(content) // 2])
 
 
 def _cut_and_vouched_for(folder):
@@ -279,23 +358,53 @@ def _cut_and_vouched_for(folder):
 FAULTS = {
     "no_folder": (shutil.rmtree, "name must be one of .*'galaxy'.* or a folder"),
     "no_card": (lambda f: (f / "card.json").unlink(), "must hold a card.json"),
-    "card_cut_short": (lambda f: (f / "card.json").write_text((f / "card.json").read_text()[:100]), "card must be JSON"),
+    "card_cut_short": (
+        lambda f: (f / "card.json").write_text((f / "card.json").read_text()[:100]),
+        "card must be JSON",
+    ),
     "card_is_a_list": (lambda f: (f / "card.json").write_text("[]"), "format must be .* got list"),
     "other_format": (lambda f: edit_card(f, format="other"), "format must be .*astrogen prior"),
-    "newer_version": (lambda f: edit_card(f, version=99), r"format must be \('astrogen prior', 1\), got \('astrogen prior', 99\)"),
-    "unknown_kind": (lambda f: edit_card(f, kind="diffusion"), "kind must be one of .* got 'diffusion'"),
+    "newer_version": (
+        lambda f: edit_card(f, version=99),
+        r"format must be \('astrogen prior', 1\), got \('astrogen prior', 99\)",
+    ),
+    "unknown_kind": (
+        lambda f: edit_card(f, kind="diffusion"),
+        "kind must be one of .* got 'diffusion'",
+    ),
     "no_latent_size": (_no_latent, "must describe a whole basis prior, got KeyError: 'latent'"),
     "other_latent_size": (lambda f: edit_card(f, latent=7), "must describe a whole basis prior"),
-    "files_is_a_list": (lambda f: edit_card(f, files=["decoder.npz"]), "files must name the sha256"),
-    "file_outside": (lambda f: edit_card(f, files={"../x.npz": {"sha256": "", "arrays": {}}}), "files must be .npz files of the same folder"),
-    "file_not_an_archive": (lambda f: edit_card(f, files={"x.pkl": {"sha256": "", "arrays": {}}}), "arrays are all that is loaded"),
-    "file_not_named": (_without_decoder, "must describe a whole basis prior, got KeyError: 'decoder'"),
+    "files_is_a_list": (
+        lambda f: edit_card(f, files=["decoder.npz"]),
+        "files must name the sha256",
+    ),
+    "file_outside": (
+        lambda f: edit_card(f, files={"../x.npz": {"sha256": "", "arrays": {}}}),
+        "files must be .npz files of the same folder",
+    ),
+    "file_not_an_archive": (
+        lambda f: edit_card(f, files={"x.pkl": {"sha256": "", "arrays": {}}}),
+        "arrays are all that is loaded",
+    ),
+    "file_not_named": (
+        _without_decoder,
+        "must describe a whole basis prior, got KeyError: 'decoder'",
+    ),
     "file_missing": (lambda f: (f / "decoder.npz").unlink(), "weights must be readable"),
     "file_truncated": (_cut, "sha256 must be [0-9a-f]{64}, got [0-9a-f]{64}"),
     "truncated_and_vouched_for": (_cut_and_vouched_for, "must be plain arrays"),
-    "wrong_shapes": (lambda f: replace_arrays(f, lambda a: {**a, "weight_00": a["weight_00"].T}), "must describe a whole basis prior"),
-    "shapes_not_as_stated": (lambda f: replace_file(f, (f / "encoder.npz").read_bytes()), "arrays must be .* got"),
-    "nan": (lambda f: replace_arrays(f, lambda a: {**a, "weight_01": a["weight_01"] * np.nan}), "must be finite"),
+    "wrong_shapes": (
+        lambda f: replace_arrays(f, lambda a: {**a, "weight_00": a["weight_00"].T}),
+        "must describe a whole basis prior",
+    ),
+    "shapes_not_as_stated": (
+        lambda f: replace_file(f, (f / "encoder.npz").read_bytes()),
+        "arrays must be .* got",
+    ),
+    "nan": (
+        lambda f: replace_arrays(f, lambda a: {**a, "weight_01": a["weight_01"] * np.nan}),
+        "must be finite",
+    ),
     "pickle": (_object_array, "pickles and archives with code are refused"),
     "pickle_in_an_archive": (_object_in_archive, "pickles and archives with code are refused"),
     "keras_archive": (_keras_archive, "pickles and archives with code are refused"),
@@ -322,6 +431,10 @@ def test_a_file_too_large_to_be_weights_is_refused(folder, monkeypatch):
 def test_any_flipped_byte_is_found(folder, rng):
     original = (folder / "decoder.npz").read_bytes()
     for place in rng.integers(0, len(original), 30):
-        (folder / "decoder.npz").write_bytes(original[:place] + bytes([original[place] ^ (1 << int(rng.integers(8)))]) + original[place + 1:])
+        (folder / "decoder.npz").write_bytes(
+            original[:place]
+            + bytes([original[place] ^ (1 << int(rng.integers(8)))])
+            + original[place + 1 :]
+        )
         with pytest.raises(WeightsError, match="sha256 must be"):
             load_prior(folder)

@@ -1,4 +1,7 @@
-"""The benchmark on real galaxies: its Richardson-Lucy, its resolutions and its correlations against closed forms; on the shared data where they are."""
+"""The benchmark on real galaxies: its Richardson-Lucy, its resolutions and its correlations against
+closed forms; on the shared data where they are.
+"""
+
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -14,7 +17,11 @@ SCALE = 0.1
 
 
 def _drawn(profile, side, scale=SCALE, method="no_pixel", offset=(0, 0)):
-    return galsim.Image(profile.drawImage(nx=side, ny=side, scale=scale, method=method, offset=offset).array.astype(float)).array
+    return galsim.Image(
+        profile.drawImage(nx=side, ny=side, scale=scale, method=method, offset=offset).array.astype(
+            float
+        )
+    ).array
 
 
 def _view(image, resolution=np.nan):
@@ -44,12 +51,21 @@ def test_correlation_finds_the_shift():
 
 @pytest.fixture(scope="module")
 def observation():
-    """A galaxy at the target resolution, and what a telescope of four times the width records of it."""
+    """A galaxy at the target resolution, and what a telescope of four times the width records of
+    it.
+    """
     rng = np.random.default_rng(3)
-    galaxy = galsim.Convolve(galsim.Exponential(half_light_radius=0.6, flux=1000).shear(g1=0.4, g2=0), galsim.Gaussian(fwhm=0.2))
+    galaxy = galsim.Convolve(
+        galsim.Exponential(half_light_radius=0.6, flux=1000).shear(g1=0.4, g2=0),
+        galsim.Gaussian(fwhm=0.2),
+    )
     psf = galsim.Gaussian(fwhm=0.8)
-    image = _drawn(galsim.Convolve(galaxy, galsim.Gaussian(fwhm=np.sqrt(0.8**2 - 0.2**2))), 48, 0.2) + rng.normal(0, 0.2, (48, 48))
-    return galaxy, make_observation(image, psf=make_psf(_drawn(psf, 31, 0.2), pixel_scale=0.2), sigma=0.2, pixel_scale=0.2)
+    image = _drawn(
+        galsim.Convolve(galaxy, galsim.Gaussian(fwhm=np.sqrt(0.8**2 - 0.2**2))), 48, 0.2
+    ) + rng.normal(0, 0.2, (48, 48))
+    return galaxy, make_observation(
+        image, psf=make_psf(_drawn(psf, 31, 0.2), pixel_scale=0.2), sigma=0.2, pixel_scale=0.2
+    )
 
 
 def test_richardson_lucy_fits_the_data_and_nears_the_galaxy(observation):
@@ -60,7 +76,9 @@ def test_richardson_lucy_fits_the_data_and_nears_the_galaxy(observation):
     stop = real.stop_at_noise(chi2)
     assert (np.diff(chi2) < 0).all() and chi2[stop] < 1.2
     assert error[stop] < 0.1 * error[0]
-    assert images[stop].sum() == pytest.approx(1000, rel=0.06)     # positivity makes some light of the noise
+    assert images[stop].sum() == pytest.approx(
+        1000, rel=0.06
+    )  # positivity makes some light of the noise
 
 
 def test_richardson_lucy_sees_no_masked_pixel(observation):
@@ -68,8 +86,15 @@ def test_richardson_lucy_sees_no_masked_pixel(observation):
     mask = np.zeros(seen.image.shape, bool)
     mask[20:24, 30:40] = True
     spoilt = seen.image + real.FILL * mask
-    one, other = (real.richardson_lucy(make_observation(image, psf=seen.psf, sigma=0.2, pixel_scale=0.2, mask=mask), pixel_scale=SCALE, target_fwhm=0.2,
-                                       num_iterations=3) for image in (seen.image, spoilt))
+    one, other = (
+        real.richardson_lucy(
+            make_observation(image, psf=seen.psf, sigma=0.2, pixel_scale=0.2, mask=mask),
+            pixel_scale=SCALE,
+            target_fwhm=0.2,
+            num_iterations=3,
+        )
+        for image in (seen.image, spoilt)
+    )
     np.testing.assert_array_equal(one[0], other[0])
 
 
@@ -80,11 +105,17 @@ def test_stopping_without_reaching_the_noise_takes_the_last():
 
 @pytest.mark.parametrize("share", [0.0, 0.3], ids=["white", "correlated"])
 def test_noise_factor_is_that_of_the_power_spectrum(share):
-    """Smoothing by a kernel that sums to 1 leaves the power at frequency zero, and divides the variance by the sum of the kernel's squares."""
+    """Smoothing by a kernel that sums to 1 leaves the power at frequency zero, and divides the
+    variance by the sum of the kernel's squares.
+    """
     kernel = np.outer([1 - share, share], [1 - share, share])
-    noise = real.ndimage.convolve(np.random.default_rng(1).normal(size=(300, 300)), kernel, mode="wrap")
+    noise = real.ndimage.convolve(
+        np.random.default_rng(1).normal(size=(300, 300)), kernel, mode="wrap"
+    )
     expected = 1 / np.sqrt(np.square(kernel).sum())
-    assert real.noise_factor(noise / noise.std(), np.ones((300, 300), bool)) == pytest.approx(expected, abs=0.03)
+    assert real.noise_factor(noise / noise.std(), np.ones((300, 300), bool)) == pytest.approx(
+        expected, abs=0.03
+    )
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +129,9 @@ def test_the_neighbours_are_masked_and_the_galaxy_is_not(pair):
     brightest = np.unravel_index((pair.hsc * pair.galaxy).argmax(), pair.hsc.shape)
     assert pair.galaxy[brightest] and 0.1 < seen.mask.mean() < 0.4
     assert pair.hsc[seen.mask].max() > 20 * np.sqrt(seen.variance[~seen.mask].max())
-    assert seen.wcs.proj_plane_pixel_scales()[0].to_value("arcsec") == pytest.approx(real.HSC_SCALE, rel=1e-4)
+    assert seen.wcs.proj_plane_pixel_scales()[0].to_value("arcsec") == pytest.approx(
+        real.HSC_SCALE, rel=1e-4
+    )
 
 
 def test_hubble_sees_the_same_galaxy_at_the_same_place(pair):
@@ -116,14 +149,21 @@ def test_the_psf_of_hubble_is_divided_out(pair):
     star[:179, :179] = pair.psf_hst
     view = replace(pair, hst=star).hubble(0.3)
     row, column = real._core_centre(pair.psf_hst)
-    expected = _drawn(galsim.Gaussian(fwhm=0.3), 179, real.HST_SCALE, offset=(column - 89, row - 89))
+    expected = _drawn(
+        galsim.Gaussian(fwhm=0.3), 179, real.HST_SCALE, offset=(column - 89, row - 89)
+    )
     np.testing.assert_allclose(view.image[:179, :179], expected, atol=2e-3 * expected.max())
 
 
 def test_the_commands_name_files_that_are_there(shared):
     found = {exposure.name: exposure for exposure in real.exposures(shared / "data")}
     assert len(found["hsc_galaxy"].images) == 1 and len(found["decam_exposures"].images) == 3
-    files = [word for exposure in found.values() for word in [*exposure.images, *exposure.options] if not isinstance(word, (str, int, float))]
+    files = [
+        word
+        for exposure in found.values()
+        for word in [*exposure.images, *exposure.options]
+        if not isinstance(word, (str, int, float))
+    ]
     assert len(files) == 4 + 12 and all(path.is_file() for path in files)
 
 
@@ -143,14 +183,25 @@ def test_a_filled_copy_differs_in_masked_pixels_only(tmp_path, name):
 
 
 def test_a_command_that_fails_is_an_error(tmp_path):
-    exposure = real.Exposure("none", [tmp_path / "none.npy"], ["--psf", tmp_path / "none.npy", "--pixel-scale", 0.2])
+    exposure = real.Exposure(
+        "none", [tmp_path / "none.npy"], ["--psf", tmp_path / "none.npy", "--pixel-scale", 0.2]
+    )
     with pytest.raises(RuntimeError, match="astrogen deconvolve .*none.npy.* exit code 4"):
         real.deconvolve_exposure(exposure, tmp_path, method="laplace", num_draws=8)
 
 
-@pytest.mark.parametrize("num_masked, same, words", [(2, True, "2 masked pixels never change the answer"), (2, False, "2 masked pixels CHANGE THE ANSWER"),
-                                                     (0, True, "no masked pixel")], ids=["same", "other", "none"])
+@pytest.mark.parametrize(
+    "num_masked, same, words",
+    [
+        (2, True, "2 masked pixels never change the answer"),
+        (2, False, "2 masked pixels CHANGE THE ANSWER"),
+        (0, True, "no masked pixel"),
+    ],
+    ids=["same", "other", "none"],
+)
 def test_a_line_says_whether_masked_pixels_count(capsys, num_masked, same, words):
     seen = SimpleNamespace(mask=np.arange(9) < num_masked)
-    real.print_exposure("hsc", [(SimpleNamespace(observation=seen, name="one", chi2=1.0, status=()), same)])
+    real.print_exposure(
+        "hsc", [(SimpleNamespace(observation=seen, name="one", chi2=1.0, status=()), same)]
+    )
     assert capsys.readouterr().out == f"| hsc | one | chi2 1.00 | {words} | converged |\n"

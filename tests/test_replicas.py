@@ -1,4 +1,7 @@
-"""Training by several replicas: the steps are those of one device with the whole batch, on two devices of a process and in two processes."""
+"""Training by several replicas: the steps are those of one device with the whole batch, on two
+devices of a process and in two processes.
+"""
+
 import json
 import os
 import socket
@@ -19,8 +22,13 @@ PROGRAM = Path(__file__).parent / "replica_steps.py"
 
 def start(folder, strategy, **environment):
     path = os.pathsep.join([str(ROOT), str(PROGRAM.parent)])
-    return subprocess.Popen([sys.executable, str(PROGRAM), str(folder), strategy], env={**os.environ, "PYTHONPATH": path, "TF_NUM_INTRAOP_THREADS": "1", **environment},
-                            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, str(PROGRAM), str(folder), strategy],
+        env={**os.environ, "PYTHONPATH": path, "TF_NUM_INTRAOP_THREADS": "1", **environment},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def assert_steps_are_those_of_one_device(path):
@@ -32,7 +40,12 @@ def assert_steps_are_those_of_one_device(path):
         assert np.median([np.abs(way).max() for way in ways.values()]) > 1e-4
         for name, way in ways.items():
             rounding = 1e-7 * np.abs(weights[f"start_{name}"]).max()
-            np.testing.assert_allclose(weights[f"found_{name}"] - weights[f"start_{name}"], way, atol=1e-3 * np.abs(way).max() + 4 * rounding, err_msg=name)
+            np.testing.assert_allclose(
+                weights[f"found_{name}"] - weights[f"start_{name}"],
+                way,
+                atol=1e-3 * np.abs(way).max() + 4 * rounding,
+                err_msg=name,
+            )
 
 
 @pytest.mark.slow
@@ -54,7 +67,14 @@ def free_ports(num):
 @pytest.mark.slow
 def test_two_processes_take_the_steps_of_one(tmp_path):
     cluster = {"worker": [f"127.0.0.1:{port}" for port in free_ports(2)]}
-    processes = [start(tmp_path, "multi-worker", TF_CONFIG=json.dumps({"cluster": cluster, "task": {"type": "worker", "index": index}})) for index in range(2)]
+    processes = [
+        start(
+            tmp_path,
+            "multi-worker",
+            TF_CONFIG=json.dumps({"cluster": cluster, "task": {"type": "worker", "index": index}}),
+        )
+        for index in range(2)
+    ]
     try:
         errors = [process.communicate(timeout=400)[1] for process in processes]
     finally:
@@ -63,11 +83,17 @@ def test_two_processes_take_the_steps_of_one(tmp_path):
     assert [process.returncode for process in processes] == [0, 0], errors
     for folder in (tmp_path, tmp_path / "worker-1"):
         assert_steps_are_those_of_one_device(folder / "weights.npz")
-        assert list((folder / "several" if folder == tmp_path else tmp_path / "several" / "worker-1").glob("checkpoints/*.index"))
+        assert list(
+            (folder / "several" if folder == tmp_path else tmp_path / "several" / "worker-1").glob(
+                "checkpoints/*.index"
+            )
+        )
 
 
 def test_two_devices_share_a_batch(tmp_path):
-    """The bare mechanics: shares, means, and a batch that cannot be shared, in a process of its own."""
+    """The bare mechanics: shares, means, and a batch that cannot be shared, in a process of its
+    own.
+    """
     program = """
 import tensorflow as tf
 from astrogen.training.replicas import averaged, mean_here, parts
@@ -88,19 +114,37 @@ except ValueError as error:
 else:
     raise AssertionError
 """
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120, env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"})
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
+    )
     assert done.returncode == 0, done.stderr
 
 
 def test_one_device_needs_no_strategy(tmp_path):
-    assert choose_strategy("one") is choose_strategy(None) is None and worker_folder(tmp_path, None) == tmp_path
+    assert (
+        choose_strategy("one") is choose_strategy(None) is None
+        and worker_folder(tmp_path, None) == tmp_path
+    )
     assert averaged(None, lambda share: share(3)) == 3
     strategy = tf.distribute.OneDeviceStrategy("CPU:0")
     assert choose_strategy(strategy) is strategy and worker_folder(tmp_path, strategy) == tmp_path
 
 
 def test_strategies_that_cannot_be(tmp_path):
-    with pytest.raises(ValueError, match="choose_strategy: strategy must be one of one, mirrored, multi-worker, or a tf.distribute.Strategy, got 'many'"):
+    with pytest.raises(
+        ValueError,
+        match=(
+            "choose_strategy: strategy must be one of one, mirrored, multi-worker, or a"
+            " tf.distribute.Strategy, got 'many'"
+        ),
+    ):
         train_prior("galaxy", records=tmp_path, out=tmp_path, strategy="many")
-    with pytest.raises(ValueError, match="train_prior: strategy must be None for 'galaxy-conv', got 'mirrored'"):
+    with pytest.raises(
+        ValueError, match="train_prior: strategy must be None for 'galaxy-conv', got 'mirrored'"
+    ):
         train_prior("galaxy-conv", records=tmp_path, out=tmp_path, strategy="mirrored")

@@ -1,4 +1,7 @@
-"""Results: their statistics against closed forms, measurements against GalSim's analytic values, files against themselves."""
+"""Results: their statistics against closed forms, measurements against GalSim's analytic values,
+files against themselves.
+"""
+
 import math
 from dataclasses import replace
 
@@ -8,11 +11,19 @@ import pytest
 from astropy.wcs import WCS
 from scipy import stats
 
+from astrogen.errors import InputFileError
 from astrogen.galsim_objects import measure_image, psf_from_galsim
-from astrogen.images import InputFileError, read_plane_wcs, read_planes, write_planes
+from astrogen.images import read_plane_wcs, read_planes, write_planes
 from astrogen.observation import make_observation
 from astrogen.psf import make_psf
-from astrogen.result import deconvolved_wcs, file_names, format_value, make_result, measure, read_result
+from astrogen.result import (
+    deconvolved_wcs,
+    file_names,
+    format_value,
+    make_result,
+    measure,
+    read_result,
+)
 from astrogen.verdict import edge_significance, goodness_of_fit, judge
 
 NUM_DRAWS = 40
@@ -29,19 +40,42 @@ def sky_wcs(shape, pixel_scale):
 
 
 def draw_galaxy(flux=100.0, radius=0.5, g1=0.2, shift=(0.0, 0.0)):
-    galaxy = galsim.Exponential(half_light_radius=radius, flux=flux).shear(g1=g1, g2=0.1).shift(*shift)
-    return galsim.Convolve(galaxy, galsim.Gaussian(fwhm=0.2)).drawImage(nx=64, ny=64, scale=0.1, method="no_pixel").array
+    galaxy = (
+        galsim.Exponential(half_light_radius=radius, flux=flux).shear(g1=g1, g2=0.1).shift(*shift)
+    )
+    return (
+        galsim.Convolve(galaxy, galsim.Gaussian(fwhm=0.2))
+        .drawImage(nx=64, ny=64, scale=0.1, method="no_pixel")
+        .array
+    )
 
 
 @pytest.fixture(scope="module")
 def observation():
     rng = np.random.default_rng(1)
-    psf = make_psf(galsim.Gaussian(fwhm=0.7).drawImage(nx=25, ny=25, scale=0.2, method="no_pixel").array, pixel_scale=0.2)
-    image = galsim.Convolve(galsim.Exponential(half_light_radius=0.5, flux=100), galsim.Gaussian(fwhm=0.7)).drawImage(nx=41, ny=40, scale=0.2).array
+    psf = make_psf(
+        galsim.Gaussian(fwhm=0.7).drawImage(nx=25, ny=25, scale=0.2, method="no_pixel").array,
+        pixel_scale=0.2,
+    )
+    image = (
+        galsim.Convolve(
+            galsim.Exponential(half_light_radius=0.5, flux=100), galsim.Gaussian(fwhm=0.7)
+        )
+        .drawImage(nx=41, ny=40, scale=0.2)
+        .array
+    )
     mask = np.zeros(image.shape, bool)
     mask[3:6, 4:9] = True
-    return make_observation(image + 0.1 * rng.normal(size=image.shape), psf=psf, sigma=0.1, mask=mask, pixel_scale=0.2, unit="nJy",
-                            wcs=sky_wcs(image.shape, 0.2), name="galaxy 7 <b>")
+    return make_observation(
+        image + 0.1 * rng.normal(size=image.shape),
+        psf=psf,
+        sigma=0.1,
+        mask=mask,
+        pixel_scale=0.2,
+        unit="nJy",
+        wcs=sky_wcs(image.shape, 0.2),
+        name="galaxy 7 <b>",
+    )
 
 
 def fake_result(observation, **changes):
@@ -49,29 +83,61 @@ def fake_result(observation, **changes):
     rng = np.random.default_rng(2)
     flux = 100 * (1 + 0.02 * rng.normal(size=NUM_DRAWS))
     arguments = {
-        "pixel_scale": 0.1, "target_fwhm": 0.2, "draws": flux[:, None, None] * draw_galaxy(1.0),
-        "model": galsim.Convolve(galsim.Exponential(half_light_radius=0.5, flux=100), galsim.Gaussian(fwhm=0.7)).drawImage(nx=41, ny=40, scale=0.2).array,
-        "latent_draws": rng.normal(size=(NUM_DRAWS, 3)), "flux_draws": flux, "shift_draws": np.zeros((NUM_DRAWS, 2)),
-        "background_draws": np.zeros(NUM_DRAWS), "method": "laplace", "diagnostics": {"k_hat": 0.3},
-        "provenance": {"seed": 1, "options": {"draws": 40}}}
+        "pixel_scale": 0.1,
+        "target_fwhm": 0.2,
+        "draws": flux[:, None, None] * draw_galaxy(1.0),
+        "model": (
+            galsim.Convolve(
+                galsim.Exponential(half_light_radius=0.5, flux=100), galsim.Gaussian(fwhm=0.7)
+            )
+            .drawImage(nx=41, ny=40, scale=0.2)
+            .array
+        ),
+        "latent_draws": rng.normal(size=(NUM_DRAWS, 3)),
+        "flux_draws": flux,
+        "shift_draws": np.zeros((NUM_DRAWS, 2)),
+        "background_draws": np.zeros(NUM_DRAWS),
+        "method": "laplace",
+        "diagnostics": {"k_hat": 0.3},
+        "provenance": {"seed": 1, "options": {"draws": 40}},
+    }
     return make_result(observation, **{**arguments, **changes})
 
 
 # --- PSFs
 
-@pytest.mark.parametrize("psf_object", [
-    pytest.param(galsim.Gaussian(fwhm=0.7), id="gaussian"),
-    pytest.param(galsim.Moffat(beta=3.5, fwhm=0.7, flux=3.0).shear(g1=0.05), id="sheared moffat of flux 3"),
-    pytest.param(galsim.Convolve(galsim.Moffat(beta=4, fwhm=0.5), galsim.Gaussian(fwhm=0.3).shear(g2=0.1)), id="convolution"),
-])
+
+@pytest.mark.parametrize(
+    "psf_object",
+    [
+        pytest.param(galsim.Gaussian(fwhm=0.7), id="gaussian"),
+        pytest.param(
+            galsim.Moffat(beta=3.5, fwhm=0.7, flux=3.0).shear(g1=0.05),
+            id="sheared moffat of flux 3",
+        ),
+        pytest.param(
+            galsim.Convolve(
+                galsim.Moffat(beta=4, fwhm=0.5), galsim.Gaussian(fwhm=0.3).shear(g2=0.1)
+            ),
+            id="convolution",
+        ),
+    ],
+)
 def test_psf_from_galsim_draws_what_galsim_draws(psf_object):
     psf = psf_from_galsim(psf_object, pixel_scale=0.2)
-    assert psf.pixel_response == 0 and psf.pixel_scale == pytest.approx(0.05) and psf.image.shape[0] % 2 == 1
-    # Its Fourier transform, which is all that a convolution sees, up to the Nyquist frequency of 0.1" pixels.
+    assert (
+        psf.pixel_response == 0
+        and psf.pixel_scale == pytest.approx(0.05)
+        and psf.image.shape[0] % 2 == 1
+    )
+    # Its Fourier transform, which is all that a convolution sees, up to the Nyquist frequency of
+    # 0.1" pixels.
     frequency = np.linspace(-np.pi / 0.1, np.pi / 0.1, 21)
     position = (np.arange(len(psf.image)) - len(psf.image) // 2) * psf.pixel_scale
     phase = np.exp(-1j * frequency[:, None] * position)
-    truth = np.array([[psf_object.withFlux(1).kValue(kx, ky) for kx in frequency] for ky in frequency])
+    truth = np.array(
+        [[psf_object.withFlux(1).kValue(kx, ky) for kx in frequency] for ky in frequency]
+    )
     assert np.abs(phase @ psf.image @ phase.T - truth).max() < 1e-5
 
 
@@ -80,13 +146,35 @@ def test_psf_from_galsim_stays_within_num_pixels():
     assert len(psf.image) * psf.pixel_scale <= 63 * 0.2
 
 
-@pytest.mark.parametrize(("gsobject", "error", "message"), [
-    pytest.param("gaussian", TypeError, "gsobject must be a galsim.GSObject, got str", id="text"),
-    pytest.param(galsim.Gaussian(fwhm=1) * galsim.SED(lambda w: 1, "nm", "fphotons"), TypeError, "evaluate a chromatic", id="chromatic"),
-    pytest.param(galsim.Gaussian(fwhm=0.7, flux=-1), ValueError, "positive flux, got -1", id="negative flux"),
-    pytest.param(galsim.DeltaFunction(), ValueError, "oversampling must be at least", id="point"),
-    pytest.param(galsim.Airy(lam=500, diam=30), ValueError, "oversampling must be at least", id="too sharp"),
-])
+@pytest.mark.parametrize(
+    ("gsobject", "error", "message"),
+    [
+        pytest.param(
+            "gaussian", TypeError, "gsobject must be a galsim.GSObject, got str", id="text"
+        ),
+        pytest.param(
+            galsim.Gaussian(fwhm=1) * galsim.SED(lambda w: 1, "nm", "fphotons"),
+            TypeError,
+            "evaluate a chromatic",
+            id="chromatic",
+        ),
+        pytest.param(
+            galsim.Gaussian(fwhm=0.7, flux=-1),
+            ValueError,
+            "positive flux, got -1",
+            id="negative flux",
+        ),
+        pytest.param(
+            galsim.DeltaFunction(), ValueError, "oversampling must be at least", id="point"
+        ),
+        pytest.param(
+            galsim.Airy(lam=500, diam=30),
+            ValueError,
+            "oversampling must be at least",
+            id="too sharp",
+        ),
+    ],
+)
 def test_psf_from_galsim_refuses(gsobject, error, message):
     with pytest.raises(error, match=message):
         psf_from_galsim(gsobject, pixel_scale=0.2)
@@ -99,11 +187,18 @@ def test_psf_from_galsim_refuses_a_pixel_scale_of_zero():
 
 # --- measuring
 
+
 @pytest.mark.parametrize("radius", [0.15, 0.3, 0.6])
 @pytest.mark.parametrize("shift", [(0.0, 0.0), (0.13, -0.04)])
 def test_measured_gaussian_has_its_size_and_shape(radius, shift):
     shear = galsim.Shear(e1=0.3, e2=-0.2)
-    image = galsim.Gaussian(half_light_radius=radius, flux=7).shear(shear).shift(*shift).drawImage(nx=64, ny=64, scale=0.1, method="no_pixel").array
+    image = (
+        galsim.Gaussian(half_light_radius=radius, flux=7)
+        .shear(shear)
+        .shift(*shift)
+        .drawImage(nx=64, ny=64, scale=0.1, method="no_pixel")
+        .array
+    )
     flux, half_light_radius, e1, e2 = measure_image(image, pixel_scale=0.1)
     assert flux == pytest.approx(7, rel=1e-3)
     assert (e1, e2) == pytest.approx((0.3, -0.2), abs=2e-3)
@@ -112,26 +207,42 @@ def test_measured_gaussian_has_its_size_and_shape(radius, shift):
     angles = np.linspace(0, 2 * np.pi, 3600, endpoint=False)
     inverse = np.cos(angles) ** 2 / a2 + np.sin(angles) ** 2 / b2
     radii = np.linspace(0.5 * radius, 1.5 * radius, 1001)
-    inside = np.array([np.mean((1 - np.exp(-(r**2) * inverse / 2)) / inverse) / math.sqrt(a2 * b2) for r in radii])
+    inside = np.array(
+        [np.mean((1 - np.exp(-(r**2) * inverse / 2)) / inverse) / math.sqrt(a2 * b2) for r in radii]
+    )
     assert half_light_radius == pytest.approx(np.interp(0.5, inside, radii), rel=0.03)
 
 
-@pytest.mark.parametrize("radius, shift", [(0.2, (0.0, 0.0)), (0.55, (0.21, -0.33)), (1.4, (0.0, 0.1)), (0.3, (1.2, -0.9))],
-                         ids=["small", "moved", "beyond the first look", "far from the middle"])
+@pytest.mark.parametrize(
+    "radius, shift",
+    [(0.2, (0.0, 0.0)), (0.55, (0.21, -0.33)), (1.4, (0.0, 0.1)), (0.3, (1.2, -0.9))],
+    ids=["small", "moved", "beyond the first look", "far from the middle"],
+)
 def test_half_light_radius_is_that_of_galsim(radius, shift, rng):
     """GalSim's, on a three times finer grid to which its own FFT interpolation is written out here."""
-    image = galsim.Exponential(half_light_radius=radius, flux=7).shear(g1=0.2).shift(*shift).drawImage(nx=64, ny=64, scale=0.1).array.astype(float)
+    image = (
+        galsim.Exponential(half_light_radius=radius, flux=7)
+        .shear(g1=0.2)
+        .shift(*shift)
+        .drawImage(nx=64, ny=64, scale=0.1)
+        .array.astype(float)
+    )
     image += 1e-4 * image.max() * rng.normal(size=image.shape)
     padded = np.pad(np.fft.fftshift(np.fft.fft2(image)), 64)
     fine = galsim.Image(9 * np.fft.ifft2(np.fft.ifftshift(padded)).real, scale=0.1 / 3)
     centre = galsim.hsm.FindAdaptiveMom(galsim.Image(image)).moments_centroid
-    expected = fine.calculateHLR(center=galsim.PositionD(3 * (centre.x - 1) + 1, 3 * (centre.y - 1) + 1))
+    expected = fine.calculateHLR(
+        center=galsim.PositionD(3 * (centre.x - 1) + 1, 3 * (centre.y - 1) + 1)
+    )
     assert measure_image(image, pixel_scale=0.1)[1] == pytest.approx(expected, rel=2e-4)
 
 
 def test_what_cannot_be_measured_is_nan_and_counted():
     good, blank = draw_galaxy(), np.zeros((64, 64))
-    assert measure_image(blank, pixel_scale=0.1)[0] == 0 and np.isnan(measure_image(blank, pixel_scale=0.1)[1:]).all()
+    assert (
+        measure_image(blank, pixel_scale=0.1)[0] == 0
+        and np.isnan(measure_image(blank, pixel_scale=0.1)[1:]).all()
+    )
     quantities = measure(np.stack([good] * 9 + [blank]), pixel_scale=0.1)
     assert quantities.num_failed == 1
     assert quantities.e1[0] == pytest.approx(measure_image(good, pixel_scale=0.1)[2])
@@ -139,14 +250,23 @@ def test_what_cannot_be_measured_is_nan_and_counted():
 
 def test_value_and_error_are_median_and_half_of_the_68_percent_interval():
     fluxes = 100 + 3 * stats.norm.ppf((np.arange(101) + 0.5) / 101)
-    quantities = measure(fluxes[:, None, None] * draw_galaxy(1.0) / draw_galaxy(1.0).sum(), pixel_scale=0.1)
+    quantities = measure(
+        fluxes[:, None, None] * draw_galaxy(1.0) / draw_galaxy(1.0).sum(), pixel_scale=0.1
+    )
     assert quantities.flux[0] == pytest.approx(100, rel=1e-4)
     assert quantities.flux[1] == pytest.approx(3 * stats.norm.ppf(0.84), rel=0.02)
 
 
 def test_one_draw_has_a_value_and_no_error(observation):
-    result = fake_result(observation, draws=draw_galaxy()[None], latent_draws=np.zeros((1, 3)), flux_draws=[100.0], shift_draws=np.zeros((1, 2)),
-                         background_draws=[0.0], method="map")
+    result = fake_result(
+        observation,
+        draws=draw_galaxy()[None],
+        latent_draws=np.zeros((1, 3)),
+        flux_draws=[100.0],
+        shift_draws=np.zeros((1, 2)),
+        background_draws=[0.0],
+        method="map",
+    )
     assert result.flux[0] == pytest.approx(100, rel=0.02) and math.isnan(result.flux[1])
     assert "±" not in format_value(result.flux)
 
@@ -159,11 +279,19 @@ def test_shapes_come_from_the_draws_not_from_the_mean_image(observation):
     assert angles.e1[1] == pytest.approx(each, rel=1e-3)
 
 
-@pytest.mark.parametrize(("pair", "text"), [
-    ((12.3456, 0.0123), "12.346 ± 0.012"), ((12.3456, 12.0), "12 ± 12"), ((0.0, 0.02), "0.000 ± 0.020"), ((1234.5, math.nan), "1234"),
-    ((math.nan, math.nan), "-"), ((1.2342e-12, 1.2e-14), "(1.234 ± 0.012)e-12"), ((-3.2e8, 1.1e6), "(-3.200 ± 0.011)e+08"),
-    ((99.9, 0.0), "99.9"),
-])
+@pytest.mark.parametrize(
+    ("pair", "text"),
+    [
+        ((12.3456, 0.0123), "12.346 ± 0.012"),
+        ((12.3456, 12.0), "12 ± 12"),
+        ((0.0, 0.02), "0.000 ± 0.020"),
+        ((1234.5, math.nan), "1234"),
+        ((math.nan, math.nan), "-"),
+        ((1.2342e-12, 1.2e-14), "(1.234 ± 0.012)e-12"),
+        ((-3.2e8, 1.1e6), "(-3.200 ± 0.011)e+08"),
+        ((99.9, 0.0), "99.9"),
+    ],
+)
 def test_values_carry_as_many_digits_as_their_errors_allow(pair, text):
     assert format_value(pair) == text
 
@@ -177,9 +305,12 @@ def test_file_names_are_safe_and_different(observation):
 
 # --- fit and status
 
+
 def test_chi2_and_p_value_match_scipy(observation):
     rng = np.random.default_rng(3)
-    residual = np.where(observation.mask, 0, 0.1 * rng.normal(size=observation.image.shape)).astype(np.float32)
+    residual = np.where(observation.mask, 0, 0.1 * rng.normal(size=observation.image.shape)).astype(
+        np.float32
+    )
     source = np.zeros_like(residual)
     source[10:30, 10:30] = 5
     chi2, p_value = goodness_of_fit(residual, source, observation, num_fitted=20)
@@ -201,20 +332,27 @@ def test_faint_galaxy_is_judged_on_its_nine_best_pixels(observation):
     assert goodness_of_fit(residual, source, observation)[0] == pytest.approx(4)
 
 
-@pytest.mark.parametrize(("diagnostics", "p_value", "words"), [
-    pytest.param({"r_hat": 1.2}, 0.5, "not_converged: R-hat is 1.200", id="r_hat"),
-    pytest.param({"r_hat": math.nan}, 0.5, "not_converged: R-hat is nan", id="r_hat nan"),
-    pytest.param({"k_hat": 0.9}, 0.5, "not_converged: k-hat is 0.90", id="k_hat"),
-    pytest.param({"num_divergent": 3}, 0.5, "not_converged: 3 divergent", id="divergences"),
-    pytest.param({"map_converged": 0.0}, 0.5, "not_converged: the search", id="map"),
-    pytest.param({}, 1e-12, "poor_fit: reduced chi2 is 1.50 inside the galaxy (p < 1e-09)", id="fit"),
-])
+@pytest.mark.parametrize(
+    ("diagnostics", "p_value", "words"),
+    [
+        pytest.param({"r_hat": 1.2}, 0.5, "not_converged: R-hat is 1.200", id="r_hat"),
+        pytest.param({"r_hat": math.nan}, 0.5, "not_converged: R-hat is nan", id="r_hat nan"),
+        pytest.param({"k_hat": 0.9}, 0.5, "not_converged: k-hat is 0.90", id="k_hat"),
+        pytest.param({"num_divergent": 3}, 0.5, "not_converged: 3 divergent", id="divergences"),
+        pytest.param({"map_converged": 0.0}, 0.5, "not_converged: the search", id="map"),
+        pytest.param(
+            {}, 1e-12, "poor_fit: reduced chi2 is 1.50 inside the galaxy (p < 1e-09)", id="fit"
+        ),
+    ],
+)
 def test_judge_says_what_is_wrong(diagnostics, p_value, words):
-    assert [sentence[:len(words)] for sentence in judge(diagnostics, 1.5, p_value)] == [words]
+    assert [sentence[: len(words)] for sentence in judge(diagnostics, 1.5, p_value)] == [words]
 
 
 def test_light_at_the_edge_is_measured_against_the_noise_of_its_mean(observation):
-    """A level of half a sigma in n good pixels of the edge is sqrt(n) / 2 sigma; what stands inside does not count."""
+    """A level of half a sigma in n good pixels of the edge is sqrt(n) / 2 sigma; what stands inside
+    does not count.
+    """
     source = np.full(observation.image.shape, 0.05)
     source[2:-2, 2:-2] = 1e3
     num = 2 * 2 * (40 + 41 - 4)
@@ -223,16 +361,39 @@ def test_light_at_the_edge_is_measured_against_the_noise_of_its_mean(observation
 
 
 def test_a_galaxy_larger_than_its_stamp_is_said_to_be_cut_off(observation):
-    broad = galsim.Convolve(galsim.Exponential(half_light_radius=2.0, flux=400), galsim.Gaussian(fwhm=0.7)).drawImage(nx=41, ny=40, scale=0.2).array
-    assert any(sentence.startswith("cut_off: the galaxy's light reaches the edge of the stamp") for sentence in fake_result(observation, model=broad).status)
+    broad = (
+        galsim.Convolve(
+            galsim.Exponential(half_light_radius=2.0, flux=400), galsim.Gaussian(fwhm=0.7)
+        )
+        .drawImage(nx=41, ny=40, scale=0.2)
+        .array
+    )
+    assert any(
+        sentence.startswith("cut_off: the galaxy's light reaches the edge of the stamp")
+        for sentence in fake_result(observation, model=broad).status
+    )
     assert not any(sentence.startswith("cut_off") for sentence in fake_result(observation).status)
 
 
 def test_judge_is_silent_on_a_good_result():
-    assert judge({"r_hat": 1.005, "k_hat": 0.6, "num_divergent": 0, "map_converged": 1.0, "min_ess": 500}, 1.0, 0.4) == ()
+    assert (
+        judge(
+            {
+                "r_hat": 1.005,
+                "k_hat": 0.6,
+                "num_divergent": 0,
+                "map_converged": 1.0,
+                "min_ess": 500,
+            },
+            1.0,
+            0.4,
+        )
+        == ()
+    )
 
 
 # --- Result
+
 
 def test_result_holds_mean_deviation_and_residual(observation):
     result = fake_result(observation)
@@ -242,7 +403,10 @@ def test_result_holds_mean_deviation_and_residual(observation):
     good = ~observation.mask
     assert result.residual[good] == pytest.approx((observation.image - result.model)[good])
     assert result.converged and result.status == () and 0.7 < result.chi2 < 1.3
-    assert {a.dtype.name for a in (result.image, result.image_std, result.residual, result.draws, result.model)} == {"float32"}
+    assert {
+        a.dtype.name
+        for a in (result.image, result.image_std, result.residual, result.draws, result.model)
+    } == {"float32"}
 
 
 def test_imagined_solutions_are_draws_and_repeat_with_the_seed(observation):
@@ -250,21 +414,49 @@ def test_imagined_solutions_are_draws_and_repeat_with_the_seed(observation):
     images = result.draw_images(5, seed=3)
     assert np.array_equal(images, result.draw_images(5, seed=3))
     assert all(any(np.array_equal(image, draw) for draw in result.draws) for image in images)
-    with pytest.raises(ValueError, match="num must be between 0 and the 40 draws that this result holds, got 41"):
+    with pytest.raises(
+        ValueError, match="num must be between 0 and the 40 draws that this result holds, got 41"
+    ):
         result.draw_images(41, seed=1)
 
 
 def test_summary_names_every_quantity(observation):
     text = fake_result(observation, diagnostics={"k_hat": 0.9}).summary()
-    for words in ("galaxy 7", "flux", "nJy", "half-light radius", "arcsec", "e1", "e2", "±", "reduced chi2", "not_converged: k-hat"):
+    for words in (
+        "galaxy 7",
+        "flux",
+        "nJy",
+        "half-light radius",
+        "arcsec",
+        "e1",
+        "e2",
+        "±",
+        "reduced chi2",
+        "not_converged: k-hat",
+    ):
         assert words in text
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    pytest.param({"draws": np.zeros((64, 64))}, r"draws must be \[num_draws, height, width\], got shape \(64, 64\)", id="draws"),
-    pytest.param({"model": np.zeros((5, 5))}, r"model must have the observation's shape \(40, 41\), got \(5, 5\)", id="model"),
-    pytest.param({"flux_draws": np.zeros(3)}, "flux_draws must have one row for each of the 40 draws, got 3", id="flux"),
-])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        pytest.param(
+            {"draws": np.zeros((64, 64))},
+            r"draws must be \[num_draws, height, width\], got shape \(64, 64\)",
+            id="draws",
+        ),
+        pytest.param(
+            {"model": np.zeros((5, 5))},
+            r"model must have the observation's shape \(40, 41\), got \(5, 5\)",
+            id="model",
+        ),
+        pytest.param(
+            {"flux_draws": np.zeros(3)},
+            "flux_draws must have one row for each of the 40 draws, got 3",
+            id="flux",
+        ),
+    ],
+)
 def test_make_result_refuses_shapes_that_do_not_belong_together(observation, changes, message):
     with pytest.raises(ValueError, match=message):
         fake_result(observation, **changes)
@@ -274,21 +466,35 @@ def test_draws_that_are_not_finite_are_left_out_and_said(observation):
     draws = np.repeat(draw_galaxy()[None], NUM_DRAWS, axis=0)
     draws[4, 3, 3] = np.nan
     result = fake_result(observation, draws=draws)
-    assert len(result.draws) == len(result.flux_draws) == NUM_DRAWS - 1 and np.isfinite(result.image).all()
+    assert (
+        len(result.draws) == len(result.flux_draws) == NUM_DRAWS - 1
+        and np.isfinite(result.image).all()
+    )
     assert not result.converged and "1 draws were not finite" in result.status[0]
-    assert fake_result(observation, draws=np.full_like(draws, np.nan)).status[0].startswith("not_converged: the posterior is not finite")
+    assert (
+        fake_result(observation, draws=np.full_like(draws, np.nan))
+        .status[0]
+        .startswith("not_converged: the posterior is not finite")
+    )
 
 
 def test_no_data_is_a_result_with_a_reason(observation, tmp_path):
-    empty = make_observation(np.ones((40, 41)), psf=observation.psf, sigma=0.1, mask=np.ones((40, 41)), pixel_scale=0.2)
+    empty = make_observation(
+        np.ones((40, 41)), psf=observation.psf, sigma=0.1, mask=np.ones((40, 41)), pixel_scale=0.2
+    )
     result = fake_result(empty)
-    assert result.status == ("no_data: every pixel is masked",) and not result.converged and not result.image.any()
+    assert (
+        result.status == ("no_data: every pixel is masked",)
+        and not result.converged
+        and not result.image.any()
+    )
     result.write_fits(tmp_path / "empty.fits")
     assert read_result(tmp_path / "empty.fits").status == result.status
     assert "flux               -" in result.summary()
 
 
 # --- the sky
+
 
 @pytest.mark.parametrize("matrix", ["cd", "pc"])
 def test_deconvolved_wcs_sees_the_same_sky(matrix):
@@ -297,43 +503,80 @@ def test_deconvolved_wcs_sees_the_same_sky(matrix):
     if matrix == "pc":
         wcs = WCS(wcs.to_header())
     fine = deconvolved_wcs(wcs, shape, ratio=2.0, shape=(64, 64))
-    # A point 1.4" to the right of the centre and 0.6" above it, in the pixels (from 0) of both grids.
+    # A point 1.4" to the right of the centre and 0.6" above it, in the pixels (from 0) of both
+    # grids.
     seen, made = wcs.pixel_to_world(20 + 7, 19.5 + 3), fine.pixel_to_world(31.5 + 14, 31.5 + 6)
     assert seen.separation(made).arcsec < 1e-6
 
 
 def test_deconvolved_wcs_replaces_distortions_by_their_linear_part():
     header = sky_wcs((40, 41), 0.2).to_header()
-    header.update({"CTYPE1": "RA---TAN-SIP", "CTYPE2": "DEC--TAN-SIP", "A_ORDER": 2, "B_ORDER": 2, "A_2_0": 2e-5, "B_0_2": 1e-5})
+    header.update(
+        {
+            "CTYPE1": "RA---TAN-SIP",
+            "CTYPE2": "DEC--TAN-SIP",
+            "A_ORDER": 2,
+            "B_ORDER": 2,
+            "A_2_0": 2e-5,
+            "B_0_2": 1e-5,
+        }
+    )
     distorted = WCS(header)
     fine = deconvolved_wcs(distorted, (40, 41), ratio=2.0, shape=(64, 64))
     assert not fine.has_distortion
-    assert distorted.pixel_to_world(27, 22.5).separation(fine.pixel_to_world(45.5, 37.5)).arcsec < 0.002
+    assert (
+        distorted.pixel_to_world(27, 22.5).separation(fine.pixel_to_world(45.5, 37.5)).arcsec
+        < 0.002
+    )
 
 
 def test_galaxy_lies_at_the_same_sky_position_in_image_and_observation(observation, tmp_path):
     shift = (0.31, -0.17)
-    result = fake_result(observation, draws=np.repeat(draw_galaxy(shift=shift)[None], NUM_DRAWS, axis=0))
+    result = fake_result(
+        observation, draws=np.repeat(draw_galaxy(shift=shift)[None], NUM_DRAWS, axis=0)
+    )
     result.write_fits(tmp_path / "r.fits")
     moments = galsim.hsm.FindAdaptiveMom(galsim.Image(result.image)).moments_centroid
-    found = read_plane_wcs(tmp_path / "r.fits", "IMAGE").pixel_to_world(moments.x - 1, moments.y - 1)
+    found = read_plane_wcs(tmp_path / "r.fits", "IMAGE").pixel_to_world(
+        moments.x - 1, moments.y - 1
+    )
     expected = observation.wcs.pixel_to_world(20 + shift[0] / 0.2, 19.5 + shift[1] / 0.2)
     assert found.separation(expected).arcsec < 1e-3
 
 
 # --- files
 
+
 def test_result_survives_its_file(observation, tmp_path):
     result = fake_result(observation, diagnostics={"k_hat": 0.9, "r_hat": math.nan})
     result.write_fits(tmp_path / "r.fits")
     back = read_result(tmp_path / "r.fits")
-    for name in ("image", "image_std", "model", "residual", "draws", "latent_draws", "flux_draws", "shift_draws", "background_draws"):
+    for name in (
+        "image",
+        "image_std",
+        "model",
+        "residual",
+        "draws",
+        "latent_draws",
+        "flux_draws",
+        "shift_draws",
+        "background_draws",
+    ):
         assert np.array_equal(getattr(back, name), getattr(result, name)), name
         assert getattr(back, name).dtype == getattr(result, name).dtype
     for name in ("image", "variance", "mask", "pixel_scale", "name", "notes", "status", "unit"):
         assert np.array_equal(getattr(back.observation, name), getattr(observation, name)), name
     assert np.array_equal(back.observation.psf.image, observation.psf.image)
-    for name in ("pixel_scale", "target_fwhm", "chi2", "p_value", "method", "status", "converged", "provenance"):
+    for name in (
+        "pixel_scale",
+        "target_fwhm",
+        "chi2",
+        "p_value",
+        "method",
+        "status",
+        "converged",
+        "provenance",
+    ):
         assert getattr(back, name) == getattr(result, name), name
     assert back.diagnostics["k_hat"] == 0.9 and math.isnan(back.diagnostics["r_hat"])
     assert back.quantities == result.quantities and back.summary() == result.summary()
@@ -353,8 +596,14 @@ def test_file_tells_its_content_without_astrogen(observation, tmp_path):
     result = fake_result(observation)
     result.write_fits(tmp_path / "r.fits")
     planes, header, tables = read_planes(tmp_path / "r.fits")
-    assert {"IMAGE", "IMAGE_STD", "MODEL", "RESIDUAL", "OBSERVED", "MASK", "DRAWS"} <= set(planes) and len(tables["LATENT"]) == NUM_DRAWS
-    assert header["FLUX"] == result.flux[0] and header["HLR_ERR"] == pytest.approx(result.half_light_radius[1]) and header["CONVERGD"] is True
+    assert {"IMAGE", "IMAGE_STD", "MODEL", "RESIDUAL", "OBSERVED", "MASK", "DRAWS"} <= set(
+        planes
+    ) and len(tables["LATENT"]) == NUM_DRAWS
+    assert (
+        header["FLUX"] == result.flux[0]
+        and header["HLR_ERR"] == pytest.approx(result.half_light_radius[1])
+        and header["CONVERGD"] is True
+    )
 
 
 def test_equal_results_are_equal_bytes(observation, tmp_path):
@@ -375,7 +624,7 @@ def test_read_result_refuses_other_files(observation, tmp_path):
     write_planes(tmp_path / "later.fits", planes, header=header, tables=tables)
     with pytest.raises(InputFileError, match="this version reads 'astrogen result 1'"):
         read_result(tmp_path / "later.fits")
-    (tmp_path / "cut.fits").write_bytes(content[:len(content) // 2])
+    (tmp_path / "cut.fits").write_bytes(content[: len(content) // 2])
     with pytest.raises(InputFileError, match="truncated"):
         read_result(tmp_path / "cut.fits")
 

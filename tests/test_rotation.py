@@ -1,4 +1,7 @@
-"""The sampler for thousands of nearly normal parameters, and the directions that keep them from being normal, against closed forms."""
+"""The sampler for thousands of nearly normal parameters, and the directions that keep them from
+being normal, against closed forms.
+"""
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -27,9 +30,20 @@ def skewed(white, evidence):
     return tf.reduce_sum(3 * white - tf.exp(white), -1)
 
 
-def walk(density, evidence=0.0, *, size=SIZE, chains=4, draws=100, burnin=60, seed=(5, 6), **options):
+def walk(
+    density, evidence=0.0, *, size=SIZE, chains=4, draws=100, burnin=60, seed=(5, 6), **options
+):
     start = tf.random.stateless_normal([chains, size], [3, 4])
-    return sample_rotating(density, start, evidence, keep_fn=keep, num_draws=draws, num_burnin=burnin, seed=seed, **options)
+    return sample_rotating(
+        density,
+        start,
+        evidence,
+        keep_fn=keep,
+        num_draws=draws,
+        num_burnin=burnin,
+        seed=seed,
+        **options,
+    )
 
 
 def test_steps_are_exact_for_a_standard_normal_whatever_their_number_of_parameters():
@@ -50,7 +64,9 @@ def test_draws_follow_a_gaussian_with_known_variances():
     assert ratio.std() < 2 * np.sqrt(2 / 1000)
     assert 0.6 < done.accept_rate < 0.95
     assert done.divergent == 0
-    np.testing.assert_allclose(done.log_density, -0.5 * (precision * done.kept**2).sum(-1), rtol=1e-4)
+    np.testing.assert_allclose(
+        done.log_density, -0.5 * (precision * done.kept**2).sum(-1), rtol=1e-4
+    )
 
 
 def test_draws_follow_a_density_that_is_not_gaussian():
@@ -61,16 +77,23 @@ def test_draws_follow_a_density_that_is_not_gaussian():
 
 
 def test_equal_seeds_give_equal_draws_and_others_do_not():
-    once, again, other = (walk(skewed, size=20, draws=5, burnin=5, seed=seed) for seed in ((1, 2), (1, 2), (1, 3)))
+    once, again, other = (
+        walk(skewed, size=20, draws=5, burnin=5, seed=seed) for seed in ((1, 2), (1, 2), (1, 3))
+    )
     assert np.array_equal(once.kept, again.kept)
     assert not np.array_equal(once.kept, other.kept)
 
 
 def test_a_density_that_ends_is_never_left_and_the_fall_is_counted():
     def walled(white, evidence):
-        return -0.5 * tf.reduce_sum(white**2, -1) + tf.reduce_sum(tf.math.log(white + 1.0), -1)         # NaN below -1
+        return -0.5 * tf.reduce_sum(white**2, -1) + tf.reduce_sum(
+            tf.math.log(white + 1.0), -1
+        )  # NaN below -1
+
     start = tf.zeros([3, 4])
-    done = sample_rotating(walled, start, 0.0, keep_fn=keep, num_draws=200, num_burnin=50, seed=(1, 1))
+    done = sample_rotating(
+        walled, start, 0.0, keep_fn=keep, num_draws=200, num_burnin=50, seed=(1, 1)
+    )
     assert np.isfinite(done.kept).all() and done.kept.min() > -1
     assert np.isfinite(done.log_density).all()
 
@@ -85,7 +108,9 @@ def test_the_directions_far_from_one_are_those_of_a_full_decomposition(rng):
     turn = np.linalg.qr(rng.normal(size=(size, size)))[0]
     values = np.concatenate([[30, 9, 4, 0.05, 0.1, 2.5], 1 + 0.05 * rng.normal(size=size - rank)])
     matrix = (turn * values) @ turn.T
-    found, vectors = far_from_one(lambda rows: rows @ matrix.astype(np.float32), size, rank=rank, seed=1)
+    found, vectors = far_from_one(
+        lambda rows: rows @ matrix.astype(np.float32), size, rank=rank, seed=1
+    )
     np.testing.assert_allclose(np.sort(found), np.sort(values[:rank]), rtol=2e-3)
     np.testing.assert_allclose(vectors.T @ vectors, np.eye(rank), atol=1e-4)
     np.testing.assert_allclose(matrix @ vectors, vectors * found, atol=0.05)

@@ -1,4 +1,5 @@
 """The direction of the data flow, read from the imports: who may know whom."""
+
 import ast
 import subprocess
 import sys
@@ -13,7 +14,10 @@ PACKAGES = ("astrogen", "data_pipelines", "benchmarks")
 
 def _modules():
     files = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
-    return {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in files}
+    return {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in files
+    }
 
 
 def _imports(path, name):
@@ -22,7 +26,11 @@ def _imports(path, name):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            base = ".".join([*package[: len(package) - node.level + 1], *filter(None, [node.module])]) if node.level else node.module
+            base = (
+                ".".join([*package[: len(package) - node.level + 1], *filter(None, [node.module])])
+                if node.level
+                else node.module
+            )
             yield from (f"{base}.{alias.name}" for alias in node.names)
 
 
@@ -33,20 +41,40 @@ def _within(name, *packages):
     return any(name == package or name.startswith(package + ".") for package in packages)
 
 
-FORBIDDEN = {    # importer: what it must not know
-    "astrogen": ["data_pipelines", "benchmarks", "tests", "tensorflow_probability.layers", "tf_keras", "pickle"],
+FORBIDDEN = {  # importer: what it must not know
+    "astrogen": [
+        "data_pipelines",
+        "benchmarks",
+        "tests",
+        "tensorflow_probability.layers",
+        "tf_keras",
+        "pickle",
+    ],
     "astrogen.forward": ["astrogen.priors", "astrogen.inference"],
     "astrogen.priors": ["astrogen.forward", "astrogen.inference", "astrogen.posterior"],
-    "astrogen.inference": ["astrogen.observation", "astrogen.images", "astrogen.forward", "astrogen.priors", "astrogen.posterior", "astrogen.result"],
+    "astrogen.inference": [
+        "astrogen.observation",
+        "astrogen.images",
+        "astrogen.forward",
+        "astrogen.priors",
+        "astrogen.posterior",
+        "astrogen.result",
+    ],
     "astrogen.observation": ["tensorflow", "keras"],
     "astrogen.images": ["tensorflow", "keras"],
-    "astrogen.report": ["astrogen.priors", "astrogen.forward", "astrogen.posterior", "astrogen.inference", "astrogen.deconvolution"],
+    "astrogen.report": [
+        "astrogen.priors",
+        "astrogen.forward",
+        "astrogen.posterior",
+        "astrogen.inference",
+        "astrogen.deconvolution",
+    ],
     "data_pipelines": ["astrogen.priors", "astrogen.posterior", "astrogen.inference"],
     "data_pipelines.population": ["tensorflow"],
     "data_pipelines.real": ["tensorflow"],
     "data_pipelines.workers": ["tensorflow", "numpy"],
 }
-HOMES = {    # a library: the only module or package of astrogen that imports it
+HOMES = {  # a library: the only module or package of astrogen that imports it
     "astropy.io": "astrogen.images",
     "galsim": "astrogen.galsim_objects",
     "matplotlib": "astrogen.report",
@@ -55,22 +83,43 @@ HOMES = {    # a library: the only module or package of astrogen that imports it
 
 @pytest.mark.parametrize("importer", FORBIDDEN)
 def test_modules_do_not_know_what_comes_after_them(importer):
-    wrong = {name: seen for name in IMPORTS if _within(name, importer) if (seen := [i for i in IMPORTS[name] if _within(i, *FORBIDDEN[importer])])}
+    wrong = {
+        name: seen
+        for name in IMPORTS
+        if _within(name, importer)
+        if (seen := [i for i in IMPORTS[name] if _within(i, *FORBIDDEN[importer])])
+    }
     assert not wrong
 
 
 @pytest.mark.parametrize("library", HOMES)
 def test_a_library_has_one_home(library):
-    homes = {name for name, seen in IMPORTS.items() if _within(name, "astrogen") and any(_within(i, library) for i in seen)}
+    homes = {
+        name
+        for name, seen in IMPORTS.items()
+        if _within(name, "astrogen") and any(_within(i, library) for i in seen)
+    }
     assert all(_within(home, HOMES[library]) for home in homes), homes
 
 
 def test_nothing_imports_the_command_line():
-    assert not [name for name, seen in IMPORTS.items() if name != "astrogen.__main__" and any(_within(i, "astrogen.cli") for i in seen)]
+    assert not [
+        name
+        for name, seen in IMPORTS.items()
+        if name != "astrogen.__main__" and any(_within(i, "astrogen.cli") for i in seen)
+    ]
 
 
 def test_no_module_imports_itself_by_a_detour():
-    graph = {name: {other for other in IMPORTS if other != name and any(_within(i, other) and i.count(".") <= other.count(".") + 1 for i in seen)} for name, seen in IMPORTS.items()}
+    graph = {
+        name: {
+            other
+            for other in IMPORTS
+            if other != name
+            and any(_within(i, other) and i.count(".") <= other.count(".") + 1 for i in seen)
+        }
+        for name, seen in IMPORTS.items()
+    }
     packages = {name for name in graph if any(other.startswith(name + ".") for other in graph)}
     left = {name: seen - packages for name, seen in graph.items() if name not in packages}
     while leaves := [name for name, seen in left.items() if not seen & left.keys()]:
@@ -81,8 +130,18 @@ def test_no_module_imports_itself_by_a_detour():
 def test_import_is_light():
     """`astrogen --version` must not wait for TensorFlow."""
     done = subprocess.run(
-        [sys.executable, "-c", "import sys, astrogen; print([m for m in ('tensorflow', 'numpy', 'astropy', 'matplotlib') if m in sys.modules])"],
-        cwd=ROOT, capture_output=True, text=True, timeout=60,
+        [
+            sys.executable,
+            "-c",
+            (
+                "import sys, astrogen; print([m for m in ('tensorflow', 'numpy', 'astropy',"
+                " 'matplotlib') if m in sys.modules])"
+            ),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert done.stdout.strip() == "[]", done.stderr
 
@@ -94,5 +153,7 @@ def test_every_public_name_can_be_had(name):
 
 
 def test_an_unknown_name_says_what_there_is():
-    with pytest.raises(AttributeError, match="has no attribute 'deconvolute'; it offers .*deconvolve"):
+    with pytest.raises(
+        AttributeError, match="has no attribute 'deconvolute'; it offers .*deconvolve"
+    ):
         astrogen.deconvolute

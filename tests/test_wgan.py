@@ -1,4 +1,7 @@
-"""Training of convergence maps: penalty, losses and features in closed form, spectra that are found again, and a run that goes on where it was stopped."""
+"""Training of convergence maps: penalty, losses and features in closed form, spectra that are found
+again, and a run that goes on where it was stopped.
+"""
+
 import json
 
 import keras
@@ -11,7 +14,17 @@ from astrogen.priors import load_prior
 from astrogen.priors.convergence import MEMBERS, TERMS, multipoles
 from astrogen.training import kappa, spectra, train_prior, wgan
 from astrogen.training.critic import Critic, critic_loss, generator_loss, gradient_penalty
-from astrogen.training.map_features import CURVATURE_LEVELS, LEVELS, MINIMUM_LEVELS, NUM_BANDS, PEAK_LEVELS, THIRD_EDGES, band_edges, band_matrix, map_features
+from astrogen.training.map_features import (
+    CURVATURE_LEVELS,
+    LEVELS,
+    MINIMUM_LEVELS,
+    NUM_BANDS,
+    PEAK_LEVELS,
+    THIRD_EDGES,
+    band_edges,
+    band_matrix,
+    map_features,
+)
 
 NUM_THIRD = len(THIRD_EDGES) - 1
 CURVATURE = slice(3 * NUM_BANDS + NUM_THIRD, 3 * NUM_BANDS + NUM_THIRD + len(CURVATURE_LEVELS))
@@ -21,35 +34,67 @@ PEAKS = slice(-len(PEAK_LEVELS) - len(MINIMUM_LEVELS), -len(MINIMUM_LEVELS))
 
 # ---- critic ----
 
+
 @pytest.mark.parametrize("norm", [0.5, 1.0, 3.0])
 def test_the_penalty_of_a_linear_critic(norm, rng):
     """The gradient of a . x is a, wherever on the line."""
     direction = rng.normal(size=(8, 8)).astype(np.float32)
     direction *= norm / np.linalg.norm(direction)
     real, fake = (tf.constant(rng.normal(size=(5, 8, 8)), tf.float32) for _ in range(2))
-    penalty = gradient_penalty(lambda maps: tf.reduce_sum(direction * maps, [1, 2]), real, fake, tf.constant(rng.uniform(size=(5, 1, 1)), tf.float32))
+    penalty = gradient_penalty(
+        lambda maps: tf.reduce_sum(direction * maps, [1, 2]),
+        real,
+        fake,
+        tf.constant(rng.uniform(size=(5, 1, 1)), tf.float32),
+    )
     np.testing.assert_allclose(penalty, np.full(5, (norm - 1) ** 2), atol=1e-5)
 
 
 def test_the_penalty_is_of_each_sample_where_it_lies_on_the_line(rng):
     """The gradient of |x|^2 / 2 is x, the point between."""
-    real, fake, mix = rng.normal(size=(4, 8, 8)), rng.normal(size=(4, 8, 8)), rng.uniform(size=(4, 1, 1))
-    penalty = gradient_penalty(lambda maps: tf.reduce_sum(maps**2, [1, 2]) / 2, *(tf.constant(x) for x in (real, fake, mix)))
-    np.testing.assert_allclose(penalty, (np.linalg.norm((1 - mix) * real + mix * fake, axis=(1, 2)) - 1) ** 2, rtol=1e-6)
+    real, fake, mix = (
+        rng.normal(size=(4, 8, 8)),
+        rng.normal(size=(4, 8, 8)),
+        rng.uniform(size=(4, 1, 1)),
+    )
+    penalty = gradient_penalty(
+        lambda maps: tf.reduce_sum(maps**2, [1, 2]) / 2,
+        *(tf.constant(x) for x in (real, fake, mix)),
+    )
+    np.testing.assert_allclose(
+        penalty, (np.linalg.norm((1 - mix) * real + mix * fake, axis=(1, 2)) - 1) ** 2, rtol=1e-6
+    )
 
 
 def test_the_critic_scores_each_map_alone(rng):
-    critic, maps, cosmology = Critic(64, (4, 8)), tf.constant(rng.normal(size=(3, 64, 64)), tf.float32), tf.constant(rng.normal(size=(3, 2)), tf.float32)
+    critic, maps, cosmology = (
+        Critic(64, (4, 8)),
+        tf.constant(rng.normal(size=(3, 64, 64)), tf.float32),
+        tf.constant(rng.normal(size=(3, 2)), tf.float32),
+    )
     together = critic(maps, cosmology)
-    np.testing.assert_allclose(together, [critic(maps[i:i + 1], cosmology[i:i + 1])[0] for i in range(3)], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        together,
+        [critic(maps[i : i + 1], cosmology[i : i + 1])[0] for i in range(3)],
+        rtol=1e-4,
+        atol=1e-4,
+    )
 
 
 def test_losses_agree_with_the_cross_entropy_and_the_distance(rng):
     real, fake = (tf.constant(rng.normal(size=20), tf.float32) for _ in range(2))
     entropy = keras.losses.BinaryCrossentropy(from_logits=True)
-    np.testing.assert_allclose(critic_loss("gan", real, fake), entropy(np.ones(20), real) + entropy(np.zeros(20), fake), rtol=1e-5)
-    np.testing.assert_allclose(generator_loss("gan", fake), -float(entropy(np.zeros(20), fake)), rtol=1e-5)
-    np.testing.assert_allclose(critic_loss("wgan-gp", real, fake), fake.numpy().mean() - real.numpy().mean(), rtol=1e-5)
+    np.testing.assert_allclose(
+        critic_loss("gan", real, fake),
+        entropy(np.ones(20), real) + entropy(np.zeros(20), fake),
+        rtol=1e-5,
+    )
+    np.testing.assert_allclose(
+        generator_loss("gan", fake), -float(entropy(np.zeros(20), fake)), rtol=1e-5
+    )
+    np.testing.assert_allclose(
+        critic_loss("wgan-gp", real, fake), fake.numpy().mean() - real.numpy().mean(), rtol=1e-5
+    )
     np.testing.assert_allclose(generator_loss("wgan-gp", fake), -fake.numpy().mean(), rtol=1e-5)
 
 
@@ -64,6 +109,7 @@ def test_the_first_gan_has_no_gradient_where_the_critic_wins():
 
 # ---- features ----
 
+
 def test_every_band_has_modes_and_a_wave_falls_into_its_own():
     edges = band_edges()
     matrix, l = band_matrix(64, 64, PIXEL_SCALE, edges)
@@ -71,7 +117,9 @@ def test_every_band_has_modes_and_a_wave_falls_into_its_own():
     np.testing.assert_allclose(matrix.sum(1), 1, rtol=1e-5)
     x = np.arange(64)
     wave = np.cos(2 * np.pi * (5 * x[:, None] + 9 * x) / 64)[None]
-    power = map_features(tf.constant(wave, tf.float32), tf.zeros([1, 64, 64]), pixel_scale=PIXEL_SCALE)[0, NUM_BANDS:2 * NUM_BANDS].numpy()
+    power = map_features(
+        tf.constant(wave, tf.float32), tf.zeros([1, 64, 64]), pixel_scale=PIXEL_SCALE
+    )[0, NUM_BANDS : 2 * NUM_BANDS].numpy()
     own = np.digitize(multipoles(64, 64, PIXEL_SCALE)[5, 9], edges) - 1
     assert np.argmax(power) == own and np.delete(power, own).max() < 1e-6 * power[own]
 
@@ -79,32 +127,47 @@ def test_every_band_has_modes_and_a_wave_falls_into_its_own():
 def test_power_along_an_axis_is_told_from_that_along_a_diagonal():
     """A wave along an axis counts in full among those along axes, one along a diagonal not at all."""
     x = np.arange(64)
-    straight, oblique = (np.cos(2 * np.pi * (k * x[:, None] + l * x) / 64)[None] for k, l in ((0, 14), (10, 10)))
+    straight, oblique = (
+        np.cos(2 * np.pi * (k * x[:, None] + l * x) / 64)[None] for k, l in ((0, 14), (10, 10))
+    )
     for wave, share in ((straight, 1.0), (oblique, 0.0)):
-        found = map_features(tf.constant(wave, tf.float32), tf.zeros([1, 64, 64]), pixel_scale=PIXEL_SCALE)[0].numpy()
-        sectors, power = found[:NUM_BANDS], found[NUM_BANDS:2 * NUM_BANDS]
-        assert (sectors.max() / power.max() > 1.5) == bool(share) and (sectors.max() < 1e-6 * power.max()) == (not share)
+        found = map_features(
+            tf.constant(wave, tf.float32), tf.zeros([1, 64, 64]), pixel_scale=PIXEL_SCALE
+        )[0].numpy()
+        sectors, power = found[:NUM_BANDS], found[NUM_BANDS : 2 * NUM_BANDS]
+        assert (sectors.max() / power.max() > 1.5) == bool(share) and (
+            sectors.max() < 1e-6 * power.max()
+        ) == (not share)
 
 
 def test_curvature_is_that_of_a_paraboloid():
     y, x = np.mgrid[:64, :64] - 32.0
-    log_map = tf.constant(-0.2 * (x**2 + y**2)[None], tf.float32)                      # over the mean of its neighbours: 0.2 everywhere
+    log_map = tf.constant(
+        -0.2 * (x**2 + y**2)[None], tf.float32
+    )  # over the mean of its neighbours: 0.2 everywhere
     found = map_features(log_map, log_map, pixel_scale=PIXEL_SCALE)[0].numpy()[CURVATURE]
     level = int(np.argmin(np.abs(CURVATURE_LEVELS - 0.25)))
-    np.testing.assert_allclose(found[level - 1:level + 1], [0.2, 0.8], atol=1e-4)
+    np.testing.assert_allclose(found[level - 1 : level + 1], [0.2, 0.8], atol=1e-4)
 
 
 def test_pixels_are_shared_by_the_two_levels_beside_them():
     log_map = tf.fill([1, 64, 64], LEVELS[6] + 0.1)
     found = map_features(log_map, log_map, pixel_scale=PIXEL_SCALE)[0].numpy()[PIXELS]
-    np.testing.assert_allclose(found, np.eye(len(LEVELS))[6] * 0.8 + np.eye(len(LEVELS))[7] * 0.2, atol=1e-4)
+    np.testing.assert_allclose(
+        found, np.eye(len(LEVELS))[6] * 0.8 + np.eye(len(LEVELS))[7] * 0.2, atol=1e-4
+    )
 
 
 def test_a_peak_is_counted_at_its_height(rng):
     log_map = 1e-3 * rng.normal(size=(1, 64, 64)).astype(np.float32) - 30.0
     for row, column in ((10, 10), (20, 33), (50, 7)):
         log_map[0, row, column] = PEAK_LEVELS[4]
-    found = map_features(tf.constant(log_map), tf.constant(log_map), pixel_scale=PIXEL_SCALE)[0].numpy()[PEAKS] * 62**2
+    found = (
+        map_features(tf.constant(log_map), tf.constant(log_map), pixel_scale=PIXEL_SCALE)[
+            0
+        ].numpy()[PEAKS]
+        * 62**2
+    )
     np.testing.assert_allclose(found, 3 * np.eye(len(PEAK_LEVELS))[4], atol=0.05)
 
 
@@ -114,6 +177,7 @@ def test_every_orientation_is_another():
 
 
 # ---- spectra ----
+
 
 @pytest.fixture(scope="module")
 def maps():
@@ -138,66 +202,137 @@ def test_the_shift_lies_below_every_void(maps):
     prior.log_shift = tf.constant(spectra.fit_shift(maps))
     shift = prior.shift(maps["cosmology"]).numpy()
     assert (maps["kappa"] > -shift[:, None, None]).all()
-    assert (shift < 1.4 * SHIFT * (maps["cosmology"][:, 0] / 0.3) ** 0.8 * (maps["cosmology"][:, 1] / 0.8) ** 0.5).all()
+    assert (
+        shift
+        < 1.4
+        * SHIFT
+        * (maps["cosmology"][:, 0] / 0.3) ** 0.8
+        * (maps["cosmology"][:, 1] / 0.8) ** 0.5
+    ).all()
 
 
 @pytest.mark.parametrize("kind", ["gaussian", "lognormal"])
 def test_drawn_maps_get_the_spectrum_of_the_simulations(kind):
-    """From a spectrum that is wrong by a factor of two to that of maps made by NumPy: cutting and the exponential are accounted for."""
+    """From a spectrum that is wrong by a factor of two to that of maps made by NumPy: cutting and
+    the exponential are accounted for.
+    """
     maps = simulated_maps(24, 20, seed=3, lognormal=kind == "lognormal")
     prior, target = small_prior(kind), spectra.fit_target(maps)
-    prior.table = prior.table._replace(log_spectrum=prior.table.log_spectrum + np.log(2) * np.eye(TERMS, 1).astype(np.float32))
+    prior.table = prior.table._replace(
+        log_spectrum=prior.table.log_spectrum + np.log(2) * np.eye(TERMS, 1).astype(np.float32)
+    )
     left = spectra.match_spectrum(prior, target, num_maps=32, num_iterations=5, seed=1)
     assert left < 0.05
-    drawn, l = prior.sample(96, omega_m=0.3, sigma_8=0.8, seed=9).numpy(), spectra.band_multipoles((64, 64), PIXEL_SCALE)
+    drawn, l = (
+        prior.sample(96, omega_m=0.3, sigma_8=0.8, seed=9).numpy(),
+        spectra.band_multipoles((64, 64), PIXEL_SCALE),
+    )
     power = spectra.measured_bands(drawn, PIXEL_SCALE).mean(0)
     np.testing.assert_allclose(power[l > 400], np.exp(target[0])[l > 400], rtol=0.1)
     assert abs(drawn.mean()) < 6e-4
-    colour = np.exp(prior.log_spectrum(l, tf.constant([[0.3, 0.8]]))[0]) * (1 if kind == "gaussian" else SHIFT**2)
-    np.testing.assert_allclose(colour[3:], true_spectrum(l[3:]), rtol=0.15)              # what NumPy coloured its noise with
+    colour = np.exp(prior.log_spectrum(l, tf.constant([[0.3, 0.8]]))[0]) * (
+        1 if kind == "gaussian" else SHIFT**2
+    )
+    np.testing.assert_allclose(
+        colour[3:], true_spectrum(l[3:]), rtol=0.15
+    )  # what NumPy coloured its noise with
 
 
 def expected_file(path, **changes):
-    """A file of expected band powers, 1.3 times `true_spectrum`, as `python -m data_pipelines expected-spectrum` writes it."""
-    points, l = [(omega_m, sigma_8) for omega_m in (0.2, 0.3, 0.4) for sigma_8 in (0.6, 0.8, 1.0)], spectra.band_multipoles((64, 64), PIXEL_SCALE)
+    """A file of expected band powers, 1.3 times `true_spectrum`, as `python -m data_pipelines
+    expected-spectrum` writes it.
+    """
+    points, l = (
+        [(omega_m, sigma_8) for omega_m in (0.2, 0.3, 0.4) for sigma_8 in (0.6, 0.8, 1.0)],
+        spectra.band_multipoles((64, 64), PIXEL_SCALE),
+    )
     power = [(1.3 * true_spectrum(l, *point)).tolist() for point in points]
-    path.write_text(json.dumps({"what": "a power law", "pixel_scale": PIXEL_SCALE, "image_shape": [64, 64], "source_redshift": 1.0, "cosmologies": points,
-                                "multipoles": l.tolist(), "power": power} | changes))
+    path.write_text(
+        json.dumps(
+            {
+                "what": "a power law",
+                "pixel_scale": PIXEL_SCALE,
+                "image_shape": [64, 64],
+                "source_redshift": 1.0,
+                "cosmologies": points,
+                "multipoles": l.tolist(),
+                "power": power,
+            }
+            | changes
+        )
+    )
     return path
 
 
 def test_an_expected_spectrum_is_read_as_polynomials(tmp_path):
-    coefficients = spectra.read_target(expected_file(tmp_path / "f.json"), shape=(64, 64), pixel_scale=PIXEL_SCALE)
+    coefficients = spectra.read_target(
+        expected_file(tmp_path / "f.json"), shape=(64, 64), pixel_scale=PIXEL_SCALE
+    )
     l = spectra.band_multipoles((64, 64), PIXEL_SCALE)
     np.testing.assert_allclose(coefficients[0], np.log(1.3 * true_spectrum(l)), atol=1e-4)
     np.testing.assert_allclose(coefficients[1:], row(1.2, 2.3)[:-1, None] * np.ones(20), atol=1e-3)
 
 
-@pytest.mark.parametrize("changes, message", [
-    ({"pixel_scale": 0.3}, "of maps of .64, 64. pixels of 2.3 arcmin as the records are, got .64, 64. of 0.3"),
-    ({"power": [[1.0]]}, "positive powers in the 20 bands of this release at 9 cosmologies or more, got shape"),
-    ({"power": "many"}, "be a file of `python -m data_pipelines expected-spectrum`, got"),
-], ids=["pixels", "bands", "none"])
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (
+            {"pixel_scale": 0.3},
+            "of maps of .64, 64. pixels of 2.3 arcmin as the records are, got .64, 64. of 0.3",
+        ),
+        (
+            {"power": [[1.0]]},
+            "positive powers in the 20 bands of this release at 9 cosmologies or more, got shape",
+        ),
+        ({"power": "many"}, "be a file of `python -m data_pipelines expected-spectrum`, got"),
+    ],
+    ids=["pixels", "bands", "none"],
+)
 def test_expected_spectra_of_something_else_are_refused(tmp_path, changes, message):
     with pytest.raises(ValueError, match=f"read_target: spectrum must .*{message}"):
-        spectra.read_target(expected_file(tmp_path / "f.json", **changes), shape=(64, 64), pixel_scale=PIXEL_SCALE)
+        spectra.read_target(
+            expected_file(tmp_path / "f.json", **changes), shape=(64, 64), pixel_scale=PIXEL_SCALE
+        )
     with pytest.raises(ValueError, match="read_target: spectrum must be a file of"):
         spectra.read_target(tmp_path / "missing.json", shape=(64, 64), pixel_scale=PIXEL_SCALE)
 
 
 def test_fields_are_brought_to_an_expected_spectrum(maps, tmp_path, monkeypatch):
-    """Tables of another spectrum become ones whose maps have the powers of the file, of both fields."""
+    """Tables of another spectrum become ones whose maps have the powers of the file, of both
+    fields.
+    """
     monkeypatch.setattr(kappa, "FINAL_MAPS", 96)
     monkeypatch.setattr(kappa, "FINAL_ITERATIONS", 4)
-    target, log_shift = spectra.read_target(expected_file(tmp_path / "f.json"), shape=(64, 64), pixel_scale=PIXEL_SCALE), small_prior().log_shift
-    moved = kappa.rematched({kind: small_prior(kind).table for kind in ("gaussian", "lognormal")}, target, log_shift, maps, seed=1)
+    target, log_shift = (
+        spectra.read_target(
+            expected_file(tmp_path / "f.json"), shape=(64, 64), pixel_scale=PIXEL_SCALE
+        ),
+        small_prior().log_shift,
+    )
+    moved = kappa.rematched(
+        {kind: small_prior(kind).table for kind in ("gaussian", "lognormal")},
+        target,
+        log_shift,
+        maps,
+        seed=1,
+    )
     for kind, table in moved.items():
-        drawn = kappa.make_prior(kind, table, moved["gaussian"], log_shift, None, maps).sample(192, omega_m=0.35, sigma_8=0.7, seed=5).numpy()
+        drawn = (
+            kappa.make_prior(kind, table, moved["gaussian"], log_shift, None, maps)
+            .sample(192, omega_m=0.35, sigma_8=0.7, seed=5)
+            .numpy()
+        )
         expected = 1.3 * true_spectrum(spectra.band_multipoles((64, 64), PIXEL_SCALE), 0.35, 0.7)
-        np.testing.assert_allclose(spectra.measured_bands(drawn, PIXEL_SCALE).mean(0)[2:], expected[2:], rtol=0.1, err_msg=kind)
+        np.testing.assert_allclose(
+            spectra.measured_bands(drawn, PIXEL_SCALE).mean(0)[2:],
+            expected[2:],
+            rtol=0.1,
+            err_msg=kind,
+        )
 
 
 # ---- the whole training ----
+
 
 @pytest.fixture
 def quick(maps, monkeypatch):
@@ -219,6 +354,7 @@ def quick(maps, monkeypatch):
 @pytest.fixture
 def stop_after(monkeypatch):
     """Make the training stop, as by Ctrl-C, at a step."""
+
     def stop(last):
         draw = wgan.draw_batch
 
@@ -229,6 +365,7 @@ def stop_after(monkeypatch):
 
         monkeypatch.setattr(wgan, "draw_batch", batch)
         return lambda: monkeypatch.setattr(wgan, "draw_batch", draw)
+
     return stop
 
 
@@ -241,23 +378,40 @@ def test_a_resumed_run_ends_with_the_same_weights(quick, tmp_path, stop_after):
     go_on()
     parts = train_prior("kappa", records="maps", out=tmp_path / "parts", num_steps=6, resume=True)
     cards = [json.loads((path / "card.json").read_text()) for path in (whole, parts)]
-    assert cards[0]["files"] == cards[1]["files"]                    # the hashes of all arrays
+    assert cards[0]["files"] == cards[1]["files"]  # the hashes of all arrays
     assert cards[0]["metrics"] == cards[1]["metrics"]
-    assert cards[0]["training"]["num_simulations"] == 22 and cards[0]["training"]["num_held_out"] == 40
+    assert (
+        cards[0]["training"]["num_simulations"] == 22 and cards[0]["training"]["num_held_out"] == 40
+    )
     assert list((tmp_path / "whole" / "logs").iterdir()) and cards[0]["metrics"]["statistic"] > 0
     for member in MEMBERS:
-        assert np.isfinite(load_prior(whole if member == "network" else f"{whole}-{member}").sample(2, omega_m=0.3, sigma_8=0.8, seed=1)).all()
+        assert np.isfinite(
+            load_prior(whole if member == "network" else f"{whole}-{member}").sample(
+                2, omega_m=0.3, sigma_8=0.8, seed=1
+            )
+        ).all()
 
 
 def test_a_checkpoint_holds_every_weight(tmp_path):
     """Also those of layers in lists, and the moments of the optimisers."""
     target = wgan.Target(np.zeros((TERMS, 3)), np.ones(3))
-    steps = [wgan.Step(small_prior(seed=seed), small_prior(seed=seed + 9).network, target, loss="gan", seed=1) for seed in (1, 2)]
+    steps = [
+        wgan.Step(
+            small_prior(seed=seed), small_prior(seed=seed + 9).network, target, loss="gan", seed=1
+        )
+        for seed in (1, 2)
+    ]
 
     def everything(step):
         layers = (step.prior.network, step.average, step.critic)
         weights = [variable for one in layers for variable in one.weights]
-        return [variable.numpy() for variable in [*weights, *(variable for one in step.optimizers.values() for variable in one.variables)]]
+        return [
+            variable.numpy()
+            for variable in [
+                *weights,
+                *(variable for one in step.optimizers.values() for variable in one.variables),
+            ]
+        ]
 
     for variable in steps[0].optimizers["critic"].variables[2:]:
         variable.assign_add(tf.ones_like(variable))
@@ -273,41 +427,78 @@ def test_the_plain_loss_trains_without_penalty_and_steering(quick):
     step = wgan.Step(prior, prior.network, wgan.fit_features(prior, maps), loss="gan", seed=1)
     told = step.run(*wgan.draw_batch(maps, [1, 0]), tf.constant(0), True)
     assert float(told["penalty"]) == 0 and float(told["difference"]) == 0
-    assert all(np.isfinite(float(value)) for value in told.values()) and float(told["critic_loss"]) > 0
+    assert (
+        all(np.isfinite(float(value)) for value in told.values()) and float(told["critic_loss"]) > 0
+    )
 
 
 def test_steering_brings_the_means_of_the_features_together(quick):
-    """Without critic: the running difference between drawn maps and simulations of another spectrum falls."""
+    """Without critic: the running difference between drawn maps and simulations of another spectrum
+    falls.
+    """
     prior, average = small_prior(scale=0.0), small_prior(scale=0.0).network
     target = wgan.fit_features(prior, quick)
     moved = 0.5 * target.scatter * (np.arange(len(target.scatter)) < 8)
-    target = target._replace(coefficients=(target.coefficients + np.eye(TERMS, 1) * moved).astype(np.float32))
+    target = target._replace(
+        coefficients=(target.coefficients + np.eye(TERMS, 1) * moved).astype(np.float32)
+    )
     step, told = wgan.Step(prior, average, target, loss="wgan-gp", seed=1), []
     step.optimizers["generator"].learning_rate.assign(1e-2)
     for index in range(30):
-        told.append(float(step.run(*wgan.draw_batch(quick, [1, index]), tf.constant(index), False)["difference"]))
+        told.append(
+            float(
+                step.run(*wgan.draw_batch(quick, [1, index]), tf.constant(index), False)[
+                    "difference"
+                ]
+            )
+        )
     assert np.mean(told[-5:]) < 0.6 * max(told[:10])
 
 
 def test_simulations_are_kept_apart_whole(maps):
     kept, held_out = kappa.split_maps(maps, None)
-    assert not set(kept["simulation"]) & set(held_out["simulation"]) and len(kept["kappa"]) + len(held_out["kappa"]) == len(maps["kappa"])
+    assert not set(kept["simulation"]) & set(held_out["simulation"]) and len(kept["kappa"]) + len(
+        held_out["kappa"]
+    ) == len(maps["kappa"])
     assert kappa.split_maps(maps, held_out)[1] is held_out
 
 
 def test_too_few_simulations_are_refused():
     few = simulated_maps(3, 4, seed=3)
-    with pytest.raises(ValueError, match="split_maps: records must hold maps of at least 4 simulations to train on, got 3; simulate more"):
+    with pytest.raises(
+        ValueError,
+        match=(
+            "split_maps: records must hold maps of at least 4 simulations to train on, got 3;"
+            " simulate more"
+        ),
+    ):
         kappa.split_maps(few, few)
 
 
-@pytest.mark.parametrize("index, generator", [(0, wgan.WARM_RATE), (399, wgan.WARM_RATE * 0.055), (400, 4e-4), (1000, 4e-4), (1999, 4e-4 * 0.05)])
+@pytest.mark.parametrize(
+    "index, generator",
+    [
+        (0, wgan.WARM_RATE),
+        (399, wgan.WARM_RATE * 0.055),
+        (400, 4e-4),
+        (1000, 4e-4),
+        (1999, 4e-4 * 0.05),
+    ],
+)
 def test_learning_rates_fall_at_the_end_of_either_part(index, generator):
-    np.testing.assert_allclose(wgan.learning_rates(index, 2000, 400)["generator"], generator, rtol=1e-6)
+    np.testing.assert_allclose(
+        wgan.learning_rates(index, 2000, 400)["generator"], generator, rtol=1e-6
+    )
 
 
-@pytest.mark.parametrize("name, options, demand", [("galaxy", {"loss": "gan"}, "loss must be None for 'galaxy', got 'gan'"),
-                                                   ("kappa", {"real": "DIR"}, "real must be None for 'kappa', got 'DIR'")], ids=["loss", "real"])
+@pytest.mark.parametrize(
+    "name, options, demand",
+    [
+        ("galaxy", {"loss": "gan"}, "loss must be None for 'galaxy', got 'gan'"),
+        ("kappa", {"real": "DIR"}, "real must be None for 'kappa', got 'DIR'"),
+    ],
+    ids=["loss", "real"],
+)
 def test_options_of_other_priors_are_refused(tmp_path, name, options, demand):
     with pytest.raises(ValueError, match=demand):
         train_prior(name, records=tmp_path, out=tmp_path, **options)

@@ -1,4 +1,7 @@
-"""Drawing over processes: order, failures, deaths. Nothing heavy is imported here: the workers import this file too."""
+"""Drawing over processes: order, failures, deaths. Nothing heavy is imported here: the workers
+import this file too.
+"""
+
 import os
 import subprocess
 import sys
@@ -64,12 +67,17 @@ def _is_running(pid):
         return status.read().rpartition(")")[2].split()[0] != "Z"
 
 
-@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs /proc to tell a running process from one that only waits to be collected")
+@pytest.mark.skipif(
+    not os.path.isdir("/proc/self"),
+    reason="needs /proc to tell a running process from one that only waits to be collected",
+)
 def test_workers_do_not_outlive_a_killed_parent(tmp_path):
     script = tmp_path / "parent.py"
     script.write_text(PARENT)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
-    with subprocess.Popen([sys.executable, script], env=environment, stdout=subprocess.PIPE, text=True) as parent:
+    with subprocess.Popen(
+        [sys.executable, script], env=environment, stdout=subprocess.PIPE, text=True
+    ) as parent:
         worker = int(parent.stdout.readline())
         parent.kill()
     for _ in range(100):

@@ -1,4 +1,7 @@
-"""Priors of convergence maps whose every number is known, and fields seen through them, for the tests of mass maps."""
+"""Priors of convergence maps whose every number is known, and fields seen through them, for the
+tests of mass maps.
+"""
+
 from functools import lru_cache
 
 import numpy as np
@@ -8,10 +11,10 @@ from astrogen.field import make_field
 from astrogen.priors.convergence import TERMS, ConvergencePrior, Table
 from astrogen.shear import make_grid, observe, shear_kernels
 
-SCALE = 2.3                                   # arcmin per pixel
-AREA = (SCALE * np.pi / 180 / 60) ** 2        # sr
+SCALE = 2.3  # arcmin per pixel
+AREA = (SCALE * np.pi / 180 / 60) ** 2  # sr
 SHIFT = 0.03
-SHAPE, SIGMA = (12, 12), 0.01                # of the field, and of its noise
+SHAPE, SIGMA = (12, 12), 0.01  # of the field, and of its noise
 GRID = make_grid(SHAPE)
 HOLE = np.zeros(SHAPE, bool)
 HOLE[4:7, 5:9] = True
@@ -26,52 +29,101 @@ def spectrum(l):
 
 @lru_cache(maxsize=8)
 def toy_prior(kind, *, network=None):
-    """A prior of the contract: C(l) = `spectrum` (sigma_8 / 0.8)^2 for the Gaussian; the lognormal's g has that over SHIFT^2, and kappa has mean zero on a 48 x 48 grid.
+    """A prior of the contract: C(l) = `spectrum` (sigma_8 / 0.8)^2 for the Gaussian; the
+    lognormal's g has that over SHIFT^2, and kappa has mean zero on a 48 x 48 grid.
 
     Equal arguments give the same object, whose graphs are built once.
     """
     log_l = np.log(np.geomspace(20, 20000, 120))
     power = spectrum(np.exp(log_l))
-    k = 2 * np.pi / (SCALE * np.pi / 180 / 60) * np.hypot(np.fft.fftfreq(48)[:, None], np.fft.fftfreq(48))
+    k = (
+        2
+        * np.pi
+        / (SCALE * np.pi / 180 / 60)
+        * np.hypot(np.fft.fftfreq(48)[:, None], np.fft.fftfreq(48))
+    )
     table = _table(np.log(power), 0.0)
-    coloured = table if kind == "gaussian" else _table(np.log(power / SHIFT**2), np.log(SHIFT) - (spectrum(np.maximum(k, 20)) / SHIFT**2).sum() / 48**2 / AREA / 2)
-    return ConvergencePrior(kind=kind, name=f"toy-{kind}", log_l=log_l, table=coloured, kappa_table=table, log_shift=np.eye(TERMS)[0] * np.log(SHIFT), network=network,
-                            pixel_scale=SCALE, image_shape=(12, 12), cosmology_range=RANGE, card={"name": "toy", "kind": "convergence"})
+    coloured = (
+        table
+        if kind == "gaussian"
+        else _table(
+            np.log(power / SHIFT**2),
+            np.log(SHIFT) - (spectrum(np.maximum(k, 20)) / SHIFT**2).sum() / 48**2 / AREA / 2,
+        )
+    )
+    return ConvergencePrior(
+        kind=kind,
+        name=f"toy-{kind}",
+        log_l=log_l,
+        table=coloured,
+        kappa_table=table,
+        log_shift=np.eye(TERMS)[0] * np.log(SHIFT),
+        network=network,
+        pixel_scale=SCALE,
+        image_shape=(12, 12),
+        cosmology_range=RANGE,
+        card={"name": "toy", "kind": "convergence"},
+    )
 
 
 def _table(log_power, mean):
     knots = np.zeros((TERMS, len(log_power)))
-    knots[0], knots[2] = log_power, 2.0           # the term ln(sigma_8 / 0.8)
+    knots[0], knots[2] = log_power, 2.0  # the term ln(sigma_8 / 0.8)
     return Table(knots, np.eye(TERMS)[0] * mean, np.zeros(TERMS))
 
 
 def seen(kappa, rng, *, sigma, mask=None):
     """The LensingField of noisy shear in the middle of a periodic map kappa [n, m]."""
     shear = observe(kappa, shear_kernels(GRID.n, GRID.m), GRID).numpy()
-    return make_field(shear + sigma * rng.normal(size=shear.shape), noise=sigma, mask=mask, pixel_scale=SCALE)
+    return make_field(
+        shear + sigma * rng.normal(size=shear.shape), noise=sigma, mask=mask, pixel_scale=SCALE
+    )
 
 
 def draw_kappa(prior, rng, cosmology=FIDUCIAL):
     """A periodic map [n, m] of the prior, on the grid of a field of SHAPE."""
-    return prior.decode(tf.constant(rng.normal(size=(1, GRID.n, GRID.m)), tf.float32), tf.constant([cosmology]))[0]
+    return prior.decode(
+        tf.constant(rng.normal(size=(1, GRID.n, GRID.m)), tf.float32), tf.constant([cosmology])
+    )[0]
 
 
 def dense_posterior(field):
-    """Mean and standard deviation [height, width] of a Gaussian field given shear, in float64 with full matrices, with its own discrete Fourier transform."""
+    """Mean and standard deviation [height, width] of a Gaussian field given shear, in float64 with
+    full matrices, with its own discrete Fourier transform.
+    """
     n = GRID.n
     k = np.fft.fftfreq(n)
     ky, kx = np.meshgrid(k, k, indexing="ij")
     square = np.where(kx**2 + ky**2 == 0, np.inf, kx**2 + ky**2)
-    power = spectrum(np.maximum(2 * np.pi * np.sqrt(np.where(np.isinf(square), 0, square)) / np.sqrt(AREA), 20)) / AREA
-    angle = [np.ones((n, n)), (kx**2 - ky**2) / square, np.where((np.abs(kx) == 0.5) | (np.abs(ky) == 0.5), 0, 2 * kx * ky / square)]
-    rows, columns = (axis.ravel() for axis in np.meshgrid(GRID.top + np.arange(12), GRID.left + np.arange(12), indexing="ij"))
+    power = (
+        spectrum(
+            np.maximum(
+                2 * np.pi * np.sqrt(np.where(np.isinf(square), 0, square)) / np.sqrt(AREA), 20
+            )
+        )
+        / AREA
+    )
+    angle = [
+        np.ones((n, n)),
+        (kx**2 - ky**2) / square,
+        np.where((np.abs(kx) == 0.5) | (np.abs(ky) == 0.5), 0, 2 * kx * ky / square),
+    ]
+    rows, columns = (
+        axis.ravel()
+        for axis in np.meshgrid(GRID.top + np.arange(12), GRID.left + np.arange(12), indexing="ij")
+    )
 
     def covariance(a, b):
         table = np.fft.ifft2(power * angle[a] * angle[b]).real
         return table[(rows[:, None] - rows) % n, (columns[:, None] - columns) % n]
+
     good = np.tile(~field.mask.ravel(), 2)
-    of_data = np.block([[covariance(a, b) for b in (1, 2)] for a in (1, 2)])[good][:, good] + np.diag(field.variance.ravel()[good])
+    of_data = np.block([[covariance(a, b) for b in (1, 2)] for a in (1, 2)])[good][
+        :, good
+    ] + np.diag(field.variance.ravel()[good])
     cross = np.hstack([covariance(0, 1), covariance(0, 2)])[:, good]
     gain = np.linalg.solve(of_data, cross.T).T
     mean = gain @ field.maps.ravel()[good].astype(float)
-    return mean.reshape(SHAPE), np.sqrt(np.diag(covariance(0, 0)) - np.einsum("ij,ij->i", gain, cross)).reshape(SHAPE)
+    return mean.reshape(SHAPE), np.sqrt(
+        np.diag(covariance(0, 0)) - np.einsum("ij,ij->i", gain, cross)
+    ).reshape(SHAPE)

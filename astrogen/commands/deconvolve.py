@@ -1,4 +1,5 @@
 """`astrogen deconvolve`: survey images in; FITS files, a table and a page out."""
+
 import math
 import sys
 from functools import partial
@@ -6,7 +7,17 @@ from pathlib import Path
 
 from astrogen.commands.together import check_together, fit_together
 from astrogen.commands.words import (
-    ALL_FAILED, DONE, SOME_FAILED, add_inference, complain, count, note_failure, number_or_name, positive, progress, short_warnings,
+    ALL_FAILED,
+    DONE,
+    SOME_FAILED,
+    add_inference,
+    complain,
+    count,
+    note_failure,
+    number_or_name,
+    positive,
+    progress,
+    short_warnings,
 )
 from astrogen.files import number_or_path
 
@@ -16,48 +27,177 @@ COMPANIONS = ("psf", *NOISE, "mask")
 
 
 def add_options(verb):
-    verb.add_argument("images", nargs="*", metavar="IMAGE", help="FITS or .npy image, or FILE[HDU]; stands before the options")
-    verb.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for index.html, results.ecsv, and a FITS file and a figure per object")
+    verb.add_argument(
+        "images",
+        nargs="*",
+        metavar="IMAGE",
+        help="FITS or .npy image, or FILE[HDU]; stands before the options",
+    )
+    verb.add_argument(
+        "--out",
+        required=True,
+        type=Path,
+        metavar="DIR",
+        help="folder for index.html, results.ecsv, and a FITS file and a figure per object",
+    )
 
-    planes = verb.add_argument_group("PSF, noise and mask", "each may be one for all images, or one for each in their order")
-    planes.add_argument("--psf", nargs="+", action="extend", default=[], metavar="FILE", help="FITS or .npy image, or a PsfEx model")
+    planes = verb.add_argument_group(
+        "PSF, noise and mask", "each may be one for all images, or one for each in their order"
+    )
+    planes.add_argument(
+        "--psf",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="FILE",
+        help="FITS or .npy image, or a PsfEx model",
+    )
     noise = planes.add_mutually_exclusive_group()
-    for kind, text in zip(NOISE, ("variance of the noise", "its standard deviation", "inverse variance, 0 = masked"), strict=True):
-        noise.add_argument(f"--{kind}", nargs="+", action="extend", default=[], metavar="FILE",
-                           help=f"{text}: a file, or a number; by default the plane in the image's own file, or estimated from the border")
-    planes.add_argument("--mask", nargs="+", action="extend", default=[], metavar="FILE", help="nonzero = bad, unless --bad-bits says more")
-    planes.add_argument("--bad-bits", nargs="+", metavar="BIT", type=number_or_name, help="names or values of the mask's bits that make a pixel bad")
-    planes.add_argument("--mask-neighbours", action="store_true", help="mask what sep finds beside the galaxy in the middle (of the first image, with --joint)")
+    for kind, text in zip(
+        NOISE,
+        ("variance of the noise", "its standard deviation", "inverse variance, 0 = masked"),
+        strict=True,
+    ):
+        noise.add_argument(
+            f"--{kind}",
+            nargs="+",
+            action="extend",
+            default=[],
+            metavar="FILE",
+            help=(
+                f"{text}: a file, or a number; by default the plane in the image's own file, or"
+                " estimated from the border"
+            ),
+        )
+    planes.add_argument(
+        "--mask",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="FILE",
+        help="nonzero = bad, unless --bad-bits says more",
+    )
+    planes.add_argument(
+        "--bad-bits",
+        nargs="+",
+        metavar="BIT",
+        type=number_or_name,
+        help="names or values of the mask's bits that make a pixel bad",
+    )
+    planes.add_argument(
+        "--mask-neighbours",
+        action="store_true",
+        help=(
+            "mask what sep finds beside the galaxy in the middle (of the first image, with --joint)"
+        ),
+    )
 
     psf = verb.add_argument_group("how the PSF is sampled")
-    psf.add_argument("--psf-oversampling", type=positive, default=1.0, metavar="K", help="pixels of the PSF image per observed pixel (default 1)")
-    psf.add_argument("--psf-without-pixel", action="store_true", help="the PSF image does not contain the pixel response")
-    psf.add_argument("--psf-recentre", action="store_true", help="the PSF image has even sides, its centre between the middle pixels")
-    psf.add_argument("--psf-position", nargs=2, type=float, metavar=("X", "Y"), help="pixel (from 0) of the exposure where a PsfEx model is evaluated")
-    psf.add_argument("--psf-hdu", type=number_or_name, metavar="HDU", help="which HDU of the PSF file")
-    psf.add_argument("--psf-plane", type=int, metavar="N", help="which plane of a cube of PSFs, or row of a merged PsfEx table")
+    psf.add_argument(
+        "--psf-oversampling",
+        type=positive,
+        default=1.0,
+        metavar="K",
+        help="pixels of the PSF image per observed pixel (default 1)",
+    )
+    psf.add_argument(
+        "--psf-without-pixel",
+        action="store_true",
+        help="the PSF image does not contain the pixel response",
+    )
+    psf.add_argument(
+        "--psf-recentre",
+        action="store_true",
+        help="the PSF image has even sides, its centre between the middle pixels",
+    )
+    psf.add_argument(
+        "--psf-position",
+        nargs=2,
+        type=float,
+        metavar=("X", "Y"),
+        help="pixel (from 0) of the exposure where a PsfEx model is evaluated",
+    )
+    psf.add_argument(
+        "--psf-hdu", type=number_or_name, metavar="HDU", help="which HDU of the PSF file"
+    )
+    psf.add_argument(
+        "--psf-plane",
+        type=int,
+        metavar="N",
+        help="which plane of a cube of PSFs, or row of a merged PsfEx table",
+    )
 
     image = verb.add_argument_group("which pixels")
-    image.add_argument("--hdu", type=number_or_name, metavar="HDU", help="which HDU of the image file")
+    image.add_argument(
+        "--hdu", type=number_or_name, metavar="HDU", help="which HDU of the image file"
+    )
     image.add_argument("--plane", type=int, metavar="N", help="which plane of a cube")
-    image.add_argument("--position", nargs=2, type=float, metavar=("X", "Y"), help="centre of a cutout, pixels from 0")
+    image.add_argument(
+        "--position",
+        nargs=2,
+        type=float,
+        metavar=("X", "Y"),
+        help="centre of a cutout, pixels from 0",
+    )
     image.add_argument("--size", type=count, metavar="N", help="side of the cutout in pixels")
-    image.add_argument("--pixel-scale", type=positive, metavar="ARCSEC", help="per pixel of the image (default: from its WCS)")
+    image.add_argument(
+        "--pixel-scale",
+        type=positive,
+        metavar="ARCSEC",
+        help="per pixel of the image (default: from its WCS)",
+    )
 
     together = verb.add_argument_group("several exposures, bands, galaxies")
-    together.add_argument("--joint", action="store_true", help="the images show one field: fit them together, by their WCS; the first gives the axes")
-    together.add_argument("--bands", nargs="+", metavar="BAND", help="with --joint: of each image in their order (default: all of one band)")
-    together.add_argument("--aligned", action="store_true", help="with --joint: the images share their pixel grid, no WCS is needed")
-    together.add_argument("--deblend", action="store_true", help="fit all galaxies of the field, not the one in its middle")
-    together.add_argument("--sources", type=Path, metavar="CATALOG", help="with --deblend: table with ra, dec (deg) or x, y (pixels from 0 of the first image); default: detected")
+    together.add_argument(
+        "--joint",
+        action="store_true",
+        help="the images show one field: fit them together, by their WCS; the first gives the axes",
+    )
+    together.add_argument(
+        "--bands",
+        nargs="+",
+        metavar="BAND",
+        help="with --joint: of each image in their order (default: all of one band)",
+    )
+    together.add_argument(
+        "--aligned",
+        action="store_true",
+        help="with --joint: the images share their pixel grid, no WCS is needed",
+    )
+    together.add_argument(
+        "--deblend",
+        action="store_true",
+        help="fit all galaxies of the field, not the one in its middle",
+    )
+    together.add_argument(
+        "--sources",
+        type=Path,
+        metavar="CATALOG",
+        help=(
+            "with --deblend: table with ra, dec (deg) or x, y (pixels from 0 of the first image);"
+            " default: detected"
+        ),
+    )
 
     how = add_inference(verb)
-    how.add_argument("--chains", type=count, default=4, metavar="N", help="chains of hmc (default 4)")
-    how.add_argument("--strict", action="store_true", help="exit with 3 where a posterior did not converge")
+    how.add_argument(
+        "--chains", type=count, default=4, metavar="N", help="chains of hmc (default 4)"
+    )
+    how.add_argument(
+        "--strict", action="store_true", help="exit with 3 where a posterior did not converge"
+    )
 
     output = verb.add_argument_group("output")
-    output.add_argument("--figures", type=int, default=24, metavar="N", help="objects with a figure, in the page and as PNG (default 24)")
-    output.add_argument("--keep-draws", type=int, metavar="N", help="draws that each FITS file holds (default: all)")
+    output.add_argument(
+        "--figures",
+        type=int,
+        default=24,
+        metavar="N",
+        help="objects with a figure, in the page and as PNG (default 24)",
+    )
+    output.add_argument(
+        "--keep-draws", type=int, metavar="N", help="draws that each FITS file holds (default: all)"
+    )
 
 
 def run(options):
@@ -71,6 +211,7 @@ def run(options):
     if options.joint or options.deblend:
         return fit_together(observations, failures, options)
     from astrogen import load_prior
+
     results = _deconvolve_all(observations, load_prior(options.prior), failures, options)
     _write_all(results, failures, options)
     return _finish([result for _, result in results], failures, options)
@@ -89,8 +230,13 @@ def _match_companions(options):
     for kind in COMPANIONS:
         given = getattr(options, kind)
         if len(given) not in (0, 1, len(tasks)):
-            options.parser.error(f"--{kind} must be one for all images or one for each of the {len(tasks)}, got {len(given)}")
-        for task, path in zip(tasks, given * len(tasks) if len(given) == 1 else given, strict=bool(given)):
+            options.parser.error(
+                f"--{kind} must be one for all images or one for each of the {len(tasks)}, got"
+                f" {len(given)}"
+            )
+        for task, path in zip(
+            tasks, given * len(tasks) if len(given) == 1 else given, strict=bool(given)
+        ):
             task[kind] = path
     return tasks
 
@@ -108,35 +254,78 @@ def _read_all(tasks, options):
 
 
 def _mask_neighbours(observations, options):
-    """The galaxy stands in the middle of each image; in those of a joint fit where the middle of the first one is on the sky."""
+    """The galaxy stands in the middle of each image; in those of a joint fit where the middle of
+    the first one is on the sky.
+    """
     from astrogen.detection import mask_neighbours
+
     places = [None] * len(observations)
     if options.joint and not options.aligned:
         first = observations[0][1]
         if first.wcs is not None:
             sky = first.wcs.pixel_to_world(*((side - 1) / 2 for side in first.image.shape[::-1]))
-            places = [stamp.wcs and tuple(map(float, stamp.wcs.world_to_pixel(sky))) for _, stamp in observations]
-    return [(path, mask_neighbours(stamp, place=place) if stamp.status == "ok" else stamp) for (path, stamp), place in zip(observations, places, strict=True)]
+            places = [
+                stamp.wcs and tuple(map(float, stamp.wcs.world_to_pixel(sky)))
+                for _, stamp in observations
+            ]
+    return [
+        (path, mask_neighbours(stamp, place=place) if stamp.status == "ok" else stamp)
+        for (path, stamp), place in zip(observations, places, strict=True)
+    ]
 
 
 def _read_one(task, options):
     from astrogen.observation import read_observation
     from astrogen.psf import make_psf, read_psf
+
     planes = {kind: number_or_path(task[kind]) for kind in NOISE if kind in task}
-    read = partial(read_observation, task["image"], **planes, mask=task.get("mask"), bad_bits=options.bad_bits, hdu=options.hdu, plane=options.plane,
-                   pixel_scale=options.pixel_scale, position=options.position, size=options.size)
-    # A PSF needs the pixel scale, which may stand in the image's WCS: then the image is read with a point first.
-    pixel_scale = options.pixel_scale or read(psf=make_psf([[1.0]], pixel_scale=1e-6, pixel_response=0.0)).pixel_scale
-    return read(psf=read_psf(
-        task["psf"], pixel_scale=pixel_scale, oversampling=options.psf_oversampling, includes_pixel=not options.psf_without_pixel,
-        recentre=options.psf_recentre, position=options.psf_position or options.position, hdu=options.psf_hdu, plane=options.psf_plane))
+    read = partial(
+        read_observation,
+        task["image"],
+        **planes,
+        mask=task.get("mask"),
+        bad_bits=options.bad_bits,
+        hdu=options.hdu,
+        plane=options.plane,
+        pixel_scale=options.pixel_scale,
+        position=options.position,
+        size=options.size,
+    )
+    # A PSF needs the pixel scale, which may stand in the image's WCS: then the image is read with a
+    # point first.
+    pixel_scale = (
+        options.pixel_scale
+        or read(psf=make_psf([[1.0]], pixel_scale=1e-6, pixel_response=0.0)).pixel_scale
+    )
+    return read(
+        psf=read_psf(
+            task["psf"],
+            pixel_scale=pixel_scale,
+            oversampling=options.psf_oversampling,
+            includes_pixel=not options.psf_without_pixel,
+            recentre=options.psf_recentre,
+            position=options.psf_position or options.position,
+            hdu=options.psf_hdu,
+            plane=options.psf_plane,
+        )
+    )
 
 
 def _deconvolve_all(observations, prior, failures, options):
     """[(path, Result)]: all together, and one by one where something is wrong with one of them."""
     from astrogen import deconvolve
-    fit = partial(deconvolve, prior=prior, method=options.method, num_draws=options.draws, seed=options.seed, pixel_scale=options.prior_scale,
-                  background=options.background, num_chains=options.chains, progress=sys.stderr.isatty())
+
+    fit = partial(
+        deconvolve,
+        prior=prior,
+        method=options.method,
+        num_draws=options.draws,
+        seed=options.seed,
+        pixel_scale=options.prior_scale,
+        background=options.background,
+        num_chains=options.chains,
+        progress=sys.stderr.isatty(),
+    )
     paths, stamps = zip(*observations, strict=True)
     try:
         return list(zip(paths, fit(list(stamps)), strict=True))
@@ -159,11 +348,20 @@ def _write_all(results, failures, options):
         return
     from astrogen.report import write_report
     from astrogen.result import file_names
+
     plain = [result for _, result in results]
     for name, result in progress(list(zip(file_names(plain), plain, strict=True)), "writing"):
         result.write_fits(options.out / f"{name}.fits", num_draws_kept=options.keep_draws)
-    _table(results, failures).write(options.out / "results.ecsv", format="ascii.ecsv", overwrite=True)
-    write_report(plain, options.out, title="Deconvolved galaxies", failures=failures, max_figures=options.figures)
+    _table(results, failures).write(
+        options.out / "results.ecsv", format="ascii.ecsv", overwrite=True
+    )
+    write_report(
+        plain,
+        options.out,
+        title="Deconvolved galaxies",
+        failures=failures,
+        max_figures=options.figures,
+    )
 
 
 def _table(results, failures):
@@ -171,13 +369,37 @@ def _table(results, failures):
     from astropy.table import Table, vstack
 
     from astrogen.result import file_names, results_table
+
     plain = [result for _, result in results]
     table = results_table(plain)
-    table.add_columns([[path for path, _ in results], [f"{name}.fits" for name in file_names(plain)]], indexes=[1, 1], names=["image", "file"])
+    table.add_columns(
+        [[path for path, _ in results], [f"{name}.fits" for name in file_names(plain)]],
+        indexes=[1, 1],
+        names=["image", "file"],
+    )
     if not failures:
         return table
-    blank = {name: "" if table[name].dtype.kind == "U" else False if table[name].dtype.kind == "b" else math.nan for name in table.colnames}
-    return vstack([table, Table([{**blank, "image": path, "status": f"failed: {reason}"} for path, reason in failures])])
+    blank = {
+        name: (
+            ""
+            if table[name].dtype.kind == "U"
+            else False
+            if table[name].dtype.kind == "b"
+            else math.nan
+        )
+        for name in table.colnames
+    }
+    return vstack(
+        [
+            table,
+            Table(
+                [
+                    {**blank, "image": path, "status": f"failed: {reason}"}
+                    for path, reason in failures
+                ]
+            ),
+        ]
+    )
 
 
 def _finish(results, failures, options):
@@ -185,7 +407,10 @@ def _finish(results, failures, options):
     for result in results:
         print(result.summary())
     if results:
-        print(f"{len(results)} of {len(results) + len(failures)} objects: {options.out / 'index.html'}")
+        print(
+            f"{len(results)} of {len(results) + len(failures)} objects:"
+            f" {options.out / 'index.html'}"
+        )
     num_empty = sum(result.observation.status == "no_data" for result in results)
     if num_empty:
         complain(f"{num_empty} of {len(results)} images hold no good pixel")

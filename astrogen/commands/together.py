@@ -1,4 +1,7 @@
-"""`astrogen deconvolve --joint` and `--deblend`: images of one field fitted together, or all galaxies of each image."""
+"""`astrogen deconvolve --joint` and `--deblend`: images of one field fitted together, or all
+galaxies of each image.
+"""
+
 from functools import partial
 
 from astrogen.commands.words import ALL_FAILED, DONE, SOME_FAILED, complain, note_failure, progress
@@ -12,11 +15,15 @@ def check_together(options):
     if options.mask_neighbours and options.deblend:
         options.parser.error("--mask-neighbours contradicts --deblend, which fits them")
     if options.bands and len(options.bands) != len(options.images):
-        options.parser.error(f"--bands must be one for each of the {len(options.images)} images, got {len(options.bands)}")
+        options.parser.error(
+            f"--bands must be one for each of the {len(options.images)} images, got"
+            f" {len(options.bands)}"
+        )
 
 
 def fit_together(observations, failures, options):
-    """Fit, write a FITS file and a figure for each fit and results.ecsv for all, print; the exit code.
+    """Fit, write a FITS file and a figure for each fit and results.ecsv for all, print; the exit
+    code.
 
     observations : list of (path, Observation); failures : list of (path, reason), added to
     """
@@ -24,6 +31,7 @@ def fit_together(observations, failures, options):
 
     from astrogen.report.joint import write_joint_figure
     from astrogen.result import file_names
+
     results = []
     for paths, stamps, bands in progress(_fields(observations, options), "fitting"):
         try:
@@ -36,7 +44,9 @@ def fit_together(observations, failures, options):
         print(f"{result.summary()}\n{picture}")
     if not results:
         return ALL_FAILED
-    vstack([result.table() for result in results], metadata_conflicts="silent").write(options.out / "results.ecsv", format="ascii.ecsv", overwrite=True)
+    vstack([result.table() for result in results], metadata_conflicts="silent").write(
+        options.out / "results.ecsv", format="ascii.ecsv", overwrite=True
+    )
     num_unconverged = sum(not result.converged for result in results) if options.strict else 0
     if num_unconverged:
         complain(f"{num_unconverged} of {len(results)} posteriors did not converge")
@@ -47,15 +57,31 @@ def _fields(observations, options):
     """(paths, observations, bands or None) of each fit: all images together, or each alone."""
     if not options.joint:
         return [([path], [stamp], None) for path, stamp in observations]
-    bands = options.bands and [options.bands[options.images.index(path)] for path, _ in observations]
+    bands = options.bands and [
+        options.bands[options.images.index(path)] for path, _ in observations
+    ]
     return [([path for path, _ in observations], [stamp for _, stamp in observations], bands)]
 
 
 def _fit(stamps, bands, options):
     from astrogen import deblend, deconvolve_jointly
-    fit = partial(deblend, sources=_positions(options.sources)) if options.deblend else deconvolve_jointly
-    return fit(stamps, bands=bands, aligned=options.aligned, prior=options.prior, method=options.method, num_draws=options.draws, seed=options.seed, pixel_scale=options.prior_scale,
-               background=options.background)
+
+    fit = (
+        partial(deblend, sources=_positions(options.sources))
+        if options.deblend
+        else deconvolve_jointly
+    )
+    return fit(
+        stamps,
+        bands=bands,
+        aligned=options.aligned,
+        prior=options.prior,
+        method=options.method,
+        num_draws=options.draws,
+        seed=options.seed,
+        pixel_scale=options.prior_scale,
+        background=options.background,
+    )
 
 
 def _positions(path):
@@ -63,5 +89,6 @@ def _positions(path):
     if path is None:
         return None
     from astrogen.survey.inputs import read_catalogue
+
     _, sky, pixels = read_catalogue(path)
     return pixels if sky is None else sky

@@ -1,4 +1,5 @@
 """`astrogen train`: a prior from records."""
+
 from pathlib import Path
 
 from astrogen.commands.words import DONE, count
@@ -8,21 +9,76 @@ TEXT = "Train a prior on records of images."
 
 def add_options(verb):
     verb.add_argument("prior", choices=("galaxy", "galaxy-conv", "kappa"), help="which prior")
-    verb.add_argument("--records", required=True, type=Path, metavar="DIR", help="records written by `python -m data_pipelines`")
-    verb.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for checkpoints, logs, and the trained prior")
-    verb.add_argument("--real", type=Path, metavar="DIR", help="galaxy: records of real stamps, learned from under their own PSF and noise")
-    verb.add_argument("--validation", type=Path, metavar="DIR", help="kappa: records of other simulations (default: every tenth is kept apart)")
-    verb.add_argument("--spectrum", type=Path, metavar="FILE", help="kappa: of `python -m data_pipelines expected-spectrum`; the maps are brought to it (default: the simulations' own)")
-    verb.add_argument("--loss", choices=("wgan-gp", "gan"), help="kappa: gan is the loss of the first GAN, to see it fail (default: wgan-gp)")
-    verb.add_argument("--steps", type=count, metavar="N", help="training steps (default: the recipe's)")
+    verb.add_argument(
+        "--records",
+        required=True,
+        type=Path,
+        metavar="DIR",
+        help="records written by `python -m data_pipelines`",
+    )
+    verb.add_argument(
+        "--out",
+        required=True,
+        type=Path,
+        metavar="DIR",
+        help="folder for checkpoints, logs, and the trained prior",
+    )
+    verb.add_argument(
+        "--real",
+        type=Path,
+        metavar="DIR",
+        help="galaxy: records of real stamps, learned from under their own PSF and noise",
+    )
+    verb.add_argument(
+        "--validation",
+        type=Path,
+        metavar="DIR",
+        help="kappa: records of other simulations (default: every tenth is kept apart)",
+    )
+    verb.add_argument(
+        "--spectrum",
+        type=Path,
+        metavar="FILE",
+        help=(
+            "kappa: of `python -m data_pipelines expected-spectrum`; the maps are brought to it"
+            " (default: the simulations' own)"
+        ),
+    )
+    verb.add_argument(
+        "--loss",
+        choices=("wgan-gp", "gan"),
+        help="kappa: gan is the loss of the first GAN, to see it fail (default: wgan-gp)",
+    )
+    verb.add_argument(
+        "--steps", type=count, metavar="N", help="training steps (default: the recipe's)"
+    )
     verb.add_argument("--seed", type=int, default=1, metavar="N", help="(default 1)")
-    verb.add_argument("--strategy", choices=("one", "mirrored", "multi-worker"), default="one",
-                      help="galaxy, kappa: one device, all GPUs of this host, or the hosts that TF_CONFIG names, with the same command on each (default one)")
+    verb.add_argument(
+        "--strategy",
+        choices=("one", "mirrored", "multi-worker"),
+        default="one",
+        help=(
+            "galaxy, kappa: one device, all GPUs of this host, or the hosts that TF_CONFIG names,"
+            " with the same command on each (default one)"
+        ),
+    )
     verb.add_argument("--resume", action="store_true", help="go on from the last checkpoint in DIR")
 
 
 def run(options):
     from astrogen.training import train_prior
-    train_prior(options.prior, records=options.records, out=options.out, num_steps=options.steps, seed=options.seed, resume=options.resume, real=options.real,
-                validation=options.validation, spectrum=options.spectrum, loss=options.loss, strategy=None if options.strategy == "one" else options.strategy)
+
+    train_prior(
+        options.prior,
+        records=options.records,
+        out=options.out,
+        num_steps=options.steps,
+        seed=options.seed,
+        resume=options.resume,
+        real=options.real,
+        validation=options.validation,
+        spectrum=options.spectrum,
+        loss=options.loss,
+        strategy=None if options.strategy == "one" else options.strategy,
+    )
     return DONE

@@ -1,9 +1,12 @@
 """What the verbs share: exit codes, types of options, progress, and errors as one line."""
+
 import argparse
 import contextlib
 import math
 import sys
 import warnings
+
+from astrogen.errors import AstrogenError
 
 DONE, SOME_FAILED, ALL_FAILED, INTERRUPTED = 0, 3, 4, 130
 
@@ -29,18 +32,43 @@ def number_or_name(text):
 def add_inference(verb):
     """The options of inference that all verbs that deconvolve share; returns their group."""
     how = verb.add_argument_group("inference")
-    how.add_argument("--prior", default="galaxy", metavar="NAME", help="galaxy (default), galaxy-conv, or the folder of a trained prior")
-    how.add_argument("--prior-scale", type=positive, metavar="ARCSEC", help="per pixel of the deconvolved image (default: chosen so that the galaxy fits)")
-    how.add_argument("--method", choices=("map", "laplace", "hmc", "auto"), default="laplace", help="(default laplace)")
-    how.add_argument("--draws", type=count, default=200, metavar="N", help="posterior draws (default 200)")
-    how.add_argument("--background", choices=("fit", "fixed"), default="fit", help="fit a constant, or take it as subtracted (default fit)")
+    how.add_argument(
+        "--prior",
+        default="galaxy",
+        metavar="NAME",
+        help="galaxy (default), galaxy-conv, or the folder of a trained prior",
+    )
+    how.add_argument(
+        "--prior-scale",
+        type=positive,
+        metavar="ARCSEC",
+        help="per pixel of the deconvolved image (default: chosen so that the galaxy fits)",
+    )
+    how.add_argument(
+        "--method",
+        choices=("map", "laplace", "hmc", "auto"),
+        default="laplace",
+        help="(default laplace)",
+    )
+    how.add_argument(
+        "--draws", type=count, default=200, metavar="N", help="posterior draws (default 200)"
+    )
+    how.add_argument(
+        "--background",
+        choices=("fit", "fixed"),
+        default="fit",
+        help="fit a constant, or take it as subtracted (default fit)",
+    )
     how.add_argument("--seed", type=int, default=1, metavar="N", help="(default 1)")
     return how
 
 
 def progress(items, words):
     from tqdm import tqdm
-    return tqdm(items, desc=words, file=sys.stderr, leave=False, disable=None if len(items) > 1 else True)
+
+    return tqdm(
+        items, desc=words, file=sys.stderr, leave=False, disable=None if len(items) > 1 else True
+    )
 
 
 @contextlib.contextmanager
@@ -49,7 +77,9 @@ def short_warnings(path):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         yield
-    for text in dict.fromkeys(one_line(w.message) for w in caught if w.category.__module__.startswith("astrogen.")):
+    for text in dict.fromkeys(
+        one_line(w.message) for w in caught if w.category.__module__.startswith("astrogen.")
+    ):
         complain(f"warning: {path}: {text}")
 
 
@@ -63,8 +93,10 @@ def note_failure(error, path, failures, options):
 
 
 def is_users(error):
-    """Errors about input, options or the disk; anything else is a fault of the package and keeps its traceback."""
-    return isinstance(error, (ValueError, OSError)) or type(error).__module__.startswith("astrogen.")
+    """Errors about input, options or the disk; anything else is a fault of the package and keeps
+    its traceback.
+    """
+    return isinstance(error, (AstrogenError, OSError))
 
 
 def reason(error):

@@ -1,30 +1,35 @@
 """PSFs that are GalSim objects, and measurements that GalSim does."""
+
 import math
 from functools import lru_cache
 
 import galsim
 import numpy as np
 
+from astrogen.errors import InputError
 from astrogen.psf import make_psf
 
-FINENESS = 3             # of the interpolation on which the half-light radius is counted
-REACH = 8                # pixels about the centre in which half of the light is looked for first
-WING_FRACTION = 1e-5     # flux of a PSF that may lie outside its image
+FINENESS = 3  # of the interpolation on which the half-light radius is counted
+REACH = 8  # pixels about the centre in which half of the light is looked for first
+WING_FRACTION = 1e-5  # flux of a PSF that may lie outside its image
 
 
 def psf_from_galsim(gsobject, *, pixel_scale, oversampling=4, num_pixels=127):
     """Draw a GalSim object as a PSF without pixel response, on a grid finer than the observation's.
 
-    The image is large enough for all but 1e-5 of the light, or `num_pixels` observed pixels wide, whichever is smaller: wings
-    like those of Kolmogorov's profile would fill any image. Convolved with a galaxy, it agrees with GalSim's own drawing
-    to 1e-5 of the peak where the wings fit (tests/test_result.py).
+    The image is large enough for all but 1e-5 of the light, or `num_pixels` observed pixels wide,
+    whichever is smaller: wings like those of Kolmogorov's profile would fill any image. Convolved
+    with a galaxy, it agrees with GalSim's own drawing to 1e-5 of the peak where the wings fit
+    (tests/test_result.py).
 
     Parameters
     ----------
-    gsobject : galsim.GSObject, the PSF of atmosphere and optics, without the pixel; any positive flux
+    gsobject : galsim.GSObject, the PSF of atmosphere and optics, without the pixel; any positive
+        flux
     pixel_scale : float, arcsec per pixel of the observation
     oversampling : int, pixels of the PSF image per observed pixel
-    num_pixels : int, largest side of the PSF in observed pixels; an observation takes PSFs up to twice its own side
+    num_pixels : int, largest side of the PSF in observed pixels; an observation takes PSFs up to
+        twice its own side
 
     Returns
     -------
@@ -36,30 +41,47 @@ def psf_from_galsim(gsobject, *, pixel_scale, oversampling=4, num_pixels=127):
     ValueError : no positive flux, or structure finer than the grid.
     """
     if not isinstance(gsobject, galsim.GSObject):
-        raise TypeError(f"psf_from_galsim: gsobject must be a galsim.GSObject, got {type(gsobject).__name__}; "
-                        "evaluate a chromatic object at one wavelength first")
+        raise TypeError(
+            f"psf_from_galsim: gsobject must be a galsim.GSObject, got {type(gsobject).__name__}; "
+            "evaluate a chromatic object at one wavelength first"
+        )
     if not (math.isfinite(gsobject.flux) and gsobject.flux > 0):
-        raise ValueError(f"psf_from_galsim: gsobject must have a positive flux, got {gsobject.flux}; use withFlux(1)")
+        raise InputError(
+            f"psf_from_galsim: gsobject must have a positive flux, got {gsobject.flux}; use"
+            " withFlux(1)"
+        )
     if not pixel_scale > 0:
-        raise ValueError(f"psf_from_galsim: pixel_scale must be positive, got {pixel_scale}; give the observation's, in arcsec per pixel")
-    # Half of the sampling rate is the highest frequency that an image can hold (GalSim calls the object's own maxk).
+        raise InputError(
+            f"psf_from_galsim: pixel_scale must be positive, got {pixel_scale}; give the"
+            " observation's, in arcsec per pixel"
+        )
+    # Half of the sampling rate is the highest frequency that an image can hold (GalSim calls the
+    # object's own maxk).
     needed = gsobject.maxk * pixel_scale / math.pi
     if oversampling < needed:
-        raise ValueError(f"psf_from_galsim: oversampling must be at least {min(needed, 1e9):.3g} for this object, got {oversampling}; "
-                         "raise it, or smooth the object (a point source has no image)")
+        raise InputError(
+            f"psf_from_galsim: oversampling must be at least {min(needed, 1e9):.3g} for this"
+            f" object, got {oversampling}; raise it, or smooth the object (a point source has no"
+            " image)"
+        )
     scale = pixel_scale / oversampling
-    precise = gsobject.withFlux(1.0).withGSParams(folding_threshold=WING_FRACTION, kvalue_accuracy=1e-7)
+    precise = gsobject.withFlux(1.0).withGSParams(
+        folding_threshold=WING_FRACTION, kvalue_accuracy=1e-7
+    )
     side = (min(precise.getGoodImageSize(scale), num_pixels * oversampling) - 1) // 2 * 2 + 1
     image = precise.drawImage(nx=side, ny=side, scale=scale, method="no_pixel", dtype=float)
-    return make_psf(image.array, pixel_scale=scale, pixel_response=0.0, name=type(gsobject).__name__)
+    return make_psf(
+        image.array, pixel_scale=scale, pixel_response=0.0, name=type(gsobject).__name__
+    )
 
 
 def measure_image(image, *, pixel_scale):
     """Measure an image without noise: flux, half-light radius and adaptive-moment ellipticity.
 
-    The radius is that of the circle about the adaptive centroid (about the image's centre where there is none) with half
-    of the light of the stamp, counted on a three times finer band-limited interpolation. It is GalSim's `calculateHLR`, and
-    right to 3 % for a radius of one pixel, 1 % from two pixels on.
+    The radius is that of the circle about the adaptive centroid (about the image's centre where
+    there is none) with half of the light of the stamp, counted on a three times finer band-limited
+    interpolation. It is GalSim's `calculateHLR`, and right to 3 % for a radius of one pixel, 1 %
+    from two pixels on.
 
     Parameters
     ----------
@@ -68,7 +90,8 @@ def measure_image(image, *, pixel_scale):
 
     Returns
     -------
-    (flux, half_light_radius, e1, e2) : floats; radius in arcsec; e1, e2 in the distortion convention (a^2 - b^2) / (a^2 + b^2).
+    (flux, half_light_radius, e1, e2) : floats; radius in arcsec; e1, e2 in the distortion
+    convention (a^2 - b^2) / (a^2 + b^2).
         What cannot be measured is nan.
     """
     image = np.asarray(image, np.float64)
@@ -86,26 +109,38 @@ def measure_image(image, *, pixel_scale):
 
 
 def _half_light_radius(image, centre):
-    """Radius (pixels) of the circle about `centre`, (x, y) from 0, with half of the light of the finer image: what GalSim's `calculateHLR` says of it, ten times as fast.
+    """Radius (pixels) of the circle about `centre`, (x, y) from 0, with half of the light of the
+    finer image: what GalSim's `calculateHLR` says of it, ten times as fast.
 
-    Only rings near the radius are sorted, and where half of the light lies within REACH the image is interpolated there alone.
+    Only rings near the radius are sorted, and where half of the light lies within REACH the image
+    is interpolated there alone.
     """
     half = 0.5 * image.sum() * FINENESS**2
     for reach in (REACH, math.inf):
-        rows, columns = (_near(side, middle, reach) for side, middle in zip(image.shape, centre[::-1], strict=True))
-        fine = _interpolation(image.shape[0])[rows] @ image @ _interpolation(image.shape[1])[columns].T
+        rows, columns = (
+            _near(side, middle, reach)
+            for side, middle in zip(image.shape, centre[::-1], strict=True)
+        )
+        fine = (
+            _interpolation(image.shape[0])[rows] @ image @ _interpolation(image.shape[1])[columns].T
+        )
         square = (rows / FINENESS - centre[1])[:, None] ** 2 + (columns / FINENESS - centre[0]) ** 2
-        ring = square.astype(int)                                    # of equal area
+        ring = square.astype(int)  # of equal area
         whole = int(ring.max()) + 1 if reach == math.inf else int((reach - 1) ** 2)
         light = np.cumsum(np.bincount(ring.ravel(), fine.ravel())[:whole])
         if len(above := np.flatnonzero(light > half)):
             break
     chosen = (ring == above[0]) | (ring == above[0] - 1)
     order = np.argsort(square[chosen])
-    square, inside = square[chosen][order], np.cumsum(fine[chosen][order]) + (light[above[0] - 2] if above[0] > 1 else 0.0)
+    square, inside = (
+        square[chosen][order],
+        np.cumsum(fine[chosen][order]) + (light[above[0] - 2] if above[0] > 1 else 0.0),
+    )
     last = int(np.argmax(inside > half))
     before, light_before = (square[last - 1], inside[last - 1]) if last else (0.0, 0.0)
-    return math.sqrt(before + (square[last] - before) * (half - light_before) / (inside[last] - light_before))
+    return math.sqrt(
+        before + (square[last] - before) * (half - light_before) / (inside[last] - light_before)
+    )
 
 
 def _near(side, middle, reach):
@@ -116,7 +151,9 @@ def _near(side, middle, reach):
 
 @lru_cache
 def _interpolation(side):
-    """Fourier interpolation of one axis onto a grid FINENESS times finer, as a matrix [FINENESS * side, side]; the first pixel's centre stays where it is."""
+    """Fourier interpolation of one axis onto a grid FINENESS times finer, as a matrix [FINENESS *
+    side, side]; the first pixel's centre stays where it is.
+    """
     spectrum, padded = np.fft.fft(np.eye(side), axis=0), np.zeros([FINENESS * side, side], complex)
     padded[np.fft.fftfreq(side, 1 / side).astype(int)] = spectrum
     return np.fft.ifft(padded, axis=0).real * FINENESS

@@ -1,12 +1,16 @@
-"""The few directions in which a symmetric operator is far from the identity: what is left to do after a cheap preconditioner."""
+"""The few directions in which a symmetric operator is far from the identity: what is left to do
+after a cheap preconditioner.
+"""
+
 import numpy as np
 
-SPARE = 1.2             # vectors iterated per vector kept
+SPARE = 1.2  # vectors iterated per vector kept
 NUM_ITERATIONS = 2
 
 
 def far_from_one(apply_fn, size, *, rank, seed):
-    """Eigenpairs of a symmetric operator whose eigenvalues are farthest from one, by subspace iteration (Halko, Martinsson & Tropp 2011, algorithm 4.4).
+    """Eigenpairs of a symmetric operator whose eigenvalues are farthest from one, by subspace
+    iteration (Halko, Martinsson & Tropp 2011, algorithm 4.4).
 
     Agrees with numpy.linalg.eigh to what the gap in the spectrum allows (tests/test_rotation.py).
 

@@ -1,13 +1,18 @@
-"""Whether to believe draws: Pareto-smoothed importance weights, R-hat and effective sample sizes. NumPy, vectorised over objects.
+"""Whether to believe draws: Pareto-smoothed importance weights, R-hat and effective sample sizes.
+
+NumPy, vectorised over objects.
 
 Agrees with ArviZ, and with the closed form of an autoregressive chain (tests/test_inference.py).
 """
+
 import numpy as np
 from scipy import special, stats
 
 
 def r_hat(draws):
-    """Rank-normalised split R-hat (Vehtari et al. 2021, eq. 4 and 14): below 1.01 the chains agree. Infinite where the chains never moved.
+    """Rank-normalised split R-hat (Vehtari et al. 2021, eq. 4 and 14): below 1.01 the chains agree.
+
+    Infinite where the chains never moved.
 
     Parameters
     ----------
@@ -19,11 +24,15 @@ def r_hat(draws):
     """
     bulk = _split(draws)
     folded = np.abs(bulk - np.median(bulk, (0, 1)))
-    return np.maximum(_potential_scale_reduction(_rank_normalise(bulk)), _potential_scale_reduction(_rank_normalise(folded)))
+    return np.maximum(
+        _potential_scale_reduction(_rank_normalise(bulk)),
+        _potential_scale_reduction(_rank_normalise(folded)),
+    )
 
 
 def effective_draws(draws):
-    """Bulk effective sample size [...] of draws [chain, draw, ...]: rank-normalised, split chains (Vehtari et al. 2021, eq. 10).
+    """Bulk effective sample size [...] of draws [chain, draw, ...]: rank-normalised, split chains
+    (Vehtari et al. 2021, eq. 10).
 
     One where the chains never moved.
     """
@@ -33,10 +42,14 @@ def effective_draws(draws):
     within = covariance[:, 0].mean(0) * num_draws / (num_draws - 1)
     total = within * (num_draws - 1) / num_draws + values.mean(1).var(0, ddof=1)
     still = total == 0
-    correlation = 1 - (within - covariance.mean(0) * num_draws / (num_draws - 1)) / np.where(still, 1, total)
+    correlation = 1 - (within - covariance.mean(0) * num_draws / (num_draws - 1)) / np.where(
+        still, 1, total
+    )
     correlation[0] = 1.0
-    pairs = correlation[: num_draws // 2 * 2].reshape(num_draws // 2, 2, *correlation.shape[1:]).sum(1)
-    positive = np.cumprod(pairs > 0, 0).astype(bool)                               # Geyer's initial monotone positive sequence
+    pairs = (
+        correlation[: num_draws // 2 * 2].reshape(num_draws // 2, 2, *correlation.shape[1:]).sum(1)
+    )
+    positive = np.cumprod(pairs > 0, 0).astype(bool)  # Geyer's initial monotone positive sequence
     pairs = np.where(positive, np.minimum.accumulate(pairs, 0), 0)
     time = np.maximum(2 * pairs.sum(0) - 1, 1 / np.log10(num_chains * num_draws))
     return np.where(still, 1.0, num_chains * num_draws / time)
@@ -78,7 +91,8 @@ def smooth_weights(log_weights):
     Returns
     -------
     log_weights : float64 array [draw, batch], smoothed; their exponentials sum to one
-    k_hat : array [batch]: shape of the tail. Below 0.7 the weighted draws can be trusted; inf where no draw is finite, or too few draws for a tail.
+    k_hat : array [batch]: shape of the tail. Below 0.7 the weighted draws can be trusted; inf where
+        no draw is finite, or too few draws for a tail.
     """
     values = np.asarray(log_weights, float)
     values = np.where(np.isfinite(values), values, -np.inf)
@@ -106,29 +120,40 @@ def _normalise(log_weights):
 
 
 def _smooth_tail(tail, cutoff):
-    """The largest log-weights [tail, batch], ascending, replaced by quantiles of the generalised Pareto distribution fitted to their excess over the cutoff [batch]."""
+    """The largest log-weights [tail, batch], ascending, replaced by quantiles of the generalised
+    Pareto distribution fitted to their excess over the cutoff [batch].
+    """
     excess = np.exp(tail) - np.exp(cutoff)
-    equal = excess[-1] < 1e-12                                                        # no tail at all: weights are equal
-    shape, scale = _fit_pareto(np.where(equal, np.linspace(0.1, 1, len(tail))[:, None], np.maximum(excess, np.finfo(float).tiny)))
+    equal = excess[-1] < 1e-12  # no tail at all: weights are equal
+    shape, scale = _fit_pareto(
+        np.where(
+            equal, np.linspace(0.1, 1, len(tail))[:, None], np.maximum(excess, np.finfo(float).tiny)
+        )
+    )
     levels = (np.arange(len(tail)) + 0.5)[:, None] / len(tail)
     steep = np.where(np.abs(shape) < 1e-12, 1e-12, shape)
-    with np.errstate(over="ignore"):                                                  # a tail without end is cut on the next line
+    with np.errstate(over="ignore"):  # a tail without end is cut on the next line
         quantiles = scale * np.expm1(-steep * np.log1p(-levels)) / steep
-    smoothed = np.minimum(np.log(quantiles + np.exp(cutoff)), 0.0)                    # never above the largest raw weight
+    smoothed = np.minimum(
+        np.log(quantiles + np.exp(cutoff)), 0.0
+    )  # never above the largest raw weight
     return np.where(equal, tail, smoothed), np.where(equal, 0.0, shape)
 
 
 def _fit_pareto(excess):
-    """Shape and scale [batch] of the generalised Pareto distribution (Zhang & Stephens 2009), the shape drawn towards 1/2 (Vehtari et al. 2024, appendix G).
+    """Shape and scale [batch] of the generalised Pareto distribution (Zhang & Stephens 2009), the
+    shape drawn towards 1/2 (Vehtari et al. 2024, appendix G).
 
     excess [tail, batch], positive, ascending.
     """
     num = len(excess)
     num_grid = 30 + int(np.sqrt(num))
     quarter = excess[int(num / 4 + 0.5) - 1]
-    theta = (1 - np.sqrt(num_grid / (np.arange(1, num_grid + 1) - 0.5)))[:, None] / (3 * quarter) + 1 / excess[-1]
+    theta = (1 - np.sqrt(num_grid / (np.arange(1, num_grid + 1) - 0.5)))[:, None] / (
+        3 * quarter
+    ) + 1 / excess[-1]
     shape = np.log1p(-theta[:, None] * excess).mean(1)
-    profile = num * (np.log(-theta / shape) - shape - 1)                              # log-likelihood on the grid
+    profile = num * (np.log(-theta / shape) - shape - 1)  # log-likelihood on the grid
     weights = special.softmax(profile, axis=0)
     weights = np.where(weights >= 10 * np.finfo(float).eps, weights, 0)
     theta = (theta * weights).sum(0) / weights.sum(0)

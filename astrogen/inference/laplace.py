@@ -1,16 +1,24 @@
-"""The Laplace approximation: a Gaussian at the mode, whose draws are weighted by how wrong it is there.
+"""The Laplace approximation: a Gaussian at the mode, whose draws are weighted by how wrong it is
+there.
 
-The weights are not optional. In fifty dimensions the Gaussian steps off curved ridges (a galaxy's flux against its shape), which makes sums over an image too large
-and too uncertain; weighted draws agree with Hamiltonian Monte Carlo. `diagnostics.smooth_weights` says whether there are enough of them.
+The weights are not optional. In fifty dimensions the Gaussian steps off curved ridges (a galaxy's
+flux against its shape), which makes sums over an image too large and too uncertain; weighted draws
+agree with Hamiltonian Monte Carlo. `diagnostics.smooth_weights` says whether there are enough of
+them.
 """
+
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
+from astrogen.errors import InputError
+
 
 class Laplace(NamedTuple):
-    """draws [draw, batch, p]; log_weights [draw, batch]: log target minus log proposal, up to a constant for each object."""
+    """draws [draw, batch, p]; log_weights [draw, batch]: log target minus log proposal, up to a
+    constant for each object.
+    """
 
     draws: tf.Tensor
     log_weights: tf.Tensor
@@ -27,19 +35,24 @@ def laplace(log_density_fn, climb, evidence, *, num_draws, seed):
     climb : Climb, the modes and precisions
     evidence : nested tensors handed to the log-density
     num_draws : int
-    seed : int pair, or int array [batch, 2]: one pair for each object, which makes its draws independent of the batch that it is in
+    seed : int pair, or int array [batch, 2]: one pair for each object, which makes its draws
+        independent of the batch that it is in
 
     Returns
     -------
     Laplace
     """
     draws = draw_gaussian(climb, num_draws=num_draws, seed=seed)
-    return Laplace(draws, _log_densities(log_density_fn, draws, evidence) - gaussian_log_density(climb, draws))
+    return Laplace(
+        draws, _log_densities(log_density_fn, draws, evidence) - gaussian_log_density(climb, draws)
+    )
 
 
 def draw_gaussian(climb, *, num_draws, seed):
     """Draws [draw, batch, p] from N(mode, precision^-1); seeds as in `laplace`."""
-    noise = member_normals(member_seeds(seed, climb.parameters.shape[0]), num_draws, climb.parameters.shape[-1])
+    noise = member_normals(
+        member_seeds(seed, climb.parameters.shape[0]), num_draws, climb.parameters.shape[-1]
+    )
     return climb.parameters + tf.linalg.matvec(whitening(climb.precision), noise)
 
 
@@ -48,12 +61,15 @@ def gaussian_log_density(climb, draws):
     """Normalised log-density [draw, batch] of N(mode, precision^-1) at draws [draw, batch, p]."""
     factor = tf.linalg.cholesky(climb.precision)
     white = tf.linalg.matvec(factor, draws - climb.parameters, transpose_a=True)
-    normalisation = tf.reduce_sum(tf.math.log(tf.linalg.diag_part(factor)), -1) - 0.5 * draws.shape[-1] * float(np.log(2 * np.pi))
+    normalisation = tf.reduce_sum(tf.math.log(tf.linalg.diag_part(factor)), -1) - 0.5 * draws.shape[
+        -1
+    ] * float(np.log(2 * np.pi))
     return normalisation - 0.5 * tf.reduce_sum(white**2, -1)
 
 
 def resample(log_weights, *, num_draws, seed):
-    """Which draws to keep, some more than once, so that those kept count equally: systematic resampling.
+    """Which draws to keep, some more than once, so that those kept count equally: systematic
+    resampling.
 
     Parameters
     ----------
@@ -67,7 +83,10 @@ def resample(log_weights, *, num_draws, seed):
     """
     weights = np.exp(log_weights - np.max(log_weights, 0))
     heights = np.cumsum(weights, 0) / weights.sum(0)
-    offsets = [np.random.default_rng([int(word) & 0xFFFFFFFF for word in pair]).random() for pair in member_seeds(seed, weights.shape[1]).numpy()]
+    offsets = [
+        np.random.default_rng([int(word) & 0xFFFFFFFF for word in pair]).random()
+        for pair in member_seeds(seed, weights.shape[1]).numpy()
+    ]
     rungs = (np.arange(num_draws)[:, None] + np.array(offsets)) / num_draws
     chosen = [np.searchsorted(height, rung) for height, rung in zip(heights.T, rungs.T)]
     return np.minimum(np.stack(chosen, 1), weights.shape[0] - 1)
@@ -76,33 +95,49 @@ def resample(log_weights, *, num_draws, seed):
 @tf.function(autograph=False)
 def _log_densities(log_density_fn, draws, evidence):
     """Log-densities [draw, batch], draw by draw: forward matrices are large."""
-    return tf.map_fn(lambda parameters: log_density_fn(parameters, evidence), draws, parallel_iterations=1)
+    return tf.map_fn(
+        lambda parameters: log_density_fn(parameters, evidence), draws, parallel_iterations=1
+    )
 
 
 @tf.function(autograph=False)
 def whitening(precision):
-    """Matrices [batch, p, p] that turn standard normals into N(0, precision^-1): the transposed inverse of the lower Cholesky factor.
+    """Matrices [batch, p, p] that turn standard normals into N(0, precision^-1): the transposed
+    inverse of the lower Cholesky factor.
 
-    Zeros where the precision is not finite and positive definite: nothing moves there, and no NaN spreads.
+    Zeros where the precision is not finite and positive definite: nothing moves there, and no NaN
+    spreads.
     """
     factor = tf.linalg.cholesky(precision)
-    inverse = tf.linalg.triangular_solve(factor, tf.eye(precision.shape[-1], batch_shape=tf.shape(precision)[:1]), adjoint=True)
+    inverse = tf.linalg.triangular_solve(
+        factor, tf.eye(precision.shape[-1], batch_shape=tf.shape(precision)[:1]), adjoint=True
+    )
     return tf.where(tf.reduce_all(tf.math.is_finite(inverse), [1, 2], keepdims=True), inverse, 0.0)
 
 
 def member_seeds(seed, batch):
-    """Seeds [batch, 2], one for each object: those given, or derived from one pair and the place in the batch."""
+    """Seeds [batch, 2], one for each object: those given, or derived from one pair and the place in
+    the batch.
+    """
     seed = tf.convert_to_tensor(seed, tf.int32)
     if seed.shape == (batch, 2):
         return seed
     if seed.shape != (2,):
-        raise ValueError(f"member_seeds: seed must be a pair of integers or one pair for each of {batch} objects, got shape {tuple(seed.shape)}; "
-                         f"give [seed, 0] or an array [{batch}, 2].")
-    return tf.map_fn(lambda index: tf.random.experimental.stateless_fold_in(seed, index), tf.range(batch))
+        raise InputError(
+            f"member_seeds: seed must be a pair of integers or one pair for each of {batch}"
+            f" objects, got shape {tuple(seed.shape)}; give [seed, 0] or an array [{batch}, 2]."
+        )
+    return tf.map_fn(
+        lambda index: tf.random.experimental.stateless_fold_in(seed, index), tf.range(batch)
+    )
 
 
 @tf.function(autograph=False)
 def member_normals(seeds, num, size):
     """Standard normals [num, batch, size], each object's own from its own seed."""
-    noise = tf.map_fn(lambda seed: tf.random.stateless_normal([num, size], seed), seeds, fn_output_signature=tf.float32)
+    noise = tf.map_fn(
+        lambda seed: tf.random.stateless_normal([num, size], seed),
+        seeds,
+        fn_output_signature=tf.float32,
+    )
     return tf.transpose(noise, [1, 0, 2])

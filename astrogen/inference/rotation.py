@@ -1,9 +1,13 @@
-"""Hamiltonian Monte Carlo for thousands of parameters whose density is not far from a standard normal.
+"""Hamiltonian Monte Carlo for thousands of parameters whose density is not far from a standard
+normal.
 
-The leapfrog scheme is split so that the standard normal part of the energy is solved exactly, by a rotation of position and momentum; only the gradient of the rest
-is integrated (Shahbaba et al. 2014; Beskos et al. 2011). For a standard normal every step is exact whatever its size, so that the step does not shrink with the number of
-parameters that the data say nothing about, which are most of those of a map.
+The leapfrog scheme is split so that the standard normal part of the energy is solved exactly, by a
+rotation of position and momentum; only the gradient of the rest is integrated (Shahbaba et al.
+2014; Beskos et al. 2011). For a standard normal every step is exact whatever its size, so that the
+step does not shrink with the number of parameters that the data say nothing about, which are most
+of those of a map.
 """
+
 from functools import lru_cache, partial
 from typing import NamedTuple
 
@@ -12,12 +16,14 @@ import tensorflow as tf
 
 from astrogen.inference.climb import value_and_gradient
 
-DIVERGENCE = 1000.0     # nats of energy error beyond which a trajectory has diverged (as in Stan)
+DIVERGENCE = 1000.0  # nats of energy error beyond which a trajectory has diverged (as in Stan)
 GOLDEN = 0.618034
 
 
 class Walk(NamedTuple):
-    """kept: nested arrays [draw, chain, ...]; log_density [draw, chain]; accept_rate; divergent, trajectories among those kept; step; end [chain, p]; num_gradients."""
+    """kept: nested arrays [draw, chain, ...]; log_density [draw, chain]; accept_rate; divergent,
+    trajectories among those kept; step; end [chain, p]; num_gradients.
+    """
 
     kept: object
     log_density: np.ndarray
@@ -34,22 +40,39 @@ class _State(NamedTuple):
     gradient: tf.Tensor
 
 
-def sample_rotating(log_density_fn, start, evidence, *, keep_fn, num_draws, num_burnin, seed, first_step=0.3, target_accept=0.7, path=1.8, max_steps=40,
-                    progress=lambda steps: steps):
+def sample_rotating(
+    log_density_fn,
+    start,
+    evidence,
+    *,
+    keep_fn,
+    num_draws,
+    num_burnin,
+    seed,
+    first_step=0.3,
+    target_accept=0.7,
+    path=1.8,
+    max_steps=40,
+    progress=lambda steps: steps,
+):
     """Draw from a log-density by chains that move together.
 
-    Trajectories differ in length between half and one and a half times `path` (by a sequence without pattern), because a fixed length can resonate; the step size is
-    adapted during burn-in by dual averaging over all chains.
+    Trajectories differ in length between half and one and a half times `path` (by a sequence
+    without pattern), because a fixed length can resonate; the step size is adapted during burn-in
+    by dual averaging over all chains.
 
     Parameters
     ----------
-    log_density_fn : callable of (white [chain, p], evidence) -> [chain]; hashable, one graph is built for each
+    log_density_fn : callable of (white [chain, p], evidence) -> [chain]; hashable, one graph is
+        built for each
     start : Tensor [chain, p]
     evidence : nested tensors handed to the log-density
-    keep_fn : callable of (white [chain, p], evidence) -> nested tensors [chain, ...]: what is kept of a draw
+    keep_fn : callable of (white [chain, p], evidence) -> nested tensors [chain, ...]: what is kept
+        of a draw
     num_draws, num_burnin : int, trajectories of each chain; every one after burn-in is kept
     seed : int pair
-    path : float, mean length of a trajectory. At pi / 2 a normal forgets its start; a little more makes successive draws lie on opposite sides
+    path : float, mean length of a trajectory. At pi / 2 a normal forgets its start; a little more
+        makes successive draws lie on opposite sides
     max_steps : int, of the longest trajectory
     progress : callable that wraps the iteration over trajectories
 
@@ -66,7 +89,9 @@ def sample_rotating(log_density_fn, start, evidence, *, keep_fn, num_draws, num_
         step = averaging.step if burning else averaging.mean_step
         num_steps = int(np.clip(round(path * (0.5 + GOLDEN * index % 1.0) / step), 1, max_steps))
         ours = tf.random.experimental.stateless_fold_in(tf.constant(seed, tf.int32), index)
-        state, accept, error = transition(state, evidence, ours, tf.constant(step, tf.float32), tf.constant(num_steps))
+        state, accept, error = transition(
+            state, evidence, ours, tf.constant(step, tf.float32), tf.constant(num_steps)
+        )
         num_gradients += num_steps
         if burning:
             averaging.learn(float(tf.reduce_mean(accept)))
@@ -76,7 +101,15 @@ def sample_rotating(log_density_fn, start, evidence, *, keep_fn, num_draws, num_
         kept.append(kept_of(state.white, evidence))
         values.append(state.value.numpy())
     stacked = tf.nest.map_structure(lambda *draws: np.stack(draws), *kept) if kept else None
-    return Walk(stacked, np.array(values), float(np.mean(accepted)) if accepted else float("nan"), divergent, averaging.mean_step, state.white, num_gradients)
+    return Walk(
+        stacked,
+        np.array(values),
+        float(np.mean(accepted)) if accepted else float("nan"),
+        divergent,
+        averaging.mean_step,
+        state.white,
+        num_gradients,
+    )
 
 
 class _Averaging:
@@ -105,29 +138,56 @@ class _Averaging:
 
 @lru_cache(maxsize=8)
 def _graphs(log_density_fn, keep_fn):
-    """The first state, a trajectory, and what is kept of a position, as graphs of their own for each density: traced once for each shape of the evidence."""
-    return (tf.function(lambda start, evidence: _State(start, *value_and_gradient(log_density_fn, start, evidence)), autograph=False),
-            tf.function(partial(_transition, log_density_fn), autograph=False), tf.function(keep_fn, autograph=False))
+    """The first state, a trajectory, and what is kept of a position, as graphs of their own for
+    each density: traced once for each shape of the evidence.
+    """
+    return (
+        tf.function(
+            lambda start, evidence: _State(
+                start, *value_and_gradient(log_density_fn, start, evidence)
+            ),
+            autograph=False,
+        ),
+        tf.function(partial(_transition, log_density_fn), autograph=False),
+        tf.function(keep_fn, autograph=False),
+    )
 
 
 def _transition(log_density_fn, state, evidence, seed, step, num_steps):
-    """One trajectory of all chains: the new state, acceptance probabilities and energy errors [chain]."""
+    """One trajectory of all chains: the new state, acceptance probabilities and energy errors
+    [chain].
+    """
     seeds = tf.random.experimental.stateless_split(seed, 2)
     momentum = tf.random.stateless_normal(state.white.shape, seeds[0])
     cosine, sine = tf.cos(step), tf.sin(step)
 
     def kick(momentum, here):
-        return momentum + 0.5 * step * (here.gradient + here.white)               # the gradient of what is not standard normal
+        return momentum + 0.5 * step * (
+            here.gradient + here.white
+        )  # the gradient of what is not standard normal
 
     def leap(count, here, momentum):
         momentum = kick(momentum, here)
-        white, momentum = cosine * here.white + sine * momentum, cosine * momentum - sine * here.white
+        white, momentum = (
+            cosine * here.white + sine * momentum,
+            cosine * momentum - sine * here.white,
+        )
         here = _State(white, *value_and_gradient(log_density_fn, white, evidence))
         return count + 1, here, kick(momentum, here)
 
-    _, end, last = tf.while_loop(lambda count, *_: count < num_steps, leap, (0, state, momentum), parallel_iterations=1)
-    error = 0.5 * tf.reduce_sum((last - momentum) * (last + momentum), -1) - (end.value - state.value)
-    error = tf.where(tf.math.is_finite(error) & tf.reduce_all(tf.math.is_finite(end.gradient), -1), error, np.inf)
+    _, end, last = tf.while_loop(
+        lambda count, *_: count < num_steps, leap, (0, state, momentum), parallel_iterations=1
+    )
+    error = 0.5 * tf.reduce_sum((last - momentum) * (last + momentum), -1) - (
+        end.value - state.value
+    )
+    error = tf.where(
+        tf.math.is_finite(error) & tf.reduce_all(tf.math.is_finite(end.gradient), -1), error, np.inf
+    )
     accept = tf.math.log(tf.random.stateless_uniform(error.shape, seeds[1])) < -error
-    moved = _State(tf.where(accept[:, None], end.white, state.white), tf.where(accept, end.value, state.value), tf.where(accept[:, None], end.gradient, state.gradient))
+    moved = _State(
+        tf.where(accept[:, None], end.white, state.white),
+        tf.where(accept, end.value, state.value),
+        tf.where(accept[:, None], end.gradient, state.gradient),
+    )
     return moved, tf.exp(tf.minimum(0.0, -error)), error

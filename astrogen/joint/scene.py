@@ -1,4 +1,7 @@
-"""What the exposures show of each galaxy: whitened pixels, the prior's basis through every telescope, normal equations and light."""
+"""What the exposures show of each galaxy: whitened pixels, the prior's basis through every
+telescope, normal equations and light.
+"""
+
 from copy import copy
 from typing import NamedTuple
 
@@ -8,20 +11,34 @@ import tensorflow as tf
 from astrogen import forward
 from astrogen.joint import bands as tying
 
-INVISIBLE = 1e-6           # of the largest: pixels that see less of a galaxy are left out
+INVISIBLE = 1e-6  # of the largest: pixels that see less of a galaxy are left out
 
 
 class Scene:
-    """The exposures, ready for inference: whitened good pixels, background and frames. bands : band of each exposure; order : the different ones."""
+    """The exposures, ready for inference: whitened good pixels, background and frames. bands : band
+    of each exposure; order : the different ones.
+    """
 
     def __init__(self, observations, bands, frames, prior, background):
         self.observations, self.bands, self.frames, self.prior = observations, bands, frames, prior
         self.order, self.size = list(dict.fromkeys(bands)), {"directions": 0}
         self.good = [~observation.mask for observation in observations]
-        self.inverse = [1 / np.sqrt(observation.variance[good]).astype(np.float64) for observation, good in zip(observations, self.good, strict=True)]
-        self.white = [observation.image[good] * inverse for observation, good, inverse in zip(observations, self.good, self.inverse, strict=True)]
-        # A broad prior on the background, as in `deconvolution`; infinite precision holds it at zero.
-        self.precision = [np.inf if background == "fixed" else inverse @ inverse + np.median(inverse) ** 2 for inverse in self.inverse]
+        self.inverse = [
+            1 / np.sqrt(observation.variance[good]).astype(np.float64)
+            for observation, good in zip(observations, self.good, strict=True)
+        ]
+        self.white = [
+            observation.image[good] * inverse
+            for observation, good, inverse in zip(
+                observations, self.good, self.inverse, strict=True
+            )
+        ]
+        # A broad prior on the background, as in `deconvolution`; infinite precision holds it at
+        # zero.
+        self.precision = [
+            np.inf if background == "fixed" else inverse @ inverse + np.median(inverse) ** 2
+            for inverse in self.inverse
+        ]
 
     def levelled(self, exposure, residual):
         """Whitened residuals [..., n] under the noise with the background integrated out."""
@@ -29,11 +46,18 @@ class Scene:
         return residual - (residual @ inverse / self.precision[exposure])[..., None] * inverse
 
     def weighted(self, weights):
-        """The same with whitened pixels times weights [exposure][n]: as if the noise were so much larger."""
+        """The same with whitened pixels times weights [exposure][n]: as if the noise were so much
+        larger.
+        """
         other = copy(self)
-        other.inverse = [inverse * weight for inverse, weight in zip(self.inverse, weights, strict=True)]
+        other.inverse = [
+            inverse * weight for inverse, weight in zip(self.inverse, weights, strict=True)
+        ]
         other.white = [white * weight for white, weight in zip(self.white, weights, strict=True)]
-        other.precision = [more - inverse @ inverse + less @ less for more, inverse, less in zip(self.precision, self.inverse, other.inverse, strict=True)]
+        other.precision = [
+            more - inverse @ inverse + less @ less
+            for more, inverse, less in zip(self.precision, self.inverse, other.inverse, strict=True)
+        ]
         return other
 
     def deviations(self):
@@ -41,7 +65,9 @@ class Scene:
 
 
 class View(NamedTuple):
-    """What one exposure shows of a galaxy's basis: rows [n] of the good pixels that see it, matrix [n, k] whitened, cross [k]: with the background."""
+    """What one exposure shows of a galaxy's basis: rows [n] of the good pixels that see it, matrix
+    [n, k] whitened, cross [k]: with the background.
+    """
 
     rows: np.ndarray
     matrix: np.ndarray
@@ -49,17 +75,35 @@ class View(NamedTuple):
 
 
 class Galaxy:
-    """One galaxy on its way: what stays (plan, views, grams [band, k, k]) and what is known by now (scales, shape, tie, parameters, light)."""
+    """One galaxy on its way: what stays (plan, views, grams [band, k, k]) and what is known by now
+    (scales, shape, tie, parameters, light).
+    """
 
     def __init__(self, plan, views, grams):
         self.plan, self.views, self.grams = plan, views, grams
-        self.reference, self.scales, self.shape, self.colour, self.tie = 0, np.ones(len(grams)), None, tying.COLOUR_MEDIAN, None
+        self.reference, self.scales, self.shape, self.colour, self.tie = (
+            0,
+            np.ones(len(grams)),
+            None,
+            tying.COLOUR_MEDIAN,
+            None,
+        )
         self.compressed = self.climb = self.project = None
-        self.coefficients = None          # [band, 1, k]
+        self.coefficients = None  # [band, 1, k]
 
     def continue_from(self, other):
         """Take over what is known from a fit of fewer pixels."""
-        for name in ("reference", "scales", "shape", "colour", "tie", "compressed", "climb", "project", "coefficients"):
+        for name in (
+            "reference",
+            "scales",
+            "shape",
+            "colour",
+            "tie",
+            "compressed",
+            "climb",
+            "project",
+            "coefficients",
+        ):
             setattr(self, name, getattr(other, name))
 
 
@@ -67,10 +111,22 @@ def make_galaxy(scene, plan):
     spectrum = scene.prior.basis_transform.astype(np.complex128) / scene.deviations()[:, None, None]
     ratio = scene.prior.target_fwhm / scene.prior.pixel_scale
     views = []
-    for observation, frame, good, inverse in zip(scene.observations, scene.frames, scene.good, scene.inverse, strict=True):
+    for observation, frame, good, inverse in zip(
+        scene.observations, scene.frames, scene.good, scene.inverse, strict=True
+    ):
         psf = observation.psf
-        seen = forward.see_affine(spectrum, psf.image, psf_scale=psf.pixel_scale, pixel_response=psf.pixel_response, pixel_scale=observation.pixel_scale, prior_scale=plan.prior_scale,
-                                  target_fwhm=ratio * plan.prior_scale, matrix=frame.matrix, centre=frame.see(plan.place), shape=observation.image.shape)
+        seen = forward.see_affine(
+            spectrum,
+            psf.image,
+            psf_scale=psf.pixel_scale,
+            pixel_response=psf.pixel_response,
+            pixel_scale=observation.pixel_scale,
+            prior_scale=plan.prior_scale,
+            target_fwhm=ratio * plan.prior_scale,
+            matrix=frame.matrix,
+            centre=frame.see(plan.place),
+            shape=observation.image.shape,
+        )
         seen = seen[good.ravel()] * inverse[:, None].astype(np.float32)
         power = np.square(seen * scene.deviations().astype(np.float32)).sum(1)
         rows = np.flatnonzero(power > INVISIBLE * power.max()) if power.any() else np.arange(0)
@@ -83,16 +139,26 @@ def normal_matrices(scene, views):
     size = scene.prior.coefficient_std.shape[0]
     grams = np.zeros((len(scene.order), size, size))
     for exposure, (view, band) in enumerate(zip(views, scene.bands, strict=True)):
-        grams[scene.order.index(band)] += (view.matrix.T @ view.matrix).astype(np.float64) - np.outer(view.cross, view.cross) / scene.precision[exposure]
+        grams[scene.order.index(band)] += (view.matrix.T @ view.matrix).astype(
+            np.float64
+        ) - np.outer(view.cross, view.cross) / scene.precision[exposure]
     return grams
 
 
 def moments_of(scene, galaxy, rests):
-    """What whitened residuals [exposure][..., n] without this galaxy say about its coefficients: [band, ..., k]."""
+    """What whitened residuals [exposure][..., n] without this galaxy say about its coefficients:
+    [band, ..., k].
+    """
     total = 0
-    for exposure, (view, band, rest) in enumerate(zip(galaxy.views, scene.bands, rests, strict=True)):
-        moment = (scene.levelled(exposure, rest)[..., view.rows].astype(np.float32) @ view.matrix).astype(np.float64)
-        weight = (np.arange(len(scene.order)) == scene.order.index(band)).reshape(-1, *[1] * moment.ndim)
+    for exposure, (view, band, rest) in enumerate(
+        zip(galaxy.views, scene.bands, rests, strict=True)
+    ):
+        moment = (
+            scene.levelled(exposure, rest)[..., view.rows].astype(np.float32) @ view.matrix
+        ).astype(np.float64)
+        weight = (np.arange(len(scene.order)) == scene.order.index(band)).reshape(
+            -1, *[1] * moment.ndim
+        )
         total = total + weight * moment
     return total
 
@@ -101,7 +167,9 @@ def light_of(scene, galaxy, coefficients):
     """Whitened light [exposure][..., n] of coefficients [band, ..., k]."""
     seen = []
     for exposure, (view, band) in enumerate(zip(galaxy.views, scene.bands, strict=True)):
-        seen.append(seen_by(view, coefficients[scene.order.index(band)], len(scene.inverse[exposure])))
+        seen.append(
+            seen_by(view, coefficients[scene.order.index(band)], len(scene.inverse[exposure]))
+        )
     return seen
 
 
@@ -111,8 +179,11 @@ def seen_by(view, coefficients, size):
     light[..., view.rows] = coefficients.astype(np.float32) @ view.matrix.T
     return light
 
+
 def rests_of(scene, lights, without):
-    """Whitened data [exposure][..., n] less the light [galaxy][exposure][..., n] of all galaxies but some, `without` their numbers."""
+    """Whitened data [exposure][..., n] less the light [galaxy][exposure][..., n] of all galaxies
+    but some, `without` their numbers.
+    """
     rests = []
     for exposure, white in enumerate(scene.white):
         others = [light[exposure] for number, light in enumerate(lights) if number not in without]
@@ -121,11 +192,18 @@ def rests_of(scene, lights, without):
 
 
 def normal_matrix(scene, galaxies, band, matrices):
-    """Normal matrix [sum of r, sum of r] of what a band's exposures show of galaxies made of the columns of matrices [galaxy][k, r], backgrounds integrated out."""
+    """Normal matrix [sum of r, sum of r] of what a band's exposures show of galaxies made of the
+    columns of matrices [galaxy][k, r], backgrounds integrated out.
+    """
     total = 0
     for exposure in np.flatnonzero(np.array(scene.bands) == band):
         inverse = scene.inverse[exposure]
-        seen = np.concatenate([seen_by(galaxy.views[exposure], matrix.T, len(inverse)) for galaxy, matrix in zip(galaxies, matrices, strict=True)])
+        seen = np.concatenate(
+            [
+                seen_by(galaxy.views[exposure], matrix.T, len(inverse))
+                for galaxy, matrix in zip(galaxies, matrices, strict=True)
+            ]
+        )
         level = seen @ inverse
         total = total + seen @ seen.T - np.outer(level, level) / scene.precision[exposure]
     return total
@@ -137,12 +215,28 @@ def tensor(values):
 
 def whole_light(scene, galaxy, coefficients, exposure):
     """The light [h, w] of coefficients [band, k] in one exposure, masked pixels included."""
-    observation, frame, scale = scene.observations[exposure], scene.frames[exposure], galaxy.plan.prior_scale
-    image = scene.prior.images(tensor(coefficients[scene.order.index(scene.bands[exposure])][None])).numpy()
+    observation, frame, scale = (
+        scene.observations[exposure],
+        scene.frames[exposure],
+        galaxy.plan.prior_scale,
+    )
+    image = scene.prior.images(
+        tensor(coefficients[scene.order.index(scene.bands[exposure])][None])
+    ).numpy()
     before = (forward.GRID - image.shape[1]) // 2
     after = forward.GRID - image.shape[1] - before
     spectrum = np.fft.rfft2(np.pad(image, [(0, 0), (before, after), (before, after)]))
     psf = observation.psf
-    seen = forward.see_affine(spectrum, psf.image, psf_scale=psf.pixel_scale, pixel_response=psf.pixel_response, pixel_scale=observation.pixel_scale, prior_scale=scale,
-                              target_fwhm=scene.prior.target_fwhm / scene.prior.pixel_scale * scale, matrix=frame.matrix, centre=frame.see(galaxy.plan.place), shape=observation.image.shape)
+    seen = forward.see_affine(
+        spectrum,
+        psf.image,
+        psf_scale=psf.pixel_scale,
+        pixel_response=psf.pixel_response,
+        pixel_scale=observation.pixel_scale,
+        prior_scale=scale,
+        target_fwhm=scene.prior.target_fwhm / scene.prior.pixel_scale * scale,
+        matrix=frame.matrix,
+        centre=frame.see(galaxy.plan.place),
+        shape=observation.image.shape,
+    )
     return seen.reshape(observation.image.shape)

@@ -1,21 +1,32 @@
-"""What galaxies and dark matter look like: priors that turn standard normals into images at the target PSF, or into maps of the convergence."""
+"""What galaxies and dark matter look like: priors that turn standard normals into images at the
+target PSF, or into maps of the convergence.
+"""
+
 from pathlib import Path
 
+from astrogen.errors import WeightsError
 from astrogen.priors.convergence import MEMBERS, convergence_prior
 from astrogen.priors.convolutional import convolutional_prior
 from astrogen.priors.galaxy import basis_prior
-from astrogen.priors.storage import WeightsError, read_weights
+from astrogen.priors.storage import read_weights
 
 SHIPPED = Path(__file__).parent / "weights"
-KINDS = {"basis": basis_prior, "convolutional": convolutional_prior, "convergence": convergence_prior}
+KINDS = {
+    "basis": basis_prior,
+    "convolutional": convolutional_prior,
+    "convergence": convergence_prior,
+}
 
 
 def load_prior(name):
-    """A prior that is shipped with the package, or one from a folder that `astrogen train` wrote. Never uses the network.
+    """A prior that is shipped with the package, or one from a folder that `astrogen train` wrote.
+
+    Never uses the network.
 
     Parameters
     ----------
-    name : str or path, "galaxy", "galaxy-conv", "kappa", or a folder with a card.json; weights of convergence maps hold three fields: with "-gaussian" or
+    name : str or path, "galaxy", "galaxy-conv", "kappa", or a folder with a card.json; weights of
+        convergence maps hold three fields: with "-gaussian" or
         "-lognormal" after the name or folder, one of the two without a network
 
     Raises
@@ -24,24 +35,43 @@ def load_prior(name):
     """
     directory, member = _find(str(name))
     if not directory.is_dir():
-        raise WeightsError(directory, f"load_prior: name must be one of {shipped_priors()} or a folder with weights, got {str(name)!r}")
+        raise WeightsError(
+            directory,
+            f"load_prior: name must be one of {shipped_priors()} or a folder with weights, got"
+            f" {str(name)!r}",
+        )
     card, arrays = read_weights(directory)
     if card["kind"] not in KINDS:
-        raise WeightsError(directory, f"load_prior: kind must be one of {sorted(KINDS)}, got {card['kind']!r}; use the release that wrote it")
+        raise WeightsError(
+            directory,
+            f"load_prior: kind must be one of {sorted(KINDS)}, got {card['kind']!r}; use the"
+            " release that wrote it",
+        )
     if member and card["kind"] != "convergence":
-        raise WeightsError(directory, f"load_prior: name must end in -{member} for convergence maps only, got {str(name)!r} of kind {card['kind']!r}; leave it out")
+        raise WeightsError(
+            directory,
+            f"load_prior: name must end in -{member} for convergence maps only, got {str(name)!r}"
+            f" of kind {card['kind']!r}; leave it out",
+        )
     try:
         return KINDS[card["kind"]](card, arrays, **({"member": member} if member else {}))
     except (KeyError, IndexError, TypeError, ValueError) as error:
-        raise WeightsError(directory, f"load_prior: card and arrays must describe a whole {card['kind']} prior, got {type(error).__name__}: {error}; "
-                                      "copy the weights again") from error
+        raise WeightsError(
+            directory,
+            f"load_prior: card and arrays must describe a whole {card['kind']} prior, got"
+            f" {type(error).__name__}: {error}; copy the weights again",
+        ) from error
 
 
 def _find(name):
     """The folder of a name, and the member after its last hyphen (None without)."""
     directory = SHIPPED / name if (SHIPPED / name / "card.json").is_file() else Path(name)
     stem, _, member = name.rpartition("-")
-    return (directory, None) if directory.is_dir() or member not in MEMBERS else (_find(stem)[0], member)
+    return (
+        (directory, None)
+        if directory.is_dir() or member not in MEMBERS
+        else (_find(stem)[0], member)
+    )
 
 
 def shipped_priors():

@@ -1,35 +1,46 @@
-"""The convolutional galaxy prior: the decoder paints pixels, and its image is projected on the basis through which the telescope looks.
+"""The convolutional galaxy prior: the decoder paints pixels, and its image is projected on the
+basis through which the telescope looks.
 
     image = decoder(latent) + basis @ r,    r | latent ~ N(0, amplitude * diag spread(latent)^2)
 
-What of the decoder's image lies outside the basis is less than a thousandth of its power. The decoder's derivatives are pushed forward through its layers by
-hand: it is linear up to its activations, so each of them is one more convolution.
+What of the decoder's image lies outside the basis is less than a thousandth of its power. The
+decoder's derivatives are pushed forward through its layers by hand: it is linear up to its
+activations, so each of them is one more convolution.
 """
+
 import keras
 import tensorflow as tf
 
 from astrogen.priors.galaxy import RAW_ONE, ImagePrior, residual_scale, squash
 from astrogen.priors.networks import ResidualMLP, gelu_and_rate
 
-COARSE = 8                # pixels: side of the images between dense layers and convolutions
+COARSE = 8  # pixels: side of the images between dense layers and convolutions
 
 
 class ConvEncoder(keras.layers.Layer):
-    """Images [batch, side, side] of unit norm to mean and log sigma [batch, 2 * latent]: three strided convolutions and two dense layers.
+    """Images [batch, side, side] of unit norm to mean and log sigma [batch, 2 * latent]: three
+    strided convolutions and two dense layers.
 
-    The images are first whitened, pixel by pixel, with the population's mean and standard deviation.
+    The images are first whitened, pixel by pixel, with the population's mean and standard
+    deviation.
     """
 
     def __init__(self, side, channels, width, num_out, *, name=None):
         super().__init__(name=name)
-        self.convolutions = [keras.layers.Conv2D(num, 5, strides=2, padding="same") for num in channels]
+        self.convolutions = [
+            keras.layers.Conv2D(num, 5, strides=2, padding="same") for num in channels
+        ]
         self.hidden, self.last = keras.layers.Dense(width), keras.layers.Dense(num_out)
         self.side = side
         self.build((None, side, side))
 
     def build(self, input_shape):
-        self.centre = self.add_weight(shape=(self.side, self.side), initializer="zeros", trainable=False, name="centre")
-        self.spread = self.add_weight(shape=(self.side, self.side), initializer="ones", trainable=False, name="spread")
+        self.centre = self.add_weight(
+            shape=(self.side, self.side), initializer="zeros", trainable=False, name="centre"
+        )
+        self.spread = self.add_weight(
+            shape=(self.side, self.side), initializer="ones", trainable=False, name="spread"
+        )
         side, depth = self.side, 1
         for layer in self.convolutions:
             layer.build((None, side, side, depth))
@@ -47,10 +58,12 @@ class ConvEncoder(keras.layers.Layer):
 
 
 class ConvDecoder(keras.layers.Layer):
-    """Latents [batch, num_in] to images [batch, side, side]: two dense layers, then convolutions whose channels are shuffled into finer pixels.
+    """Latents [batch, num_in] to images [batch, side, side]: two dense layers, then convolutions
+    whose channels are shuffled into finer pixels.
 
-    The last image is multiplied by a map and added to another, both learned: initialised with the population's standard deviation and mean, they spare
-    the convolutions what all galaxies have in common, and the latent does not collapse. `call_with_jacobian` also returns the derivatives
+    The last image is multiplied by a map and added to another, both learned: initialised with the
+    population's standard deviation and mean, they spare the convolutions what all galaxies have in
+    common, and the latent does not collapse. `call_with_jacobian` also returns the derivatives
     [batch, num_in, side, side].
     """
 
@@ -59,7 +72,9 @@ class ConvDecoder(keras.layers.Layer):
         self.num_in = num_in
         self.depth = channels[0]
         self.dense = [keras.layers.Dense(width), keras.layers.Dense(COARSE**2 * self.depth)]
-        self.convolutions = [keras.layers.Conv2D(4 * num, 3, padding="same") for num in (*channels[1:], 1)]
+        self.convolutions = [
+            keras.layers.Conv2D(4 * num, 3, padding="same") for num in (*channels[1:], 1)
+        ]
         self.side = COARSE * 2 ** len(self.convolutions)
         self.build((None, num_in))
 
@@ -96,14 +111,23 @@ class ConvDecoder(keras.layers.Layer):
             value, rate = gelu_and_rate(layer(value))
             slope = tf.nn.conv2d(slope, layer.kernel, 1, "SAME")
             slope = tf.reshape(slope, [batch, self.num_in, *slope.shape[1:]]) * rate[:, None]
-            value, slope = tf.nn.depth_to_space(value, 2), tf.nn.depth_to_space(tf.reshape(slope, [-1, *slope.shape[2:]]), 2)
+            value, slope = (
+                tf.nn.depth_to_space(value, 2),
+                tf.nn.depth_to_space(tf.reshape(slope, [-1, *slope.shape[2:]]), 2),
+            )
         last = self.convolutions[-1]
-        value, slope = tf.nn.depth_to_space(last(value), 2)[..., 0], tf.nn.depth_to_space(tf.nn.conv2d(slope, last.kernel, 1, "SAME"), 2)
-        return self.bias + self.gain * value, self.gain * tf.reshape(slope, [batch, self.num_in, self.side, self.side])
+        value, slope = (
+            tf.nn.depth_to_space(last(value), 2)[..., 0],
+            tf.nn.depth_to_space(tf.nn.conv2d(slope, last.kernel, 1, "SAME"), 2),
+        )
+        return self.bias + self.gain * value, self.gain * tf.reshape(
+            slope, [batch, self.num_in, self.side, self.side]
+        )
 
 
 class ConvPrior(ImagePrior):
-    """The lecture's VAE, with a residual: what its decoder cannot make, in coefficients of the basis, as a small network of the latent.
+    """The lecture's VAE, with a residual: what its decoder cannot make, in coefficients of the
+    basis, as a small network of the latent.
 
     Parameters
     ----------
@@ -114,10 +138,37 @@ class ConvPrior(ImagePrior):
     the others : as of `ImagePrior`
     """
 
-    def __init__(self, *, name, basis, coefficient_mean, coefficient_std, encoder, decoder, spread, residual_std, whitening, floor, log_amplitude, tilt, pixel_scale,
-                 target_fwhm, card):
-        super().__init__(name=name, basis=basis, coefficient_mean=coefficient_mean, coefficient_std=coefficient_std, whitening=whitening,
-                         log_amplitude=log_amplitude, tilt=tilt, pixel_scale=pixel_scale, target_fwhm=target_fwhm, card=card)
+    def __init__(
+        self,
+        *,
+        name,
+        basis,
+        coefficient_mean,
+        coefficient_std,
+        encoder,
+        decoder,
+        spread,
+        residual_std,
+        whitening,
+        floor,
+        log_amplitude,
+        tilt,
+        pixel_scale,
+        target_fwhm,
+        card,
+    ):
+        super().__init__(
+            name=name,
+            basis=basis,
+            coefficient_mean=coefficient_mean,
+            coefficient_std=coefficient_std,
+            whitening=whitening,
+            log_amplitude=log_amplitude,
+            tilt=tilt,
+            pixel_scale=pixel_scale,
+            target_fwhm=target_fwhm,
+            card=card,
+        )
         self.encoder, self.decoder, self.spread, self.floor = encoder, decoder, spread, floor
         self.residual_std = tf.constant(residual_std, tf.float32)
 
@@ -129,8 +180,11 @@ class ConvPrior(ImagePrior):
         coloured = self._colour(latent)
         image, image_slope = self.decoder.call_with_jacobian(coloured)
         raw, raw_slope = self.spread.call_with_jacobian(coloured)
-        rate = tf.sigmoid(raw + RAW_ONE) * self.residual_std                     # of the softplus in `residual_scale`
-        mean_slope, scale_slope = (tf.matmul(self.whitening_factor, x, transpose_a=True) for x in (self.project(image_slope), raw_slope * rate[:, None]))
+        rate = tf.sigmoid(raw + RAW_ONE) * self.residual_std  # of the softplus in `residual_scale`
+        mean_slope, scale_slope = (
+            tf.matmul(self.whitening_factor, x, transpose_a=True)
+            for x in (self.project(image_slope), raw_slope * rate[:, None])
+        )
         return self.project(image), self._scale(raw), mean_slope, scale_slope
 
     def _scale(self, raw):
@@ -139,19 +193,27 @@ class ConvPrior(ImagePrior):
     def project(self, images):
         """Coefficients [..., k] of images [..., height, width]."""
         num, pixels = self.basis.shape[0], self.image_shape[0] * self.image_shape[1]
-        flat = tf.matmul(tf.reshape(images, [-1, pixels]), tf.reshape(self.basis, [num, pixels]), transpose_b=True)
+        flat = tf.matmul(
+            tf.reshape(images, [-1, pixels]),
+            tf.reshape(self.basis, [num, pixels]),
+            transpose_b=True,
+        )
         return tf.reshape(flat, tf.concat([tf.shape(images)[:-2], [num]], 0))
 
     def guess(self, coefficients):
-        return self._whiten(self.encoder(self.images(coefficients))[:, :self.latent_size])
+        return self._whiten(self.encoder(self.images(coefficients))[:, : self.latent_size])
 
 
 def make_networks(card, num_components):
     """The networks {name: layer} that a card describes, untrained."""
     latent, side = card["latent"], card["side"]
-    return {"encoder": ConvEncoder(side, card["encoder_channels"], card["width"], 2 * latent, name="encoder"),
-            "decoder": ConvDecoder(latent, card["width"], card["decoder_channels"], name="decoder"),
-            "spread": ResidualMLP(latent, card["spread_widths"], num_components, name="spread")}
+    return {
+        "encoder": ConvEncoder(
+            side, card["encoder_channels"], card["width"], 2 * latent, name="encoder"
+        ),
+        "decoder": ConvDecoder(latent, card["width"], card["decoder_channels"], name="decoder"),
+        "spread": ResidualMLP(latent, card["spread_widths"], num_components, name="spread"),
+    }
 
 
 def convolutional_prior(card, arrays):
@@ -159,7 +221,21 @@ def convolutional_prior(card, arrays):
     basis, residual = arrays["basis"], arrays["residual"]
     networks = make_networks(card, len(basis["std"]))
     for name, network in networks.items():
-        network.set_weights([arrays[name][f"weight_{index:02d}"] for index in range(len(network.weights))])
-    return ConvPrior(name=card["name"], basis=basis["images"], coefficient_mean=basis["mean"], coefficient_std=basis["std"], **networks,
-                     residual_std=residual["std"], whitening=(residual["whitening_mean"], residual["whitening_factor"]), floor=card["floor"],
-                     log_amplitude=card["log_amplitude"], tilt=card["tilt"], pixel_scale=card["pixel_scale"], target_fwhm=card["target_fwhm"], card=card)
+        network.set_weights(
+            [arrays[name][f"weight_{index:02d}"] for index in range(len(network.weights))]
+        )
+    return ConvPrior(
+        name=card["name"],
+        basis=basis["images"],
+        coefficient_mean=basis["mean"],
+        coefficient_std=basis["std"],
+        **networks,
+        residual_std=residual["std"],
+        whitening=(residual["whitening_mean"], residual["whitening_factor"]),
+        floor=card["floor"],
+        log_amplitude=card["log_amplitude"],
+        tilt=card["tilt"],
+        pixel_scale=card["pixel_scale"],
+        target_fwhm=card["target_fwhm"],
+        card=card,
+    )

@@ -1,19 +1,26 @@
-"""The network that corrects a lognormal field: convolutions at full resolution on a periodic grid, so that it commutes with every translation."""
+"""The network that corrects a lognormal field: convolutions at full resolution on a periodic grid,
+so that it commutes with every translation.
+"""
+
 import keras
 import numpy as np
 import tensorflow as tf
 
 
 class Correction(keras.layers.Layer):
-    """Fields [batch, n, m] of unit variance and the scaled cosmology [batch, 2] to a correction [batch, n, m], zero at initialisation.
+    """Fields [batch, n, m] of unit variance and the scaled cosmology [batch, 2] to a correction
+    [batch, n, m], zero at initialisation.
 
-    Without strides there is no preferred pixel and no seam, whatever the grid. It sees far because it is shown smoothed fields beside the field, and because the
-    convolutions are dilated. The cosmology shifts the channels. Activations are smooth: Hamiltonian samplers differentiate through it.
+    Without strides there is no preferred pixel and no seam, whatever the grid. It sees far because
+    it is shown smoothed fields beside the field, and because the convolutions are dilated. The
+    cosmology shifts the channels. Activations are smooth: Hamiltonian samplers differentiate
+    through it.
 
     Parameters
     ----------
     channels : int
-    dilations : sequence of int, one 3x3 convolution each; all but the first are added to their input
+    dilations : sequence of int, one 3x3 convolution each; all but the first are added to their
+        input
     smoothing : sequence of float, sigma in pixels of the Gaussians
     """
 
@@ -27,7 +34,13 @@ class Correction(keras.layers.Layer):
         self.kernels, self.shifts = [], []
         depth = 1 + len(self.smoothing)
         for index in range(len(self.dilations)):
-            self.kernels.append(self.add_weight(shape=(3, 3, depth, self.channels), initializer="he_normal", name=f"kernel_{index}"))
+            self.kernels.append(
+                self.add_weight(
+                    shape=(3, 3, depth, self.channels),
+                    initializer="he_normal",
+                    name=f"kernel_{index}",
+                )
+            )
             self.shifts.append(keras.layers.Dense(self.channels, name=f"shift_{index}"))
             self.shifts[-1].build((None, 5))
             depth = self.channels
@@ -46,7 +59,9 @@ class Correction(keras.layers.Layer):
 
 
 def squareplus(value):
-    """(x + sqrt(x^2 + 4)) / 2 - 1: as smooth as softplus, zero at zero, and a third of a network's time less."""
+    """(x + sqrt(x^2 + 4)) / 2 - 1: as smooth as softplus, zero at zero, and a third of a network's
+    time less.
+    """
     return 0.5 * (value + tf.sqrt(value**2 + 4.0)) - 1.0
 
 
@@ -57,8 +72,14 @@ def wrapped(value, width):
 
 
 def smoothed(field, sigmas):
-    """Periodic fields [batch, n, m] convolved with Gaussians of sigmas in pixels, times sqrt(1 + sigma): a red (1/k) spectrum keeps its variance."""
+    """Periodic fields [batch, n, m] convolved with Gaussians of sigmas in pixels, times sqrt(1 +
+    sigma): a red (1/k) spectrum keeps its variance.
+    """
     n, m = field.shape[-2:]
     k = 2 * np.pi * np.hypot(np.fft.fftfreq(n)[:, None], np.fft.rfftfreq(m))
     transform = tf.signal.rfft2d(field)
-    return [tf.signal.irfft2d(transform * np.exp(-0.5 * (k * sigma) ** 2).astype(np.complex64), [n, m]) * np.float32(1 + sigma) ** 0.5 for sigma in sigmas]
+    return [
+        tf.signal.irfft2d(transform * np.exp(-0.5 * (k * sigma) ** 2).astype(np.complex64), [n, m])
+        * np.float32(1 + sigma) ** 0.5
+        for sigma in sigmas
+    ]

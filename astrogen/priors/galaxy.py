@@ -1,11 +1,16 @@
-"""The galaxy prior: a VAE whose decoder ends in a fixed image basis, with a residual that is integrated out exactly.
+"""The galaxy prior: a VAE whose decoder ends in a fixed image basis, with a residual that is
+integrated out exactly.
 
-    image = basis @ a,    a | latent ~ N( m(W latent + w), amplitude * diag (roughness * s(W latent + w))^2 ),    latent ~ N(0, I)
+    image = basis @ a,    a | latent ~ N( m(W latent + w), amplitude * diag (roughness * s(W latent
+    + w))^2 ),    latent ~ N(0, I)
 
-`W, w` whiten the VAE's aggregate posterior, so that the prior is a standard normal where inference happens. Images are centred, at the target PSF, and of unit
-L2 norm up to the flux. The residual's amplitude is a population quantity: log amplitude ~ N(log_amplitude_mean, log_amplitude_std^2), inferred per object;
-`roughness` grows with the number of the component, because real galaxies have more fine structure than simulated ones.
+`W, w` whiten the VAE's aggregate posterior, so that the prior is a standard normal where inference
+happens. Images are centred, at the target PSF, and of unit L2 norm up to the flux. The residual's
+amplitude is a population quantity: log amplitude ~ N(log_amplitude_mean, log_amplitude_std^2),
+inferred per object; `roughness` grows with the number of the component, because real galaxies have
+more fine structure than simulated ones.
 """
+
 from abc import ABC, abstractmethod
 from functools import cached_property
 
@@ -20,21 +25,40 @@ GRID = 128  # side on which `basis_transform` is taken: the forward model's padd
 
 
 class ImagePrior(ABC):
-    """What every galaxy prior promises to the posterior: images on a fixed orthonormal basis, their residual, and how they move.
+    """What every galaxy prior promises to the posterior: images on a fixed orthonormal basis, their
+    residual, and how they move.
 
-        image = basis @ a,    a | latent ~ N( mean(latent), amplitude * diag (roughness * scale(latent))^2 ),    latent ~ N(0, I)
+        image = basis @ a,    a | latent ~ N( mean(latent), amplitude * diag (roughness *
+        scale(latent))^2 ),    latent ~ N(0, I)
 
     Parameters
     ----------
     basis : array [k, height, width], orthonormal images
     coefficient_mean, coefficient_std : arrays [k], of the training population
-    whitening : (array [d], array [d, d]), mean and lower Cholesky factor of the VAE's aggregate posterior
-    log_amplitude : (float, float), mean and standard deviation of the log of the residual's variance factor
-    tilt : float, component n of a real galaxy's residual has its scale times (n / PIVOT)^tilt: what a simulation lacks is fine structure
-    pixel_scale, target_fwhm : float, arcsec, of the training population: nominal, the prior is scale-free within its range of sizes
+    whitening : (array [d], array [d, d]), mean and lower Cholesky factor of the VAE's aggregate
+        posterior
+    log_amplitude : (float, float), mean and standard deviation of the log of the residual's
+        variance factor
+    tilt : float, component n of a real galaxy's residual has its scale times (n / PIVOT)^tilt: what
+        a simulation lacks is fine structure
+    pixel_scale, target_fwhm : float, arcsec, of the training population: nominal, the prior is
+        scale-free within its range of sizes
     """
 
-    def __init__(self, *, name, basis, coefficient_mean, coefficient_std, whitening, log_amplitude, tilt, pixel_scale, target_fwhm, card):
+    def __init__(
+        self,
+        *,
+        name,
+        basis,
+        coefficient_mean,
+        coefficient_std,
+        whitening,
+        log_amplitude,
+        tilt,
+        pixel_scale,
+        target_fwhm,
+        card,
+    ):
         self.name, self.card = name, card
         self.pixel_scale, self.target_fwhm = pixel_scale, target_fwhm
         self.basis = tf.constant(basis, tf.float32)
@@ -44,7 +68,9 @@ class ImagePrior(ABC):
         self.whitening_mean, self.whitening_factor = (tf.constant(x, tf.float32) for x in whitening)
         self.latent_size = self.whitening_mean.shape[0]
         self.log_amplitude_mean, self.log_amplitude_std = (float(x) for x in log_amplitude)
-        self.roughness = tf.constant((np.arange(1, len(self.coefficient_std) + 1) / PIVOT) ** tilt, tf.float32)
+        self.roughness = tf.constant(
+            (np.arange(1, len(self.coefficient_std) + 1) / PIVOT) ** tilt, tf.float32
+        )
         self.move_x, self.move_y = (tf.constant(x) for x in _shift_operators(basis))
 
     @abstractmethod
@@ -61,7 +87,9 @@ class ImagePrior(ABC):
 
     @cached_property
     def basis_transform(self):
-        """Transform of the whitened basis on the padded grid, complex64 [k, GRID, GRID // 2 + 1], images centred."""
+        """Transform of the whitened basis on the padded grid, complex64 [k, GRID, GRID // 2 + 1],
+        images centred.
+        """
         basis = self.basis.numpy() * self.coefficient_std.numpy()[:, None, None]
         height, width = self.image_shape
         top, left = (GRID - height) // 2, (GRID - width) // 2
@@ -69,12 +97,16 @@ class ImagePrior(ABC):
         return np.fft.rfft2(padded).astype(np.complex64)
 
     def move_coefficients(self, coefficients, shift):
-        """Coefficients [..., k] of the images moved by `shift` [..., 2] prior pixels, to second order in the shift."""
+        """Coefficients [..., k] of the images moved by `shift` [..., 2] prior pixels, to second
+        order in the shift.
+        """
         first = self._derivative(coefficients, shift)
         return coefficients + first + 0.5 * self._derivative(first, shift)
 
     def _derivative(self, coefficients, shift):
-        return shift[..., :1] * _apply(self.move_x, coefficients) + shift[..., 1:] * _apply(self.move_y, coefficients)
+        return shift[..., :1] * _apply(self.move_x, coefficients) + shift[..., 1:] * _apply(
+            self.move_y, coefficients
+        )
 
     def move_slopes(self, coefficients, shift):
         """Derivatives [batch, 2, k] of `move_coefficients` with respect to the shift."""
@@ -91,16 +123,26 @@ class ImagePrior(ABC):
 
     def images(self, coefficients):
         """Images [..., height, width] of coefficients [..., k]."""
-        flat = tf.matmul(tf.reshape(coefficients, [-1, self.basis.shape[0]]), tf.reshape(self.basis, [self.basis.shape[0], -1]))
+        flat = tf.matmul(
+            tf.reshape(coefficients, [-1, self.basis.shape[0]]),
+            tf.reshape(self.basis, [self.basis.shape[0], -1]),
+        )
         return tf.reshape(flat, [*coefficients.shape[:-1], *self.image_shape])
 
     def sample(self, num, *, seed):
-        """Draw galaxies of unit flux like those of the training population, residual included: Tensor [num, height, width].
+        """Draw galaxies of unit flux like those of the training population, residual included:
+        Tensor [num, height, width].
 
-        The residual is that of this population; inference of real galaxies allows for a larger and rougher one (`log_amplitude`, `tilt`).
+        The residual is that of this population; inference of real galaxies allows for a larger and
+        rougher one (`log_amplitude`, `tilt`).
         """
         seeds = tf.random.experimental.stateless_split([seed, 0], 2)
-        return self.draw(*(tf.random.stateless_normal([num, size], one) for size, one in zip(self.draw_sizes, seeds, strict=True)))
+        return self.draw(
+            *(
+                tf.random.stateless_normal([num, size], one)
+                for size, one in zip(self.draw_sizes, seeds, strict=True)
+            )
+        )
 
     @property
     def draw_sizes(self):
@@ -108,7 +150,9 @@ class ImagePrior(ABC):
         return self.latent_size, self.basis.shape[0]
 
     def draw(self, latent, normals=None):
-        """Images [batch, height, width] of unit flux, of standard normals [batch, d] and, for the residual, [batch, k]; without these, its mean."""
+        """Images [batch, height, width] of unit flux, of standard normals [batch, d] and, for the
+        residual, [batch, k]; without these, its mean.
+        """
         mean, scale = self.components(latent)
         images = self.images(mean if normals is None else mean + scale * normals)
         return images / tf.reduce_sum(images, [1, 2], keepdims=True)
@@ -117,7 +161,11 @@ class ImagePrior(ABC):
         return self.whitening_mean + tf.matmul(latent, self.whitening_factor, transpose_b=True)
 
     def _whiten(self, latent):
-        return tf.transpose(tf.linalg.triangular_solve(self.whitening_factor, tf.transpose(latent - self.whitening_mean)))
+        return tf.transpose(
+            tf.linalg.triangular_solve(
+                self.whitening_factor, tf.transpose(latent - self.whitening_mean)
+            )
+        )
 
 
 class BasisPrior(ImagePrior):
@@ -130,9 +178,35 @@ class BasisPrior(ImagePrior):
     the others : as of `ImagePrior`
     """
 
-    def __init__(self, *, name, basis, coefficient_mean, coefficient_std, encoder, decoder, whitening, floor, log_amplitude, tilt, pixel_scale, target_fwhm, card):
-        super().__init__(name=name, basis=basis, coefficient_mean=coefficient_mean, coefficient_std=coefficient_std, whitening=whitening,
-                         log_amplitude=log_amplitude, tilt=tilt, pixel_scale=pixel_scale, target_fwhm=target_fwhm, card=card)
+    def __init__(
+        self,
+        *,
+        name,
+        basis,
+        coefficient_mean,
+        coefficient_std,
+        encoder,
+        decoder,
+        whitening,
+        floor,
+        log_amplitude,
+        tilt,
+        pixel_scale,
+        target_fwhm,
+        card,
+    ):
+        super().__init__(
+            name=name,
+            basis=basis,
+            coefficient_mean=coefficient_mean,
+            coefficient_std=coefficient_std,
+            whitening=whitening,
+            log_amplitude=log_amplitude,
+            tilt=tilt,
+            pixel_scale=pixel_scale,
+            target_fwhm=target_fwhm,
+            card=card,
+        )
         self.encoder, self.decoder, self.floor = encoder, decoder, floor
 
     def components(self, latent):
@@ -140,17 +214,28 @@ class BasisPrior(ImagePrior):
 
     def components_and_jacobian(self, latent):
         output, slope = self.decoder.call_with_jacobian(self._colour(latent))
-        mean_slope, raw_slope = tf.split(tf.matmul(self.whitening_factor, slope, transpose_a=True), 2, -1)
-        rate = tf.sigmoid(tf.split(output, 2, -1)[1] + RAW_ONE)                  # of the softplus in `residual_scale`
-        return *self._split(output), mean_slope * self.coefficient_std, raw_slope * (rate * self.coefficient_std)[:, None]
+        mean_slope, raw_slope = tf.split(
+            tf.matmul(self.whitening_factor, slope, transpose_a=True), 2, -1
+        )
+        rate = tf.sigmoid(
+            tf.split(output, 2, -1)[1] + RAW_ONE
+        )  # of the softplus in `residual_scale`
+        return (
+            *self._split(output),
+            mean_slope * self.coefficient_std,
+            raw_slope * (rate * self.coefficient_std)[:, None],
+        )
 
     def _split(self, output):
         white, raw = tf.split(output, 2, -1)
-        return self.coefficient_mean + self.coefficient_std * white, residual_scale(raw, self.floor / self.coefficient_std) * self.coefficient_std
+        return (
+            self.coefficient_mean + self.coefficient_std * white,
+            residual_scale(raw, self.floor / self.coefficient_std) * self.coefficient_std,
+        )
 
     def guess(self, coefficients):
         white = squash((coefficients - self.coefficient_mean) / self.coefficient_std)
-        return self._whiten(self.encoder(white)[:, :self.latent_size])
+        return self._whiten(self.encoder(white)[:, : self.latent_size])
 
 
 def basis_prior(card, arrays):
@@ -160,14 +245,30 @@ def basis_prior(card, arrays):
     encoder = ResidualMLP(num, card["encoder_widths"], 2 * latent, name="encoder")
     decoder = ResidualMLP(latent, card["decoder_widths"], 2 * num, name="decoder")
     for network, name in ((encoder, "encoder"), (decoder, "decoder")):
-        network.set_weights([arrays[name][f"weight_{index:02d}"] for index in range(len(network.weights))])
-    return BasisPrior(name=card["name"], basis=basis["images"], coefficient_mean=basis["mean"], coefficient_std=basis["std"], encoder=encoder, decoder=decoder,
-                      whitening=(whitening["whitening_mean"], whitening["whitening_factor"]), floor=card["floor"], log_amplitude=card["log_amplitude"], tilt=card["tilt"],
-                      pixel_scale=card["pixel_scale"], target_fwhm=card["target_fwhm"], card=card)
+        network.set_weights(
+            [arrays[name][f"weight_{index:02d}"] for index in range(len(network.weights))]
+        )
+    return BasisPrior(
+        name=card["name"],
+        basis=basis["images"],
+        coefficient_mean=basis["mean"],
+        coefficient_std=basis["std"],
+        encoder=encoder,
+        decoder=decoder,
+        whitening=(whitening["whitening_mean"], whitening["whitening_factor"]),
+        floor=card["floor"],
+        log_amplitude=card["log_amplitude"],
+        tilt=card["tilt"],
+        pixel_scale=card["pixel_scale"],
+        target_fwhm=card["target_fwhm"],
+        card=card,
+    )
 
 
 def squash(white):
-    """Whitened coefficients as the encoder sees them: outliers are bent back smoothly beyond six standard deviations."""
+    """Whitened coefficients as the encoder sees them: outliers are bent back smoothly beyond six
+    standard deviations.
+    """
     return 6.0 * tf.tanh(white / 6.0)
 
 
@@ -182,10 +283,15 @@ def _apply(operator, coefficients):
 
 
 def _shift_operators(basis):
-    """Matrices [k, k] that move coefficients by one pixel along x and along y, to first order: minus the derivative, projected on the basis."""
+    """Matrices [k, k] that move coefficients by one pixel along x and along y, to first order:
+    minus the derivative, projected on the basis.
+    """
     num, height, width = basis.shape
     flat = np.asarray(basis, np.float32).reshape(num, -1)
     spectrum = np.fft.rfft2(basis)
     kx, ky = 2j * np.pi * np.fft.rfftfreq(width)[None], 2j * np.pi * np.fft.fftfreq(height)[:, None]
-    kx[..., -1], ky[height // 2] = 0, 0                                  # the Nyquist wave has no derivative on the grid
-    return [flat @ np.fft.irfft2(-spectrum * k, s=(height, width)).astype(np.float32).reshape(num, -1).T for k in (kx, ky)]
+    kx[..., -1], ky[height // 2] = 0, 0  # the Nyquist wave has no derivative on the grid
+    return [
+        flat @ np.fft.irfft2(-spectrum * k, s=(height, width)).astype(np.float32).reshape(num, -1).T
+        for k in (kx, ky)
+    ]

@@ -1,16 +1,22 @@
 """The networks of the galaxy prior: plain Keras 3 layers that own their weights."""
+
 import keras
 import tensorflow as tf
 
 if keras.backend.backend() != "tensorflow":
-    raise ImportError(f"astrogen: the Keras backend must be 'tensorflow', got {keras.backend.backend()!r}; set KERAS_BACKEND=tensorflow before Python starts.")
+    raise ImportError(
+        f"astrogen: the Keras backend must be 'tensorflow', got {keras.backend.backend()!r}; set"
+        " KERAS_BACKEND=tensorflow before Python starts."
+    )
 
 
 class ResidualMLP(keras.layers.Layer):
-    """Dense layers with GELU, each added to its input where the widths agree, and a linear last layer.
+    """Dense layers with GELU, each added to its input where the widths agree, and a linear last
+    layer.
 
-    `call` maps [batch, num_in] to [batch, num_out]; `call_with_jacobian` also returns the derivatives [batch, num_in, num_out], pushed forward through the
-    layers by hand: one matrix product each, a fraction of what automatic differentiation of every output costs.
+    `call` maps [batch, num_in] to [batch, num_out]; `call_with_jacobian` also returns the
+    derivatives [batch, num_in, num_out], pushed forward through the layers by hand: one matrix
+    product each, a fraction of what automatic differentiation of every output costs.
     """
 
     def __init__(self, num_in, widths, num_out, *, name=None):
@@ -45,7 +51,11 @@ class ResidualMLP(keras.layers.Layer):
 
 
 def gelu_and_rate(x):
-    """GELU (tanh form, Hendrycks & Gimpel 2016) and its derivative: the exponential of the error function costs ten times as much on a CPU."""
+    """GELU (tanh form, Hendrycks & Gimpel 2016) and its derivative: the exponential of the error
+    function costs ten times as much on a CPU.
+    """
     inner = 0.7978845608 * (x + 0.044715 * x**3)
     tanh = tf.tanh(inner)
-    return 0.5 * x * (1 + tanh), 0.5 * (1 + tanh) + 0.5 * x * (1 - tanh**2) * 0.7978845608 * (1 + 3 * 0.044715 * x**2)
+    return 0.5 * x * (1 + tanh), 0.5 * (1 + tanh) + 0.5 * x * (1 - tanh**2) * 0.7978845608 * (
+        1 + 3 * 0.044715 * x**2
+    )

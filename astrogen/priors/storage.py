@@ -1,4 +1,7 @@
-"""Weights on disk: a card in JSON that says what they are, and arrays. No code, no pickles; every file is checked against the card before use."""
+"""Weights on disk: a card in JSON that says what they are, and arrays. No code, no pickles; every
+file is checked against the card before use.
+"""
+
 import hashlib
 import io
 import json
@@ -8,22 +11,17 @@ from pathlib import Path
 
 import numpy as np
 
+from astrogen.errors import WeightsError
+
 FORMAT, VERSION, CARD = "astrogen prior", 1, "card.json"
-LARGEST = 64 * 2**20     # bytes of one file of arrays
-
-
-class WeightsError(Exception):
-    """Weights that cannot be used. `path` is the file, `reason` says what was expected and what came."""
-
-    def __init__(self, path, reason):
-        super().__init__(f"{path}: {reason}")
-        self.path, self.reason = Path(path), reason
+LARGEST = 64 * 2**20  # bytes of one file of arrays
 
 
 def write_weights(directory, *, card, arrays):
     """Write arrays {file: {name: array}} and the card that describes them.
 
-    Floats are kept in half precision: the file is halved, and the least residual scale is a hundred times the rounding.
+    Floats are kept in half precision: the file is halved, and the least residual scale is a hundred
+    times the rounding.
 
     Returns
     -------
@@ -33,12 +31,19 @@ def write_weights(directory, *, card, arrays):
     directory.mkdir(parents=True, exist_ok=True)
     files = {}
     for name, content in arrays.items():
-        content = {key: np.asarray(value, np.float16 if np.ndim(value) > 1 else np.float32) for key, value in content.items()}
+        content = {
+            key: np.asarray(value, np.float16 if np.ndim(value) > 1 else np.float32)
+            for key, value in content.items()
+        }
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **content)
         (directory / f"{name}.npz").write_bytes(buffer.getvalue())
-        files[f"{name}.npz"] = {"sha256": hashlib.sha256(buffer.getvalue()).hexdigest(),
-                                "arrays": {key: [list(value.shape), str(value.dtype)] for key, value in content.items()}}
+        files[f"{name}.npz"] = {
+            "sha256": hashlib.sha256(buffer.getvalue()).hexdigest(),
+            "arrays": {
+                key: [list(value.shape), str(value.dtype)] for key, value in content.items()
+            },
+        }
     card = {"format": FORMAT, "version": VERSION, **card, "files": files}
     (directory / CARD).write_text(json.dumps(card, indent=1) + "\n")
     return card
@@ -49,11 +54,15 @@ def read_weights(directory):
 
     Raises
     ------
-    WeightsError : a file is missing, truncated, changed, of another version, or holds anything but the arrays that the card names.
+    WeightsError : a file is missing, truncated, changed, of another version, or holds anything but
+        the arrays that the card names.
     """
     directory = Path(directory)
     card = _read_card(directory / CARD)
-    return card, {Path(name).stem: _read_arrays(directory / name, entry) for name, entry in card["files"].items()}
+    return card, {
+        Path(name).stem: _read_arrays(directory / name, entry)
+        for name, entry in card["files"].items()
+    }
 
 
 def weights_hash(card):
@@ -65,20 +74,49 @@ def _read_card(path):
     try:
         card = json.loads(path.read_text())
     except FileNotFoundError:
-        raise WeightsError(path, "load_prior: directory must hold a card.json, got none; give the folder that `astrogen train` wrote") from None
+        raise WeightsError(
+            path,
+            "load_prior: directory must hold a card.json, got none; give the folder that `astrogen"
+            " train` wrote",
+        ) from None
     except (OSError, ValueError) as error:
-        raise WeightsError(path, f"load_prior: card must be JSON, got {error}; copy the weights again") from error
-    found = (card.get("format"), card.get("version")) if isinstance(card, dict) else type(card).__name__
+        raise WeightsError(
+            path, f"load_prior: card must be JSON, got {error}; copy the weights again"
+        ) from error
+    found = (
+        (card.get("format"), card.get("version")) if isinstance(card, dict) else type(card).__name__
+    )
     if found != (FORMAT, VERSION):
-        raise WeightsError(path, f"load_prior: format must be {(FORMAT, VERSION)}, got {found}; train again or use the release that wrote it")
+        raise WeightsError(
+            path,
+            f"load_prior: format must be {(FORMAT, VERSION)}, got {found}; train again or use the"
+            " release that wrote it",
+        )
     missing = [key for key in ("kind", "name", "pixel_scale", "files") if key not in card]
     if missing:
-        raise WeightsError(path, f"load_prior: card must have {missing}, got only {sorted(card)}; copy the weights again")
-    if not isinstance(card["files"], dict) or not all(isinstance(entry, dict) and {"sha256", "arrays"} <= set(entry) for entry in card["files"].values()):
-        raise WeightsError(path, "load_prior: files must name the sha256 and the arrays of each file, got something else; copy the weights again")
-    strange = [name for name in card["files"] if Path(name).name != name or not name.endswith(".npz")]
+        raise WeightsError(
+            path,
+            f"load_prior: card must have {missing}, got only {sorted(card)}; copy the weights"
+            " again",
+        )
+    if not isinstance(card["files"], dict) or not all(
+        isinstance(entry, dict) and {"sha256", "arrays"} <= set(entry)
+        for entry in card["files"].values()
+    ):
+        raise WeightsError(
+            path,
+            "load_prior: files must name the sha256 and the arrays of each file, got something"
+            " else; copy the weights again",
+        )
+    strange = [
+        name for name in card["files"] if Path(name).name != name or not name.endswith(".npz")
+    ]
     if strange:
-        raise WeightsError(path, f"load_prior: files must be .npz files of the same folder, got {strange}; arrays are all that is loaded")
+        raise WeightsError(
+            path,
+            f"load_prior: files must be .npz files of the same folder, got {strange}; arrays are"
+            " all that is loaded",
+        )
     return card
 
 
@@ -87,21 +125,51 @@ def _read_arrays(path, entry):
         size = path.stat().st_size
         content = path.read_bytes() if size <= LARGEST else b""
     except OSError as error:
-        raise WeightsError(path, f"load_prior: weights must be readable, got {error}; copy them again") from error
+        raise WeightsError(
+            path, f"load_prior: weights must be readable, got {error}; copy them again"
+        ) from error
     if size > LARGEST:
-        raise WeightsError(path, f"load_prior: weights must be at most {LARGEST} bytes, got {size}; this is not a file that astrogen wrote")
+        raise WeightsError(
+            path,
+            f"load_prior: weights must be at most {LARGEST} bytes, got {size}; this is not a file"
+            " that astrogen wrote",
+        )
     found = hashlib.sha256(content).hexdigest()
     if found != entry["sha256"]:
-        raise WeightsError(path, f"load_prior: sha256 must be {entry['sha256']}, got {found}; the file was changed or cut short, copy it again")
+        raise WeightsError(
+            path,
+            f"load_prior: sha256 must be {entry['sha256']}, got {found}; the file was changed or"
+            " cut short, copy it again",
+        )
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as stored:
             arrays = {key: stored[key] for key in stored.files}
         shapes = {key: [list(value.shape), str(value.dtype)] for key, value in arrays.items()}
-    # An archive of Keras opens as one of NumPy, with bytes in place of arrays; a bare .npy file is no archive.
-    except (ValueError, OSError, EOFError, KeyError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
-        raise WeightsError(path, f"load_prior: weights must be plain arrays, got {error}; pickles and archives with code are refused") from error
+    # An archive of Keras opens as one of NumPy, with bytes in place of arrays; a bare .npy file is
+    # no archive.
+    except (
+        ValueError,
+        OSError,
+        EOFError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
+        raise WeightsError(
+            path,
+            f"load_prior: weights must be plain arrays, got {error}; pickles and archives with code"
+            " are refused",
+        ) from error
     if shapes != entry["arrays"]:
-        raise WeightsError(path, f"load_prior: arrays must be {entry['arrays']}, got {shapes}; the card and the file do not belong together")
+        raise WeightsError(
+            path,
+            f"load_prior: arrays must be {entry['arrays']}, got {shapes}; the card and the file do"
+            " not belong together",
+        )
     if not all(np.isfinite(value).all() for value in arrays.values()):
-        raise WeightsError(path, "load_prior: arrays must be finite, got NaN or infinity; train again")
+        raise WeightsError(
+            path, "load_prior: arrays must be finite, got NaN or infinity; train again"
+        )
     return {key: value.astype(np.float32) for key, value in arrays.items()}

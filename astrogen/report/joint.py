@@ -1,4 +1,7 @@
-"""The figure of several galaxies, exposures and bands: what each exposure shows, the model and the residual above; each galaxy deconvolved below."""
+"""The figure of several galaxies, exposures and bands: what each exposure shows, the model and the
+residual above; each galaxy deconvolved below.
+"""
+
 import io
 import textwrap
 from pathlib import Path
@@ -12,8 +15,8 @@ from astrogen.report.figure import RESIDUAL_LIMIT, extent_of
 from astrogen.report.style import GOOD, INK, LIGHT, MASKED, QUIET, SIGNED, WARNING
 from astrogen.result import format_value
 
-MOST_EXPOSURES, MOST_SOURCES = 8, 16      # panels that one figure shows
-PANEL = 2.15                              # inches
+MOST_EXPOSURES, MOST_SOURCES = 8, 16  # panels that one figure shows
+PANEL = 2.15  # inches
 IMAGINED_SEED = 0
 
 
@@ -31,18 +34,25 @@ def write_joint_figure(result, path, *, dpi=100):
     path
     """
     path, stream = Path(path), io.BytesIO()
-    draw_joint_figure(result).savefig(stream, dpi=dpi, format=path.suffix.lstrip(".") or "png", facecolor="white")
+    draw_joint_figure(result).savefig(
+        stream, dpi=dpi, format=path.suffix.lstrip(".") or "png", facecolor="white"
+    )
     write_whole(path, stream.getvalue())
     return path
 
 
 def draw_joint_figure(result):
-    """As a matplotlib Figure: columns of exposures, and columns of the galaxies (of the bands, where there is one galaxy)."""
+    """As a matplotlib Figure: columns of exposures, and columns of the galaxies (of the bands,
+    where there is one galaxy).
+    """
     exposures, cards = range(min(len(result.observations), MOST_EXPOSURES)), _cards(result)
     columns = max(len(exposures), min(len(cards), MOST_EXPOSURES), 3)
-    blocks = [cards[first:first + columns] for first in range(0, len(cards), columns)]
+    blocks = [cards[first : first + columns] for first in range(0, len(cards), columns)]
     rows = 3 + 3 * len(blocks)
-    figure = Figure(figsize=(PANEL * columns + 0.5, PANEL * rows + 0.35 * (rows - 2) + 1.2), layout="constrained")
+    figure = Figure(
+        figsize=(PANEL * columns + 0.5, PANEL * rows + 0.35 * (rows - 2) + 1.2),
+        layout="constrained",
+    )
     figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03, rect=(0.0, 0.045, 1.0, 0.89))
     axes = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.ravel():
@@ -52,50 +62,114 @@ def draw_joint_figure(result):
         _draw_exposure(axes[:3, column], result, column)
     for number, block in enumerate(blocks):
         for column, card in enumerate(block):
-            _draw_card(axes[3 + 3 * number:6 + 3 * number, column], *card)
+            _draw_card(axes[3 + 3 * number : 6 + 3 * number, column], *card)
     for row in range(rows):
-        label = ("observed", "model", "residual")[row] if row < 3 else ("deconvolved", "uncertainty", "imagined")[row % 3]
-        axes[row, 0].text(-0.03, 0.5, label, rotation=90, transform=axes[row, 0].transAxes, ha="right", va="center", fontsize=9.5, color=QUIET)
+        label = (
+            ("observed", "model", "residual")[row]
+            if row < 3
+            else ("deconvolved", "uncertainty", "imagined")[row % 3]
+        )
+        axes[row, 0].text(
+            -0.03,
+            0.5,
+            label,
+            rotation=90,
+            transform=axes[row, 0].transAxes,
+            ha="right",
+            va="center",
+            fontsize=9.5,
+            color=QUIET,
+        )
     _write_words(figure, result)
     return figure
 
 
 def _cards(result):
-    """(title, mean, deviation, draw, pixel scale) of each deconvolved image: the bands of one galaxy, or each galaxy in its reference band."""
+    """(title, mean, deviation, draw, pixel scale) of each deconvolved image: the bands of one
+    galaxy, or each galaxy in its reference band.
+    """
     cards = []
     for number, source in enumerate(result.sources[:MOST_SOURCES], 1):
-        for band in range(len(source.bands)) if len(result.sources) == 1 else [source.bands.index(source.reference)]:
+        for band in (
+            range(len(source.bands))
+            if len(result.sources) == 1
+            else [source.bands.index(source.reference)]
+        ):
             flux = format_value(tuple(part[band] for part in source.flux))
-            title = f"{source.bands[band] or 'flux'} {flux}" if len(result.sources) == 1 else f"{number}: {source.bands[band]} {flux}"
-            chosen = source.draws[np.random.default_rng(IMAGINED_SEED).integers(len(source.draws)), band]
-            cards.append((title, source.images[band], source.image_std[band], chosen, source.pixel_scale))
+            title = (
+                f"{source.bands[band] or 'flux'} {flux}"
+                if len(result.sources) == 1
+                else f"{number}: {source.bands[band]} {flux}"
+            )
+            chosen = source.draws[
+                np.random.default_rng(IMAGINED_SEED).integers(len(source.draws)), band
+            ]
+            cards.append(
+                (title, source.images[band], source.image_std[band], chosen, source.pixel_scale)
+            )
     return cards
 
 
 def _draw_exposure(axes, result, number):
-    observation, level = result.observations[number], float(result.background_draws[:, number].mean())
+    observation, level = (
+        result.observations[number],
+        float(result.background_draws[:, number].mean()),
+    )
     sigma = float(np.sqrt(np.median(observation.variance[~observation.mask])))
     model = result.models[number] - level
     norm = AsinhNorm(linear_width=1.5 * sigma, vmin=-sigma, vmax=max(float(model.max()), 5 * sigma))
     extent = extent_of(model.shape, model.shape[1] * observation.pixel_scale)
     seen = np.where(observation.mask, np.nan, observation.image - level)
-    residual = np.where(observation.mask, np.nan, result.residuals[number] / np.sqrt(observation.variance))
-    for axis, image, style in zip(axes, (seen, model, residual), ({"cmap": LIGHT, "norm": norm},) * 2 + ({"cmap": SIGNED, "vmin": -RESIDUAL_LIMIT, "vmax": RESIDUAL_LIMIT},), strict=True):
+    residual = np.where(
+        observation.mask, np.nan, result.residuals[number] / np.sqrt(observation.variance)
+    )
+    for axis, image, style in zip(
+        axes,
+        (seen, model, residual),
+        ({"cmap": LIGHT, "norm": norm},) * 2
+        + ({"cmap": SIGNED, "vmin": -RESIDUAL_LIMIT, "vmax": RESIDUAL_LIMIT},),
+        strict=True,
+    ):
         _show(axis, image, extent, style)
-    axes[0].set_title(f"{result.bands[number]}  χ² {result.chi2_all[number]:.2f}".strip(), fontsize=10, color=INK, parse_math=False)
+    axes[0].set_title(
+        f"{result.bands[number]}  χ² {result.chi2_all[number]:.2f}".strip(),
+        fontsize=10,
+        color=INK,
+        parse_math=False,
+    )
     if len(result.sources) > 1:
         middle = (np.array(result.observations[0].image.shape[::-1]) - 1) / 2
         for index, source in enumerate(result.sources, 1):
             if number == 0:
                 # A galaxy at the edge, or beyond it, is named inside.
-                place = np.clip((np.array([source.x, source.y]) - middle) / (middle + 0.5), -0.93, 0.93) * (middle + 0.5) * result.observations[0].pixel_scale
-                axes[0].text(*place, str(index), color="white", fontsize=9, ha="center", va="center", bbox={"facecolor": "black", "alpha": 0.45, "pad": 1, "linewidth": 0})
+                place = (
+                    np.clip((np.array([source.x, source.y]) - middle) / (middle + 0.5), -0.93, 0.93)
+                    * (middle + 0.5)
+                    * result.observations[0].pixel_scale
+                )
+                axes[0].text(
+                    *place,
+                    str(index),
+                    color="white",
+                    fontsize=9,
+                    ha="center",
+                    va="center",
+                    bbox={"facecolor": "black", "alpha": 0.45, "pad": 1, "linewidth": 0},
+                )
 
 
 def _draw_card(axes, title, mean, deviation, draw, pixel_scale):
     extent = extent_of(mean.shape, mean.shape[1] * pixel_scale)
-    softness = max(float(np.median(deviation[mean > 0.02 * mean.max()])) if (mean > 0).any() else 0.0, 1e-3 * float(np.abs(mean).max()), 1e-30)
-    norm = AsinhNorm(linear_width=1.5 * softness, vmin=-softness, vmax=max(float(np.quantile(mean, 0.9995)), 5 * softness))
+    softness = max(
+        float(np.median(deviation[mean > 0.02 * mean.max()])) if (mean > 0).any() else 0.0,
+        1e-3 * float(np.abs(mean).max()),
+        1e-30,
+    )
+    norm = AsinhNorm(
+        linear_width=1.5 * softness,
+        vmin=-softness,
+        vmax=max(float(np.quantile(mean, 0.9995)), 5 * softness),
+    )
     for axis, image in zip(axes, (mean, deviation, draw), strict=True):
         _show(axis, image, extent, {"cmap": LIGHT, "norm": norm})
     axes[0].set_title(title, fontsize=10, color=INK, parse_math=False)
@@ -110,10 +184,24 @@ def _show(axis, image, extent, style):
 
 
 def _write_words(figure, result):
-    figure.text(0.012, 0.985, result.name, fontsize=14, weight="bold", color=INK, va="top", parse_math=False)
-    told = f"{result.method} · {len(result.background_draws)} draws · residuals ±{RESIDUAL_LIMIT:g}σ"
+    figure.text(
+        0.012, 0.985, result.name, fontsize=14, weight="bold", color=INK, va="top", parse_math=False
+    )
+    told = (
+        f"{result.method} · {len(result.background_draws)} draws · residuals ±{RESIDUAL_LIMIT:g}σ"
+    )
     figure.text(0.012, 0.957, told, fontsize=9.5, color=QUIET, va="top", parse_math=False)
     hidden = len(result.observations) > MOST_EXPOSURES or len(result.sources) > MOST_SOURCES
-    width = int(13 * figure.get_figwidth())                     # letters
-    lines = [textwrap.shorten(sentence, width, placeholder=" …") for sentence in result.status[:2]] + ["more exposures or galaxies than are shown: see the file"] * hidden
-    figure.text(0.012, 0.008, "\n".join(lines) or "ok: converged, and the residuals are consistent with the noise", fontsize=9.5, color=WARNING if lines else GOOD, va="bottom", parse_math=False)
+    width = int(13 * figure.get_figwidth())  # letters
+    lines = [
+        textwrap.shorten(sentence, width, placeholder=" …") for sentence in result.status[:2]
+    ] + ["more exposures or galaxies than are shown: see the file"] * hidden
+    figure.text(
+        0.012,
+        0.008,
+        "\n".join(lines) or "ok: converged, and the residuals are consistent with the noise",
+        fontsize=9.5,
+        color=WARNING if lines else GOOD,
+        va="bottom",
+        parse_math=False,
+    )

@@ -1,4 +1,7 @@
-"""The page of a run: a table of all objects and the figures of the first ones, in one file that needs nothing else."""
+"""The page of a run: a table of all objects and the figures of the first ones, in one file that
+needs nothing else.
+"""
+
 import io
 import math
 from html import escape
@@ -9,15 +12,24 @@ from matplotlib import colormaps
 from matplotlib.image import imsave
 
 from astrogen.files import write_whole
-from astrogen.report.figure import common_stretch, figure_bytes, fitted_background, number_text, sentences_in_figure
+from astrogen.report.figure import (
+    common_stretch,
+    figure_bytes,
+    fitted_background,
+    number_text,
+    sentences_in_figure,
+)
 from astrogen.report.style import LIGHT, list_of, page_of, picture_of, plain
 from astrogen.result import QUANTITIES, all_status, file_names, format_value
 
-MAX_FIGURES = 24          # figures in one page; about 0.25 MB each
+MAX_FIGURES = 24  # figures in one page; about 0.25 MB each
 
 
-def write_report(results, directory, *, title, failures=(), max_figures=MAX_FIGURES, picture=None, caption=""):
-    """Write index.html on a run: a table of all objects and the figure of the first ones, in one file that needs nothing else.
+def write_report(
+    results, directory, *, title, failures=(), max_figures=MAX_FIGURES, picture=None, caption=""
+):
+    """Write index.html on a run: a table of all objects and the figure of the first ones, in one
+    file that needs nothing else.
 
     The figures in the page are also written beside it, as NAME.png.
 
@@ -41,10 +53,28 @@ def write_report(results, directory, *, title, failures=(), max_figures=MAX_FIGU
     for result, name in zip(results[:max_figures], names, strict=False):
         figures.append(figure_bytes(result, dpi=110))
         write_whole(directory / f"{name}.png", figures[-1])
-    rows = "\n".join(_row(result, number, number <= max_figures) for number, result in enumerate(results, 1))
-    sections = [_section(result, number, png) for number, (result, png) in enumerate(zip(results, figures, strict=False), 1)]
-    body = "\n".join([TABLE.format(rows=rows), _failed(failures), _lead(picture, caption), *sections, _omitted(results, max_figures)])
-    write_whole(directory / "index.html", page_of(title, overview=_overview(results, failures), body=body, provenance=_provenance(results)))
+    rows = "\n".join(
+        _row(result, number, number <= max_figures) for number, result in enumerate(results, 1)
+    )
+    sections = [
+        _section(result, number, png)
+        for number, (result, png) in enumerate(zip(results, figures, strict=False), 1)
+    ]
+    body = "\n".join(
+        [
+            TABLE.format(rows=rows),
+            _failed(failures),
+            _lead(picture, caption),
+            *sections,
+            _omitted(results, max_figures),
+        ]
+    )
+    write_whole(
+        directory / "index.html",
+        page_of(
+            title, overview=_overview(results, failures), body=body, provenance=_provenance(results)
+        ),
+    )
     return directory / "index.html"
 
 
@@ -64,14 +94,20 @@ TABLE = """<div class="scroll">
 def _lead(picture, caption):
     if picture is None:
         return ""
-    return f'<section>{picture_of(Path(picture).read_bytes(), caption)}<p class="note">{escape(caption)}</p></section>'
+    return (
+        f"<section>{picture_of(Path(picture).read_bytes(), caption)}<p"
+        f' class="note">{escape(caption)}</p></section>'
+    )
 
 
 def _failed(failures):
     """What could not be used, and why, in red under the table."""
     if not failures:
         return ""
-    items = "".join(f"<li><strong>{escape(str(name))}</strong>: {escape(reason)}</li>" for name, reason in failures)
+    items = "".join(
+        f"<li><strong>{escape(str(name))}</strong>: {escape(reason)}</li>"
+        for name, reason in failures
+    )
     return f'<section><h2>{len(failures)} failed</h2><ul class="status">{items}</ul></section>'
 
 
@@ -80,24 +116,46 @@ def _overview(results, failures):
     methods = escape(", ".join(sorted({result.method for result in results})))
     text = f"<strong>{len(results)}</strong> {'object' if len(results) == 1 else 'objects'}"
     text += f" · deconvolved by {methods}" if methods else ""
-    text += f' · <span class="bad">{flagged} flagged</span>' if flagged else " · none flagged" if results else ""
+    text += (
+        f' · <span class="bad">{flagged} flagged</span>'
+        if flagged
+        else " · none flagged"
+        if results
+        else ""
+    )
     return text + (f' · <span class="bad">{len(failures)} failed</span>' if failures else "")
 
 
 def _row(result, number, has_figure):
     sentences = all_status(result)
-    linked = f'<a href="#object-{number}">{escape(result.name)}</a>' if has_figure else escape(result.name)
+    linked = (
+        f'<a href="#object-{number}">{escape(result.name)}</a>'
+        if has_figure
+        else escape(result.name)
+    )
     quantities = [format_value(getattr(result, quantity)) for quantity in QUANTITIES]
     units = [f" {result.observation.unit}".rstrip(), "″", "", ""]
-    cells = "".join(f'<td>{escape(text)}<span class="unit">{escape(unit if text != "-" else "")}</span></td>' for text, unit in zip(quantities, units, strict=True))
-    return (f'<tr{" class=flagged" if sentences else ""}><td>{_thumbnail(result, "observed")}</td><td>{_thumbnail(result, "deconvolved")}</td>'
-            f'<td class="text">{linked}</td><td class="text badges">{_badges(sentences)}</td>{cells}<td>{number_text(result.chi2)}</td></tr>')
+    cells = "".join(
+        f'<td>{escape(text)}<span class="unit">{escape(unit if text != "-" else "")}</span></td>'
+        for text, unit in zip(quantities, units, strict=True)
+    )
+    return (
+        f"<tr{' class=flagged' if sentences else ''}><td>{_thumbnail(result, 'observed')}</td><td>{_thumbnail(result, 'deconvolved')}</td>"
+        f'<td class="text">{linked}</td><td class="text'
+        f' badges">{_badges(sentences)}</td>{cells}<td>{number_text(result.chi2)}</td></tr>'
+    )
 
 
 def _badges(sentences):
     words = dict.fromkeys(sentence.split(":")[0] for sentence in sentences)
-    return " ".join(f'<span class="badge bad" title="{escape(_meaning(sentences, word))}">{escape(word.replace("_", " "))}</span>'
-                    for word in words) or '<span class="badge">ok</span>'
+    return (
+        " ".join(
+            '<span class="badge bad"'
+            f' title="{escape(_meaning(sentences, word))}">{escape(word.replace("_", " "))}</span>'
+            for word in words
+        )
+        or '<span class="badge">ok</span>'
+    )
 
 
 def _meaning(sentences, word):
@@ -107,7 +165,11 @@ def _meaning(sentences, word):
 def _thumbnail(result, which):
     norm = common_stretch(result)
     if which == "observed":
-        image, mask, scale = result.observation.image - fitted_background(result), result.observation.mask, result.observation.pixel_scale
+        image, mask, scale = (
+            result.observation.image - fitted_background(result),
+            result.observation.mask,
+            result.observation.pixel_scale,
+        )
     else:
         image, mask, scale = result.image, np.zeros(result.image.shape, bool), result.pixel_scale
     if not image.size:
@@ -124,7 +186,10 @@ def _section(result, number, png):
     sentences, notes = all_status(result), result.observation.notes
     unsaid = [sentence for sentence in sentences if sentence not in sentences_in_figure(sentences)]
     lists = list_of("status", unsaid) + list_of("notes", notes)
-    alternative = f"Observed, model, residual, deconvolved, uncertainty and imagined solutions of {result.name}. {' '.join(sentences)}"
+    alternative = (
+        "Observed, model, residual, deconvolved, uncertainty and imagined solutions of"
+        f" {result.name}. {' '.join(sentences)}"
+    )
     picture = picture_of(png, alternative, attributes='loading="lazy" ')
     return f'<section id="object-{number}">{picture}{lists}</section>'
 
@@ -132,14 +197,27 @@ def _section(result, number, png):
 def _omitted(results, max_figures):
     if len(results) <= max_figures:
         return ""
-    return (f'<p class="note">Figures are shown for the first {max_figures} of {len(results)} objects; '
-            "<code>astrogen.report.write_figure</code> draws the others from their FITS files.</p>")
+    return (
+        f'<p class="note">Figures are shown for the first {max_figures} of {len(results)} objects; '
+        "<code>astrogen.report.write_figure</code> draws the others from their FITS files.</p>"
+    )
 
 
 def _provenance(results):
     """What made the results; what differs between objects is said to differ."""
     told = {}
     for key in dict.fromkeys(key for result in results for key in result.provenance):
-        texts = list(dict.fromkeys(plain(result.provenance[key]) for result in results if key in result.provenance))
-        told[key] = texts[0] if len(texts) == 1 else f"{len(texts)} different ones: {', '.join(texts[:3])}{', …' if len(texts) > 3 else ''}"
+        texts = list(
+            dict.fromkeys(
+                plain(result.provenance[key]) for result in results if key in result.provenance
+            )
+        )
+        told[key] = (
+            texts[0]
+            if len(texts) == 1
+            else (
+                f"{len(texts)} different ones:"
+                f" {', '.join(texts[:3])}{', …' if len(texts) > 3 else ''}"
+            )
+        )
     return told

@@ -1,4 +1,7 @@
-"""Many stamps on one picture: a contact sheet of populations, and galaxies beside their truth and a rival."""
+"""Many stamps on one picture: a contact sheet of populations, and galaxies beside their truth and a
+rival.
+"""
+
 import io
 import math
 from pathlib import Path
@@ -13,23 +16,42 @@ from astrogen.report.style import INK, LIGHT, MASKED
 
 
 def write_contact_sheet(rows, path, *, dpi=80):
-    """Many stamps on one sheet, each divided by its peak and shown on the same asinh stretch, so that populations can be compared by eye.
+    """Many stamps on one sheet, each divided by its peak and shown on the same asinh stretch, so
+    that populations can be compared by eye.
 
     Parameters
     ----------
     rows : dict, label -> array [rows, columns, height, width]
     path : path of the picture
     """
-    lines = [(label if index == 0 else "", line) for label, block in rows.items() for index, line in enumerate(block)]
+    lines = [
+        (label if index == 0 else "", line)
+        for label, block in rows.items()
+        for index, line in enumerate(block)
+    ]
     columns = max(len(line) for _, line in lines)
     figure = Figure(figsize=(0.9 * columns + 1.2, 0.9 * len(lines)))
     norm = AsinhNorm(linear_width=0.03, vmin=-0.03, vmax=1.0)
     for number, (label, line) in enumerate(lines):
         for column, image in enumerate(line):
-            axis = figure.add_axes([(1.2 + 0.9 * column) / (0.9 * columns + 1.2), 1 - (number + 1) / len(lines), 0.88 / (0.9 * columns + 1.2), 0.98 / len(lines)])
+            axis = figure.add_axes(
+                [
+                    (1.2 + 0.9 * column) / (0.9 * columns + 1.2),
+                    1 - (number + 1) / len(lines),
+                    0.88 / (0.9 * columns + 1.2),
+                    0.98 / len(lines),
+                ]
+            )
             axis.imshow(image / image.max(), origin="lower", cmap=LIGHT, norm=norm)
             axis.set_axis_off()
-        figure.text(0.005, 1 - (number + 0.5) / len(lines), label.replace(", ", ",\n").replace(" from", "\nfrom"), va="center", fontsize=9, color=INK)
+        figure.text(
+            0.005,
+            1 - (number + 0.5) / len(lines),
+            label.replace(", ", ",\n").replace(" from", "\nfrom"),
+            va="center",
+            fontsize=9,
+            color=INK,
+        )
     stream = io.BytesIO()
     figure.savefig(stream, dpi=dpi, facecolor="white")
     write_whole(Path(path), stream.getvalue())
@@ -51,7 +73,15 @@ def write_map_sheet(rows, path, *, pixel_scale, dpi=90):
     for line, row in zip(axes, rows, strict=True):
         for axis, (title, kappa) in zip(line, row, strict=True):
             height, width = (side * pixel_scale / 120 for side in kappa.shape)
-            shown = axis.imshow(kappa, origin="lower", cmap=LIGHT, vmin=low, vmax=high, interpolation="nearest", extent=(-width, width, -height, height))
+            shown = axis.imshow(
+                kappa,
+                origin="lower",
+                cmap=LIGHT,
+                vmin=low,
+                vmax=high,
+                interpolation="nearest",
+                extent=(-width, width, -height, height),
+            )
             axis.set_title(title, fontsize=10, color=INK)
             axis.tick_params(labelsize=7)
     axes[-1, 0].set_xlabel("degrees", fontsize=9)
@@ -62,7 +92,8 @@ def write_map_sheet(rows, path, *, pixel_scale, dpi=90):
 
 
 def write_comparison(results, rivals, truths, path, *, rival_name, dpi=110):
-    """Observed, another method, deconvolved and truth of simulated galaxies side by side, each galaxy on one stretch of surface brightness.
+    """Observed, another method, deconvolved and truth of simulated galaxies side by side, each
+    galaxy on one stretch of surface brightness.
 
     Parameters
     ----------
@@ -99,13 +130,35 @@ def write_comparison(results, rivals, truths, path, *, rival_name, dpi=110):
 def _draw_comparison(axes, result, rival, truth):
     """One line of panels, all cut to the field that they share."""
     observation = result.observation
-    stamp, field = observation.image.shape[1] * observation.pixel_scale, truth.shape[1] * result.pixel_scale
+    stamp, field = (
+        observation.image.shape[1] * observation.pixel_scale,
+        truth.shape[1] * result.pixel_scale,
+    )
     noise = float(np.sqrt(np.median(observation.variance))) / observation.pixel_scale**2
-    norm = AsinhNorm(linear_width=1.5 * noise, vmin=-noise, vmax=max(float(truth.max()) / result.pixel_scale**2, 5 * noise))
-    seen = np.where(observation.mask, np.nan, observation.image - fitted_background(result)) / observation.pixel_scale**2
-    for axis, brightness, width in zip(axes, (seen, *(image / result.pixel_scale**2 for image in (rival, result.image, truth))), (stamp, field, field, field), strict=True):
+    norm = AsinhNorm(
+        linear_width=1.5 * noise,
+        vmin=-noise,
+        vmax=max(float(truth.max()) / result.pixel_scale**2, 5 * noise),
+    )
+    seen = (
+        np.where(observation.mask, np.nan, observation.image - fitted_background(result))
+        / observation.pixel_scale**2
+    )
+    for axis, brightness, width in zip(
+        axes,
+        (seen, *(image / result.pixel_scale**2 for image in (rival, result.image, truth))),
+        (stamp, field, field, field),
+        strict=True,
+    ):
         axis.set_facecolor(MASKED)
-        axis.imshow(brightness, origin="lower", cmap=LIGHT, norm=norm, interpolation="nearest", extent=extent_of(brightness.shape, width))
+        axis.imshow(
+            brightness,
+            origin="lower",
+            cmap=LIGHT,
+            norm=norm,
+            interpolation="nearest",
+            extent=extent_of(brightness.shape, width),
+        )
         axis.set(xticks=[], yticks=[], xlim=(-field / 2, field / 2), ylim=(-field / 2, field / 2))
         for spine in axis.spines.values():
             spine.set(color="0.6", linewidth=0.8)

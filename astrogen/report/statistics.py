@@ -1,4 +1,7 @@
-"""The figure of map statistics: simulations with their errors, and every kind of emulated maps, each above its departure from the simulations."""
+"""The figure of map statistics: simulations with their errors, and every kind of emulated maps,
+each above its departure from the simulations.
+"""
+
 from pathlib import Path
 
 import numpy as np
@@ -7,9 +10,14 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, ScalarForm
 
 from astrogen.report.style import INK, QUIET
 
-STYLES = {"network": ("#c2410c", "-", 1.8), "lognormal": ("#2563a8", "--", 1.3), "Gaussian": ("#6b7f2a", ":", 1.3)}
+STYLES = {
+    "network": ("#c2410c", "-", 1.8),
+    "lognormal": ("#2563a8", "--", 1.3),
+    "Gaussian": ("#6b7f2a", ":", 1.3),
+}
 BAND = "0.82"
-PANELS = {    # statistic: title, label along x, is the departure relative (else in units of the largest value)
+# statistic: title, label along x, is the departure relative (else in units of the largest value)
+PANELS = {
     "spectrum": (r"$\ell^2 C_\ell\,/\,2\pi$", r"$\ell$", True),
     "spectrum scatter": (r"scatter of $\ell^2 C_\ell\,/\,2\pi$ from map to map", r"$\ell$", True),
     "equilateral": (r"equilateral bispectrum $\ell^4 B_\ell$", r"$\ell$", True),
@@ -37,7 +45,10 @@ def write_statistics(compared, path, *, dpi=110):
 
 
 def draw_statistics(compared):
-    """The figure of one cosmology, as a matplotlib Figure of nine statistics. Argument as that of `write_statistics`."""
+    """The figure of one cosmology, as a matplotlib Figure of nine statistics.
+
+    Argument as that of `write_statistics`.
+    """
     figure = Figure(figsize=(14, 11.5), layout="constrained")
     grid = figure.add_gridspec(6, 3, height_ratios=[3, 1.2] * 3)
     for number, (name, (title, label, relative)) in enumerate(PANELS.items()):
@@ -49,14 +60,21 @@ def draw_statistics(compared):
         upper.tick_params(labelbottom=False)
         lower.set_xlabel(label, fontsize=9.5, color=INK)
     figure.axes[0].legend(fontsize=9, frameon=False)
-    figure.suptitle(rf"$\Omega_m$ = {compared['omega_m']:g}, $\sigma_8$ = {compared['sigma_8']:g}: {compared['num_maps']} maps of {compared['num_simulations']} simulations "
-                    "(grey: standard error), and four times as many of each emulator", fontsize=12, color=INK)
+    figure.suptitle(
+        rf"$\Omega_m$ = {compared['omega_m']:g}, $\sigma_8$ = {compared['sigma_8']:g}:"
+        rf" {compared['num_maps']} maps of {compared['num_simulations']} simulations "
+        "(grey: standard error), and four times as many of each emulator",
+        fontsize=12,
+        color=INK,
+    )
     return figure
 
 
 def _draw_statistic(upper, lower, name, compared, relative):
     x, factor = _positions(name, compared)
-    simulated, error = (factor * np.array(compared["simulations"][name][part]) for part in ("mean", "error"))
+    simulated, error = (
+        factor * np.array(compared["simulations"][name][part]) for part in ("mean", "error")
+    )
     unit = simulated if relative else np.abs(simulated).max()
     upper.fill_between(x, simulated - error, simulated + error, color=BAND, label="simulations")
     upper.plot(x, simulated, color=INK, linewidth=0.8)
@@ -72,7 +90,11 @@ def _draw_statistic(upper, lower, name, compared, relative):
     lower.set_ylabel("departure" if relative else "departure\n/ largest", fontsize=8.5, color=QUIET)
     if x[0] > 1:
         upper.set_xscale("log")
-        lower.xaxis.set(major_locator=FixedLocator([300, 500, 1000, 2000, 3000]), minor_locator=NullLocator(), major_formatter=ScalarFormatter())
+        lower.xaxis.set(
+            major_locator=FixedLocator([300, 500, 1000, 2000, 3000]),
+            minor_locator=NullLocator(),
+            major_formatter=ScalarFormatter(),
+        )
     else:
         lower.xaxis.set_major_locator(MaxNLocator(5))
     if name in ("spectrum", "equilateral"):
@@ -92,6 +114,6 @@ def _positions(name, compared):
     if name.startswith("V"):
         return np.array(compared["bins"]["thresholds"]), 1.0
     edges = compared["bins"]["pixels" if name == "pdf" else name]
-    if edges[0] is None:                                   # open at both ends: drawn one bin further
+    if edges[0] is None:  # open at both ends: drawn one bin further
         edges = [2 * edges[1] - edges[2], *edges[1:-1], 2 * edges[-2] - edges[-3]]
     return (np.array(edges[1:]) + edges[:-1]) / 2, 1.0

@@ -1,7 +1,11 @@
-"""Colours and style that figures share, and the frame of the pages: title, overview, body, provenance."""
+"""Colours and style that figures share, and the frame of the pages: title, overview, body,
+provenance.
+"""
+
 import base64
 import json
 from html import escape
+
 LIGHT, SIGNED, MASKED = "magma", "RdBu_r", "0.72"
 GOOD, WARNING, INK, QUIET = "#1b7f4b", "#b3261e", "#1a1a24", "#6b6b78"
 
@@ -64,23 +68,45 @@ PAGE = """<!DOCTYPE html>
 
 
 def page_of(title, *, overview, body, provenance):
-    """A whole page that needs no other file; `overview` and `body` are HTML, `title` is text, `provenance` a dict."""
-    return PAGE.format(title=escape(title), style=STYLE, overview=overview, body=body, provenance=rows_of(provenance))
+    """A whole page that needs no other file; `overview` and `body` are HTML, `title` is text,
+    `provenance` a dict.
+    """
+    return PAGE.format(
+        title=escape(title),
+        style=STYLE,
+        overview=overview,
+        body=body,
+        provenance=rows_of(provenance),
+    )
 
 
 def rows_of(items):
     """A dict as an HTML table of two columns."""
-    return "<table>" + "".join(f"<tr><th>{escape(str(name))}</th><td>{escape(plain(value))}</td></tr>" for name, value in items.items()) + "</table>"
+    return (
+        "<table>"
+        + "".join(
+            f"<tr><th>{escape(str(name))}</th><td>{escape(plain(value))}</td></tr>"
+            for name, value in items.items()
+        )
+        + "</table>"
+    )
 
 
 def list_of(kind, texts):
     """Sentences as an HTML list of the class "status" or "notes"; nothing where there are none."""
-    return f'<ul class="{kind}">{"".join(f"<li>{escape(text)}</li>" for text in texts)}</ul>' if texts else ""
+    return (
+        f'<ul class="{kind}">{"".join(f"<li>{escape(text)}</li>" for text in texts)}</ul>'
+        if texts
+        else ""
+    )
 
 
 def picture_of(png, alternative, *, attributes=""):
     """The bytes of a PNG as an HTML image that is part of the page."""
-    return f'<img {attributes}alt="{escape(alternative)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
+    return (
+        f'<img {attributes}alt="{escape(alternative)}"'
+        f' src="data:image/png;base64,{base64.b64encode(png).decode()}">'
+    )
 
 
 def plain(value):

@@ -1,5 +1,8 @@
 """What all statistics share: a batch of maps that can be trusted, and counting in bins map by map."""
+
 import numpy as np
+
+from astrogen.errors import InputError
 
 
 def checked_maps(maps, function, *, smallest=3):
@@ -7,14 +10,20 @@ def checked_maps(maps, function, *, smallest=3):
 
     Raises
     ------
-    ValueError : not three axes, no map at all, a side below `smallest` pixels, or values that are not finite.
+    ValueError : not three axes, no map at all, a side below `smallest` pixels, or values that are
+        not finite.
     """
     maps = np.asarray(maps)
     if maps.ndim != 3 or not len(maps) or min(maps.shape[1:]) < smallest:
-        raise ValueError(f"{function}: maps must be [batch, height, width] with sides of at least {smallest} pixels, got shape {maps.shape}; one map is maps[None]")
+        raise InputError(
+            f"{function}: maps must be [batch, height, width] with sides of at least {smallest}"
+            f" pixels, got shape {maps.shape}; one map is maps[None]"
+        )
     bad = int(np.count_nonzero(~np.isfinite(maps)))
     if bad:
-        raise ValueError(f"{function}: maps must be finite, got {bad} pixels that are not; leave those maps out")
+        raise InputError(
+            f"{function}: maps must be finite, got {bad} pixels that are not; leave those maps out"
+        )
     return maps
 
 
@@ -27,7 +36,10 @@ def checked_edges(edges, function):
     """
     edges = np.asarray(edges, float)
     if edges.ndim != 1 or len(edges) < 2 or not np.all(edges[1:] > edges[:-1]):
-        raise ValueError(f"{function}: edges must be at least two ascending numbers, got {edges}; write them as np.linspace(lowest, highest, number + 1)")
+        raise InputError(
+            f"{function}: edges must be at least two ascending numbers, got {edges}; write them as"
+            " np.linspace(lowest, highest, number + 1)"
+        )
     return edges
 
 
@@ -39,7 +51,10 @@ def checked_pixel_scale(pixel_scale, function):
     ValueError : not a positive number.
     """
     if not (np.isfinite(pixel_scale) and pixel_scale > 0):
-        raise ValueError(f"{function}: pixel_scale must be a positive number of arcmin, got {pixel_scale}; the manifest and the card state it")
+        raise InputError(
+            f"{function}: pixel_scale must be a positive number of arcmin, got {pixel_scale}; the"
+            " manifest and the card state it"
+        )
     return np.deg2rad(pixel_scale / 60)
 
 
@@ -60,5 +75,7 @@ def count_in_bins(rows, values, edges, *, num_rows, weights=None):
     column = np.searchsorted(edges, values, side="right") - 1
     inside = (column >= 0) & (column < num_bins)
     index = rows[inside] * num_bins + column[inside]
-    counts = np.bincount(index, None if weights is None else weights[inside], minlength=num_rows * num_bins)
+    counts = np.bincount(
+        index, None if weights is None else weights[inside], minlength=num_rows * num_bins
+    )
     return counts.astype(float).reshape(num_rows, num_bins)

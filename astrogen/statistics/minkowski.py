@@ -1,14 +1,22 @@
-"""Minkowski functionals of the parts of a map above a threshold: area, length of the border, Euler characteristic."""
+"""Minkowski functionals of the parts of a map above a threshold: area, length of the border, Euler
+characteristic.
+"""
+
 import numpy as np
 
+from astrogen.errors import InputError
 from astrogen.statistics.maps import checked_edges, checked_maps, checked_pixel_scale, count_in_bins
 
 
 def minkowski_functionals(maps, *, pixel_scale, thresholds):
-    """V0, V1 and V2 of each map, from the field's derivatives (Schmalzing & Gorski 1998, eq. 12, 13, 18-20).
+    """V0, V1 and V2 of each map, from the field's derivatives (Schmalzing & Gorski 1998, eq.
 
-    V0 is the share of the area above the threshold, V1 a quarter of the border's length per area, V2 the Euler characteristic per area. The border is where the map crosses the
-    threshold: pixels within half a step of the thresholds stand for it. Derivatives are central differences of pixels inside the map, so that no edge enters.
+    12, 13, 18-20).
+
+    V0 is the share of the area above the threshold, V1 a quarter of the border's length per area,
+    V2 the Euler characteristic per area. The border is where the map crosses the threshold: pixels
+    within half a step of the thresholds stand for it. Derivatives are central differences of pixels
+    inside the map, so that no edge enters.
 
     Parameters
     ----------
@@ -29,22 +37,45 @@ def minkowski_functionals(maps, *, pixel_scale, thresholds):
     thresholds = checked_edges(thresholds, "minkowski_functionals")
     steps = np.diff(thresholds)
     if not np.allclose(steps, steps.mean(), rtol=1e-6):
-        raise ValueError(f"minkowski_functionals: thresholds must be evenly spaced, got steps from {steps.min()} to {steps.max()}; use np.linspace")
+        raise InputError(
+            f"minkowski_functionals: thresholds must be evenly spaced, got steps from {steps.min()}"
+            f" to {steps.max()}; use np.linspace"
+        )
     gradient, turning = _derivatives(maps)
     value = maps[:, 1:-1, 1:-1]
     rows, num = np.repeat(np.arange(len(maps)), value[0].size), len(maps)
-    above = count_in_bins(rows, value.ravel(), np.append(thresholds, np.inf), num_rows=num)[:, ::-1].cumsum(1)[:, ::-1]
+    above = count_in_bins(rows, value.ravel(), np.append(thresholds, np.inf), num_rows=num)[
+        :, ::-1
+    ].cumsum(1)[:, ::-1]
     edges = np.append(thresholds, thresholds[-1] + steps[-1]) - steps.mean() / 2
-    length, curvature = (count_in_bins(rows, values.ravel(), edges, num_rows=num, weights=weights.ravel()) / steps.mean()
-                         for values, weights in ((value, gradient), (value, turning)))
+    length, curvature = (
+        count_in_bins(rows, values.ravel(), edges, num_rows=num, weights=weights.ravel())
+        / steps.mean()
+        for values, weights in ((value, gradient), (value, turning))
+    )
     area = value[0].size
-    return np.stack([above / area, length / (4 * area * pixel_scale), curvature / (2 * np.pi * area * pixel_scale**2)], 1)
+    return np.stack(
+        [
+            above / area,
+            length / (4 * area * pixel_scale),
+            curvature / (2 * np.pi * area * pixel_scale**2),
+        ],
+        1,
+    )
 
 
 def _derivatives(maps):
-    """Length of the gradient, and it times the curvature of the contour through the pixel, each [batch, height - 2, width - 2] in units of pixels."""
+    """Length of the gradient, and it times the curvature of the contour through the pixel, each
+    [batch, height - 2, width - 2] in units of pixels.
+    """
     maps = maps.astype(float)
-    centre, up, down, left, right = maps[:, 1:-1, 1:-1], maps[:, 2:, 1:-1], maps[:, :-2, 1:-1], maps[:, 1:-1, :-2], maps[:, 1:-1, 2:]
+    centre, up, down, left, right = (
+        maps[:, 1:-1, 1:-1],
+        maps[:, 2:, 1:-1],
+        maps[:, :-2, 1:-1],
+        maps[:, 1:-1, :-2],
+        maps[:, 1:-1, 2:],
+    )
     x, y = (right - left) / 2, (up - down) / 2
     xx, yy = right - 2 * centre + left, up - 2 * centre + down
     xy = (maps[:, 2:, 2:] - maps[:, 2:, :-2] - maps[:, :-2, 2:] + maps[:, :-2, :-2]) / 4

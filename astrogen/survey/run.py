@@ -1,28 +1,43 @@
-"""A survey run: objects into chunks, chunks to workers, and the end of the run. Progress counts objects (without --joint, each in each of its exposures)."""
+"""A survey run: objects into chunks, chunks to workers, and the end of the run.
+
+Progress counts objects (without --joint, each in each of its exposures).
+"""
+
 import contextlib
 import multiprocessing
 import os
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from pathlib import Path
 from functools import lru_cache
+from pathlib import Path
 from typing import NamedTuple
 
 from tqdm import tqdm
 
 from astrogen import __version__
+from astrogen.errors import InputError, SurveyError
 from astrogen.quiet import keep_tensorflow_quiet
-from astrogen.survey.inputs import as_objects, file_hash, function_hash, is_callable, list_exposures, match, read_catalogue
+from astrogen.survey.inputs import (
+    as_objects,
+    file_hash,
+    function_hash,
+    is_callable,
+    list_exposures,
+    match,
+    read_catalogue,
+)
 from astrogen.survey.remote import ONE_THREAD, code_hash, infer_remotely
-from astrogen.survey.store import SurveyError, chunk_path, is_whole, settle_manifest, write_catalogue
+from astrogen.survey.store import chunk_path, is_whole, settle_manifest, write_catalogue
 from astrogen.survey.work import infer_chunk, survives
 
-DASK_TIMEOUT = 30          # seconds until a scheduler that does not answer counts as gone
+DASK_TIMEOUT = 30  # seconds until a scheduler that does not answer counts as gone
 DIED = "the worker process died on it (out of memory, or a fault of a library)"
 
 
 class Done(NamedTuple):
-    """num objects with a result, num_failed without; num_incomplete of the former were not seen in all bands or exposures; unfinished chunks (of other shards)."""
+    """num objects with a result, num_failed without; num_incomplete of the former were not seen in
+    all bands or exposures; unfinished chunks (of other shards).
+    """
 
     num: int
     num_failed: int
@@ -30,9 +45,28 @@ class Done(NamedTuple):
     num_unfinished: int
 
 
-def run_survey(catalogue, images, *, out, fit, psf=(), variance=(), sigma=(), weight=(), mask=(), band=(), chunk=256, num_workers=1, scheduler=None, shard=(1, 1), resume=False,
-               force=False, progress=False):
-    """Deconvolve every object of a catalogue in every image that holds it: in each alone, or in all together (`fit.joint`).
+def run_survey(
+    catalogue,
+    images,
+    *,
+    out,
+    fit,
+    psf=(),
+    variance=(),
+    sigma=(),
+    weight=(),
+    mask=(),
+    band=(),
+    chunk=256,
+    num_workers=1,
+    scheduler=None,
+    shard=(1, 1),
+    resume=False,
+    force=False,
+    progress=False,
+):
+    """Deconvolve every object of a catalogue in every image that holds it: in each alone, or in all
+    together (`fit.joint`).
 
     Parameters
     ----------
@@ -40,12 +74,15 @@ def run_survey(catalogue, images, *, out, fit, psf=(), variance=(), sigma=(), we
     images : sequence of paths of images with WCS, or of one table of them; see `list_exposures`
     out : path of a folder; see astrogen/survey/store.py for what is written
     fit : Fit, how objects are cut out and inferred
-    psf, variance, sigma, weight, mask : sequences of paths, one for all images or one for each; psf may be an image, a PsfEx model, or module:function
+    psf, variance, sigma, weight, mask : sequences of paths, one for all images or one for each; psf
+        may be an image, a PsfEx model, or module:function
     band : sequence of names, likewise; fluxes of different bands are free in a joint fit
     chunk : int, objects that are done, written and lost together; memory grows with it
     num_workers : int, local processes of one thread each
-    scheduler : str or None, address of a running Dask scheduler that takes the place of local processes
-    shard : (i, n), do chunks i, i + n, ... only; the catalogue is written by whoever finds all chunks finished
+    scheduler : str or None, address of a running Dask scheduler that takes the place of local
+        processes
+    shard : (i, n), do chunks i, i + n, ... only; the catalogue is written by whoever finds all
+        chunks finished
     resume : bool, go on with a run of the same configuration; force : even of another one
 
     Returns
@@ -54,31 +91,56 @@ def run_survey(catalogue, images, *, out, fit, psf=(), variance=(), sigma=(), we
 
     Raises
     ------
-    SurveyError : the folder holds a run (of another configuration). ValueError, InputFileError : catalogue, images or options are wrong.
+    SurveyError : the folder holds a run (of another configuration). ValueError, InputFileError :
+        catalogue, images or options are wrong.
     """
     out = Path(out)
-    exposures = list_exposures(images, psf=psf, variance=variance, sigma=sigma, weight=weight, mask=mask, band=band)
+    exposures = list_exposures(
+        images, psf=psf, variance=variance, sigma=sigma, weight=weight, mask=mask, band=band
+    )
     _check_fit(fit, exposures)
     targets, lost = match(read_catalogue(catalogue), exposures)
     if not targets:
-        raise ValueError(f"run_survey: images must hold objects of the catalogue, got none of {len(lost)}; check the positions and the WCS")
+        raise InputError(
+            f"run_survey: images must hold objects of the catalogue, got none of {len(lost)}; check"
+            " the positions and the WCS"
+        )
     objects = as_objects(targets, joint=fit.joint)
-    jobs = [(number, objects[start:start + chunk]) for number, start in enumerate(range(0, len(objects), chunk))]
+    jobs = [
+        (number, objects[start : start + chunk])
+        for number, start in enumerate(range(0, len(objects), chunk))
+    ]
     settle_manifest(out, _manifest(catalogue, exposures, fit, chunk), resume=resume, force=force)
-    mine = [job for job in jobs if job[0] % shard[1] == shard[0] - 1 and not is_whole(chunk_path(out, job[0]))]
-    with tqdm(total=len(objects), initial=len(objects) - sum(len(some) for _, some in mine), unit=" objects", disable=not progress, smoothing=0.05) as bar:
+    mine = [
+        job
+        for job in jobs
+        if job[0] % shard[1] == shard[0] - 1 and not is_whole(chunk_path(out, job[0]))
+    ]
+    with tqdm(
+        total=len(objects),
+        initial=len(objects) - sum(len(some) for _, some in mine),
+        unit=" objects",
+        disable=not progress,
+        smoothing=0.05,
+    ) as bar:
         for number in _finished(mine, out, exposures, fit, num_workers, scheduler):
             bar.update(len(jobs[number][1]))
     unfinished = sum(not chunk_path(out, number).is_file() for number, _ in jobs)
-    return Done(0, 0, 0, unfinished) if unfinished else Done(*write_catalogue(out, len(jobs), lost), 0)
+    return (
+        Done(0, 0, 0, unfinished) if unfinished else Done(*write_catalogue(out, len(jobs), lost), 0)
+    )
 
 
 def _check_fit(fit, exposures):
     from astrogen.deconvolution import check_options
+
     check_options("run_survey", fit.method, fit.background, fit.num_draws)
     bands = {exposure.band for exposure in exposures}
     if fit.joint and "" in bands and len(bands) > 1:
-        raise ValueError(f"run_survey: band must be given for all images of a joint run or for none, got none for {next(e.image for e in exposures if not e.band)}; name its band")
+        raise InputError(
+            "run_survey: band must be given for all images of a joint run or for none, got none"
+            f" for {next(e.image for e in exposures if not e.band)}; name its band"
+        )
 
 
 def _manifest(catalogue, exposures, fit, chunk):
@@ -91,20 +153,35 @@ def _manifest(catalogue, exposures, fit, chunk):
             return [value, hash_of_function(value)]
         return [Path(str(value)).name, hash_of(path)] if path.is_file() else value
 
-    return {"astrogen": __version__, "code": code_hash(), "weights": _weights_hash(fit.prior), "catalogue": file_hash(catalogue), "chunk": chunk, "fit": fit._asdict(),
-            "exposures": [{kind: told(value) for kind, value in exposure._asdict().items() if value} for exposure in exposures]}
+    return {
+        "astrogen": __version__,
+        "code": code_hash(),
+        "weights": _weights_hash(fit.prior),
+        "catalogue": file_hash(catalogue),
+        "chunk": chunk,
+        "fit": fit._asdict(),
+        "exposures": [
+            {kind: told(value) for kind, value in exposure._asdict().items() if value}
+            for exposure in exposures
+        ],
+    }
 
 
 def _weights_hash(prior):
     from astrogen.priors import load_prior
     from astrogen.priors.storage import weights_hash
+
     return weights_hash(load_prior(prior).card)
 
 
 def _finished(jobs, out, exposures, fit, num_workers, scheduler):
     """The numbers of chunks as they are finished."""
     crashed = []
-    submitted = _by_dask(jobs, out, exposures, fit, scheduler, crashed) if scheduler else _by_processes(jobs, out, exposures, fit, num_workers, crashed)
+    submitted = (
+        _by_dask(jobs, out, exposures, fit, scheduler, crashed)
+        if scheduler
+        else _by_processes(jobs, out, exposures, fit, num_workers, crashed)
+    )
     if jobs:
         yield from submitted
     for number, objects in crashed:
@@ -113,7 +190,9 @@ def _finished(jobs, out, exposures, fit, num_workers, scheduler):
 
 
 def _by_processes(jobs, out, exposures, fit, num_workers, crashed):
-    """The numbers of chunks as they are finished; those that were under way when a process died are added to `crashed`, since which one did it is found out later."""
+    """The numbers of chunks as they are finished; those that were under way when a process died are
+    added to `crashed`, since which one did it is found out later.
+    """
     waiting = list(reversed(jobs))
     while waiting:
         under_way, broken = {}, False
@@ -122,7 +201,11 @@ def _by_processes(jobs, out, exposures, fit, num_workers, crashed):
                 # No more than there are processes: a death then takes only these with it.
                 while waiting and len(under_way) < num_workers and not broken:
                     number, objects = waiting.pop()
-                    under_way[pool.submit(infer_chunk, str(chunk_path(out, number)), objects, exposures, fit)] = number, objects
+                    under_way[
+                        pool.submit(
+                            infer_chunk, str(chunk_path(out, number)), objects, exposures, fit
+                        )
+                    ] = number, objects
                 for future in wait(under_way, return_when=FIRST_COMPLETED).done:
                     job = under_way.pop(future)
                     try:
@@ -135,13 +218,19 @@ def _by_processes(jobs, out, exposures, fit, num_workers, crashed):
 
 
 def _by_dask(jobs, out, exposures, fit, scheduler, crashed):
-    """As `_by_processes`. A chunk that has killed workers is done again here, beside the client, where the object that did it can be found."""
+    """As `_by_processes`.
+
+    A chunk that has killed workers is done again here, beside the client, where the object that did
+    it can be found.
+    """
     try:
         from distributed import CancelledError, Client, KilledWorker
         from distributed import as_completed as dask_as_completed
         from distributed.comm import CommClosedError
     except ImportError as error:
-        raise SurveyError(out, f"run_survey: scheduler needs Dask, got {error}; pip install 'astrogen[dask]'") from error
+        raise SurveyError(
+            out, f"run_survey: scheduler needs Dask, got {error}; pip install 'astrogen[dask]'"
+        ) from error
     folder, code = Path(out).resolve(), code_hash()
     try:
         client = Client(scheduler, timeout=DASK_TIMEOUT, set_as_default=False)
@@ -149,7 +238,18 @@ def _by_dask(jobs, out, exposures, fit, scheduler, crashed):
         raise _scheduler_gone(out, scheduler, error) from error
     try:
         with client:
-            futures = {client.submit(infer_remotely, code, str(chunk_path(folder, number)), objects, exposures, fit, pure=False): (number, objects) for number, objects in jobs}
+            futures = {
+                client.submit(
+                    infer_remotely,
+                    code,
+                    str(chunk_path(folder, number)),
+                    objects,
+                    exposures,
+                    fit,
+                    pure=False,
+                ): (number, objects)
+                for number, objects in jobs
+            }
             for future in dask_as_completed(futures, loop=client.loop):
                 number, objects = futures[future]
                 try:
@@ -158,8 +258,11 @@ def _by_dask(jobs, out, exposures, fit, scheduler, crashed):
                     crashed.append((number, objects))
                     continue
                 if not chunk_path(out, number).is_file():
-                    raise SurveyError(chunk_path(out, number), "run_survey: workers must write to the folder of the run, got no file of a chunk that is done; "
-                                                               "use a folder that all hosts share")
+                    raise SurveyError(
+                        chunk_path(out, number),
+                        "run_survey: workers must write to the folder of the run, got no file of a"
+                        " chunk that is done; use a folder that all hosts share",
+                    )
                 yield number
     except (CancelledError, CommClosedError) as error:
         raise _scheduler_gone(out, scheduler, error) from error
@@ -167,8 +270,11 @@ def _by_dask(jobs, out, exposures, fit, scheduler, crashed):
 
 def _scheduler_gone(out, scheduler, error):
     told = " ".join(f"{type(error).__name__}: {error}".split())
-    return SurveyError(out, f"run_survey: scheduler must be there until the end, got {told} from {scheduler}; start it and its workers and go on with --resume: "
-                            "finished chunks are kept")
+    return SurveyError(
+        out,
+        f"run_survey: scheduler must be there until the end, got {told} from {scheduler}; start it"
+        " and its workers and go on with --resume: finished chunks are kept",
+    )
 
 
 def _one_by_one(number, objects, out, exposures, fit):
@@ -178,8 +284,14 @@ def _one_by_one(number, objects, out, exposures, fit):
         return
     deadly = _bisect(objects, lambda some: _alone(survives, some, exposures, fit))
     left = [some for some in objects if some not in deadly]
-    if not _alone(infer_chunk, path, left, exposures, fit, [(some[0].ident, DIED) for some in deadly]):
-        raise SurveyError(path, "run_survey: a chunk's process must live, got a crash even without the objects that crash alone; use smaller chunks, or free memory")
+    if not _alone(
+        infer_chunk, path, left, exposures, fit, [(some[0].ident, DIED) for some in deadly]
+    ):
+        raise SurveyError(
+            path,
+            "run_survey: a chunk's process must live, got a crash even without the objects that"
+            " crash alone; use smaller chunks, or free memory",
+        )
 
 
 def _bisect(objects, survives_fn):
@@ -204,11 +316,18 @@ def _alone(function, *arguments):
 
 @contextlib.contextmanager
 def _pool(num_workers):
-    """Spawned processes, never forked: TensorFlow does not survive a fork. They inherit an environment of one thread, which libraries read when they are loaded."""
+    """Spawned processes, never forked: TensorFlow does not survive a fork.
+
+    They inherit an environment of one thread, which libraries read when they are loaded.
+    """
     before = dict(os.environ)
     os.environ.update(ONE_THREAD)
     try:
-        with ProcessPoolExecutor(num_workers, mp_context=multiprocessing.get_context("spawn"), initializer=keep_tensorflow_quiet) as pool:
+        with ProcessPoolExecutor(
+            num_workers,
+            mp_context=multiprocessing.get_context("spawn"),
+            initializer=keep_tensorflow_quiet,
+        ) as pool:
             yield pool
     finally:
         for name in set(os.environ) - set(before):

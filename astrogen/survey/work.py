@@ -1,4 +1,8 @@
-"""What one worker does: a chunk of objects into one file. Nothing here depends on who does it, or when."""
+"""What one worker does: a chunk of objects into one file.
+
+Nothing here depends on who does it, or when.
+"""
+
 import os
 from functools import lru_cache, partial
 from typing import NamedTuple
@@ -7,11 +11,13 @@ from astrogen.detection import mask_neighbours
 from astrogen.survey.inputs import cut_out
 from astrogen.survey.store import INCOMPLETE, Seen, pack, write_chunk
 
-BATCH = 32               # objects inferred at once; always so many, so that nothing depends on how many a chunk holds
+# objects inferred at once; always so many, so that nothing depends on how many a chunk holds
+BATCH = 32
 
 
 class Fit(NamedTuple):
-    """How objects are cut out and inferred. joint: all exposures of an object together; size: pixels of a stamp; mask_neighbours: as the function of that name; num_kept: imagined solutions
+    """How objects are cut out and inferred. joint: all exposures of an object together; size:
+    pixels of a stamp; mask_neighbours: as the function of that name; num_kept: imagined solutions
     kept of each; the others as of `astrogen.deconvolve`."""
 
     joint: bool = False
@@ -36,8 +42,14 @@ class _Cut(NamedTuple):
 
 
 def infer_chunk(path, objects, exposures, fit, known_failures=()):
-    """Infer objects, tuples of Targets, and write their chunk; returns its path. One bad input never touches the others."""
-    failures, bands = list(known_failures), list(dict.fromkeys(exposure.band for exposure in exposures))
+    """Infer objects, tuples of Targets, and write their chunk; returns its path.
+
+    One bad input never touches the others.
+    """
+    failures, bands = (
+        list(known_failures),
+        list(dict.fromkeys(exposure.band for exposure in exposures)),
+    )
     cuts = _cut(objects, exposures, fit, failures)
     packed = dict(_infer(cuts, fit, failures, partial(pack, bands=bands, num_kept=fit.num_kept)))
     write_chunk(path, [packed[index] for index in sorted(packed)], failures)
@@ -51,43 +63,84 @@ def survives(objects, exposures, fit):
 
 
 def _cut(objects, exposures, fit, failures):
-    """The _Cut of each object that can be seen at all. Exposure after exposure, so that each is read once for a chunk."""
+    """The _Cut of each object that can be seen at all.
+
+    Exposure after exposure, so that each is read once for a chunk.
+    """
     found = {}
-    for target in sorted((target for some in objects for target in some), key=lambda target: target.exposure):
-        name = target.ident if fit.joint or not target.before else f"{target.ident} ({target.before + 1})"        # draws come from the name
+    for target in sorted(
+        (target for some in objects for target in some), key=lambda target: target.exposure
+    ):
+        name = (
+            target.ident
+            if fit.joint or not target.before
+            else f"{target.ident} ({target.before + 1})"
+        )  # draws come from the name
         try:
-            stamp = cut_out(target, exposures[target.exposure], size=fit.size, name=name, bad_bits=fit.bad_bits)
-            found[target] = mask_neighbours(stamp) if fit.mask_neighbours and stamp.status == "ok" else stamp
+            stamp = cut_out(
+                target, exposures[target.exposure], size=fit.size, name=name, bad_bits=fit.bad_bits
+            )
+            found[target] = (
+                mask_neighbours(stamp) if fit.mask_neighbours and stamp.status == "ok" else stamp
+            )
             if found[target].status != "ok":
                 found[target] = f"{found[target].status}: every pixel is masked"
-        except Exception as error:                       # whatever a file or a user's function does, the others go on
+        except Exception as error:  # whatever a file or a user's function does, the others go on
             found[target] = _reason(error)
     cuts = []
     for some in objects:
         lost = [target for target in some if isinstance(found[target], str)]
         if len(lost) < len(some):
-            cuts.append(_as_cut([target for target in some if target not in lost], lost, found, exposures, fit))
+            cuts.append(
+                _as_cut(
+                    [target for target in some if target not in lost], lost, found, exposures, fit
+                )
+            )
         else:
-            failures.append((some[0].ident, "; ".join(dict.fromkeys(found[target] for target in lost))))
+            failures.append(
+                (some[0].ident, "; ".join(dict.fromkeys(found[target] for target in lost)))
+            )
     return cuts
 
 
 def _as_cut(good, lost, found, exposures, fit):
     seen = [exposures[target.exposure] for target in good]
-    missing = [f"{INCOMPLETE}: {os.path.basename(exposures[target.exposure].image)} was left out: {found[target]}" for target in lost]
-    if fit.joint and (bands := [band for band in dict.fromkeys(exposure.band for exposure in exposures) if band not in {exposure.band for exposure in seen}]):
+    missing = [
+        f"{INCOMPLETE}: {os.path.basename(exposures[target.exposure].image)} was left out:"
+        f" {found[target]}"
+        for target in lost
+    ]
+    if fit.joint and (
+        bands := [
+            band
+            for band in dict.fromkeys(exposure.band for exposure in exposures)
+            if band not in {exposure.band for exposure in seen}
+        ]
+    ):
         missing.append(f"{INCOMPLETE}: not seen in {', '.join(bands)}")
     names = tuple(os.path.basename(exposure.image) for exposure in seen)
-    return _Cut(Seen(good[0].ident, names, tuple(exposure.band for exposure in seen), tuple(missing)), tuple(found[target] for target in good))
+    return _Cut(
+        Seen(good[0].ident, names, tuple(exposure.band for exposure in seen), tuple(missing)),
+        tuple(found[target] for target in good),
+    )
 
 
 def _infer(cuts, fit, failures, keep_fn):
-    """(index, what `keep_fn` makes of result and Seen) for the cuts as they come; what fails alone is put on the list."""
-    yield from _halving(partial(_fit_jointly if fit.joint else _fit_each, fit), keep_fn, list(enumerate(cuts)), failures)
+    """(index, what `keep_fn` makes of result and Seen) for the cuts as they come; what fails alone
+    is put on the list.
+    """
+    yield from _halving(
+        partial(_fit_jointly if fit.joint else _fit_each, fit),
+        keep_fn,
+        list(enumerate(cuts)),
+        failures,
+    )
 
 
 def _halving(fit_fn, keep_fn, cuts, failures):
-    """Those of (index, cut) that can be done; after an error what is not done yet by halves, down to the one that is to blame."""
+    """Those of (index, cut) that can be done; after an error what is not done yet by halves, down
+    to the one that is to blame.
+    """
     left = dict(cuts)
     try:
         for place, result in fit_fn([cut for _, cut in cuts]):
@@ -100,28 +153,51 @@ def _halving(fit_fn, keep_fn, cuts, failures):
             failures += [(cut.seen.ident, _reason(error)) for cut in left.values()]
             return
         left = list(left.items())
-        for some in (left[:len(left) // 2], left[len(left) // 2:]):
+        for some in (left[: len(left) // 2], left[len(left) // 2 :]):
             yield from _halving(fit_fn, keep_fn, some, failures)
 
 
 def _fit_each(fit, cuts):
     """(place, Result) of each cut, batch by batch."""
     from astrogen.deconvolution import deconvolve_each
-    return deconvolve_each([cut.stamps[0] for cut in cuts], prior=_prior(fit.prior), method=fit.method, num_draws=fit.num_draws, seed=fit.seed, pixel_scale=fit.prior_scale,
-                           background=fit.background, num_chains=fit.num_chains, batch_size=BATCH)
+
+    return deconvolve_each(
+        [cut.stamps[0] for cut in cuts],
+        prior=_prior(fit.prior),
+        method=fit.method,
+        num_draws=fit.num_draws,
+        seed=fit.seed,
+        pixel_scale=fit.prior_scale,
+        background=fit.background,
+        num_chains=fit.num_chains,
+        batch_size=BATCH,
+    )
 
 
 def _fit_jointly(fit, cuts):
     """(place, JointResult) of each cut, one after the other."""
     from astrogen.joint import deconvolve_jointly
+
     for index, cut in enumerate(cuts):
-        yield index, deconvolve_jointly(cut.stamps, bands=cut.seen.bands, prior=_prior(fit.prior), method=fit.method, num_draws=fit.num_draws, seed=fit.seed,
-                                        pixel_scale=fit.prior_scale, background=fit.background)
+        yield (
+            index,
+            deconvolve_jointly(
+                cut.stamps,
+                bands=cut.seen.bands,
+                prior=_prior(fit.prior),
+                method=fit.method,
+                num_draws=fit.num_draws,
+                seed=fit.seed,
+                pixel_scale=fit.prior_scale,
+                background=fit.background,
+            ),
+        )
 
 
 @lru_cache(maxsize=1)
 def _prior(name):
     from astrogen.priors import load_prior
+
     return load_prior(name)
 
 

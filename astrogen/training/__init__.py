@@ -1,7 +1,22 @@
 """Training: plain loops that write weights and cards."""
 
+from astrogen.errors import InputError
 
-def train_prior(name, *, records, out, num_steps=None, seed=1, resume=False, real=None, validation=None, spectrum=None, loss=None, strategy=None):
+
+def train_prior(
+    name,
+    *,
+    records,
+    out,
+    num_steps=None,
+    seed=1,
+    resume=False,
+    real=None,
+    validation=None,
+    spectrum=None,
+    loss=None,
+    strategy=None,
+):
     """Train the prior `name` from records and write its weights; see the module of each.
 
     Parameters
@@ -14,27 +29,73 @@ def train_prior(name, *, records, out, num_steps=None, seed=1, resume=False, rea
     validation : path or None, records of other simulations; for "kappa" only
     spectrum : path or None, of `python -m data_pipelines expected-spectrum`; for "kappa" only
     loss : str or None, "wgan-gp" or "gan"; for "kappa" only
-    strategy : tf.distribute.Strategy, "one" (or None), "mirrored" (all GPUs of a host) or "multi-worker" (the hosts of TF_CONFIG, with the same command on each); for
-        "galaxy" and "kappa". The batch is shared among the replicas: the steps are those of one device
+    strategy : tf.distribute.Strategy, "one" (or None), "mirrored" (all GPUs of a host) or
+        "multi-worker" (the hosts of TF_CONFIG, with the same command on each); for
+        "galaxy" and "kappa". The batch is shared among the replicas: the steps are those of one
+        device
 
     Returns
     -------
     path : of the weights, for `load_prior`
     """
-    given = {word: value for word, value in (("real", real), ("validation", validation), ("spectrum", spectrum), ("loss", loss), ("strategy", strategy)) if value is not None}
-    allowed = {"galaxy": {"real", "strategy"}, "galaxy-conv": set(), "kappa": {"validation", "spectrum", "loss", "strategy"}}
+    given = {
+        word: value
+        for word, value in (
+            ("real", real),
+            ("validation", validation),
+            ("spectrum", spectrum),
+            ("loss", loss),
+            ("strategy", strategy),
+        )
+        if value is not None
+    }
+    allowed = {
+        "galaxy": {"real", "strategy"},
+        "galaxy-conv": set(),
+        "kappa": {"validation", "spectrum", "loss", "strategy"},
+    }
     if name not in allowed:
-        raise ValueError(f"train_prior: name must be {', '.join(map(repr, allowed))}, got {name!r}; see `astrogen train --help`")
+        raise InputError(
+            f"train_prior: name must be {', '.join(map(repr, allowed))}, got {name!r}; see"
+            " `astrogen train --help`"
+        )
     for word in sorted(given.keys() - allowed[name]):
-        raise ValueError(f"train_prior: {word} must be None for {name!r}, got {str(given[word])!r}; it is for another prior")
+        raise InputError(
+            f"train_prior: {word} must be None for {name!r}, got {str(given[word])!r}; it is for"
+            " another prior"
+        )
     # Before anything else of TensorFlow runs: a cluster has to be joined first.
     from astrogen.training.replicas import choose_strategy
+
     strategy = choose_strategy(strategy)
     if name == "galaxy":
         from astrogen.training.galaxy import train_galaxy
-        return train_galaxy(records, out, num_steps=num_steps or 20000, seed=seed, resume=resume, real=real, strategy=strategy)
+
+        return train_galaxy(
+            records,
+            out,
+            num_steps=num_steps or 20000,
+            seed=seed,
+            resume=resume,
+            real=real,
+            strategy=strategy,
+        )
     if name == "galaxy-conv":
         from astrogen.training.convolutional import train_convolutional
-        return train_convolutional(records, out, num_steps=num_steps or 4000, seed=seed, resume=resume)
+
+        return train_convolutional(
+            records, out, num_steps=num_steps or 4000, seed=seed, resume=resume
+        )
     from astrogen.training.kappa import train_kappa
-    return train_kappa(records, out, validation=validation, spectrum=spectrum, num_steps=num_steps or 3000, seed=seed, loss=loss or "wgan-gp", resume=resume, strategy=strategy)
+
+    return train_kappa(
+        records,
+        out,
+        validation=validation,
+        spectrum=spectrum,
+        num_steps=num_steps or 3000,
+        seed=seed,
+        loss=loss or "wgan-gp",
+        resume=resume,
+        strategy=strategy,
+    )

@@ -1,23 +1,36 @@
-"""From records to a galaxy prior: image basis, VAE, whitening, weights, card, and a sheet to look at."""
+"""From records to a galaxy prior: image basis, VAE, whitening, weights, card, and a sheet to look
+at.
+"""
+
 from pathlib import Path
 
 import keras
 import numpy as np
 
+from astrogen.errors import RecordsError
 from astrogen.priors import load_prior
 from astrogen.priors.galaxy import BasisPrior
 from astrogen.priors.storage import write_weights
 from astrogen.report import write_contact_sheet
 from astrogen.training.basis import Basis, fit_basis, whiten
 from astrogen.training.real import compress_real
-from astrogen.training.records import RecordsError, load_images, read_manifest
+from astrogen.training.records import load_images, read_manifest
 from astrogen.training.replicas import scope_of, worker_folder
-from astrogen.training.vae import FLOOR, LATENT, WIDTHS, aggregate_posterior, make_networks, train_vae
+from astrogen.training.vae import (
+    FLOOR,
+    LATENT,
+    WIDTHS,
+    aggregate_posterior,
+    make_networks,
+    train_vae,
+)
 
 NUM_COMPONENTS = 400
-PIXEL_SCALE, TARGET_FWHM = 0.1, 0.2     # arcsec, of the simulated population
-# Mean and std of the log of the residual's variance factor: 1 (log 0) is right for galaxies simulated like those it was learned on; real ones are rougher
-# than any simulation, most of all in their fine components. Inferred as population quantities from half of 83 real HST galaxies, for their pixel coverage and
+PIXEL_SCALE, TARGET_FWHM = 0.1, 0.2  # arcsec, of the simulated population
+# Mean and std of the log of the residual's variance factor: 1 (log 0) is right for galaxies
+# simulated like those it was learned on; real ones are rougher
+# than any simulation, most of all in their fine components. Inferred as population quantities from
+# half of 83 real HST galaxies, for their pixel coverage and
 # mean squared error at S/N 20-100.
 LOG_AMPLITUDE = (1.7, 0.7)
 TILT = 0.3
@@ -31,7 +44,8 @@ def train_galaxy(records, out, *, num_steps, seed, resume=False, real=None, stra
     records : path, of `python -m data_pipelines galaxies`
     out : path; also holds checkpoints, TensorBoard logs and the basis of an interrupted run
     num_steps : int, of 256 galaxies
-    real : path or None, records of `python -m data_pipelines real`: noisy stamps that the VAE learns from under their own PSF and noise
+    real : path or None, records of `python -m data_pipelines real`: noisy stamps that the VAE
+        learns from under their own PSF and noise
     strategy : tf.distribute.Strategy or None; several hosts need a common folder `out` to resume
 
     Returns
@@ -47,26 +61,61 @@ def train_galaxy(records, out, *, num_steps, seed, resume=False, real=None, stra
     with scope_of(strategy):
         networks = make_networks(NUM_COMPONENTS)
         stamps = _real_stamps(real, basis, networks) if real else None
-        metrics = train_vae(networks, basis, white, validation=whiten(held_out, basis), out=out, num_steps=num_steps, seed=seed, resume_from=resume_from, real=stamps,
-                            strategy=strategy)
-    training = {"records": {key: manifest[key] for key in ("kind", "num", "seed", "recipe_version", "sha256") if key in manifest},
-                "num_steps": num_steps, "seed": seed, "real": str(Path(real).name) if real else None}
-    weights = _write(out / "weights", basis, networks, aggregate_posterior(networks, white, seed=seed), training, metrics)
+        metrics = train_vae(
+            networks,
+            basis,
+            white,
+            validation=whiten(held_out, basis),
+            out=out,
+            num_steps=num_steps,
+            seed=seed,
+            resume_from=resume_from,
+            real=stamps,
+            strategy=strategy,
+        )
+    training = {
+        "records": {
+            key: manifest[key]
+            for key in ("kind", "num", "seed", "recipe_version", "sha256")
+            if key in manifest
+        },
+        "num_steps": num_steps,
+        "seed": seed,
+        "real": str(Path(real).name) if real else None,
+    }
+    weights = _write(
+        out / "weights",
+        basis,
+        networks,
+        aggregate_posterior(networks, white, seed=seed),
+        training,
+        metrics,
+    )
     _draw_sheet(out / "sheet.png", load_prior(weights), held_out, stamps, seed)
     return weights
 
 
 def basis_of_run(records, out, seed, resume):
-    """The basis and the population's whitened coefficients, kept in `out` so that a resumed run of the same records and seed starts at once."""
+    """The basis and the population's whitened coefficients, kept in `out` so that a resumed run of
+    the same records and seed starts at once.
+    """
     kept, coefficients = out / "basis.npz", out / "coefficients.npy"
     origin = f"{read_manifest(records)['sha256']} seed {seed}"
-    if resume and kept.is_file():                                    # written last: where it is whole, so are the coefficients
+    if resume and kept.is_file():  # written last: where it is whole, so are the coefficients
         with np.load(kept, allow_pickle=False) as stored:
             if str(stored["origin"]) != origin:
-                raise RecordsError(Path(records), f"train_galaxy: records and seed must be those of the run in {out} ({stored['origin']}), got {origin}; "
-                                   "resume with those, or train in another folder")
-            return Basis(stored["images"], stored["mean"], stored["std"], float(stored["residual"])), np.load(coefficients, mmap_mode="r", allow_pickle=False)
-    basis, white = fit_basis(load_images(records, split="train")["image"], num_components=NUM_COMPONENTS, seed=seed)
+                raise RecordsError(
+                    Path(records),
+                    f"train_galaxy: records and seed must be those of the run in {out}"
+                    f" ({stored['origin']}), got {origin}; resume with those, or train in another"
+                    " folder",
+                )
+            return Basis(
+                stored["images"], stored["mean"], stored["std"], float(stored["residual"])
+            ), np.load(coefficients, mmap_mode="r", allow_pickle=False)
+    basis, white = fit_basis(
+        load_images(records, split="train")["image"], num_components=NUM_COMPONENTS, seed=seed
+    )
     np.save(coefficients, white)
     np.savez(out / "unfinished.npz", origin=origin, **basis._asdict())
     (out / "unfinished.npz").replace(kept)
@@ -74,24 +123,57 @@ def basis_of_run(records, out, seed, resume):
 
 
 def _real_stamps(real, basis, networks):
-    """Noisy real stamps, compressed under their own PSF and noise. What the networks will learn does not enter."""
-    plain = BasisPrior(name="basis", basis=basis.images, coefficient_mean=basis.mean, coefficient_std=basis.std, encoder=networks.encoder,
-                       decoder=networks.decoder, whitening=(np.zeros(LATENT), np.eye(LATENT)), floor=FLOOR, log_amplitude=LOG_AMPLITUDE, tilt=TILT,
-                       pixel_scale=PIXEL_SCALE, target_fwhm=TARGET_FWHM, card={})
+    """Noisy real stamps, compressed under their own PSF and noise.
+
+    What the networks will learn does not enter.
+    """
+    plain = BasisPrior(
+        name="basis",
+        basis=basis.images,
+        coefficient_mean=basis.mean,
+        coefficient_std=basis.std,
+        encoder=networks.encoder,
+        decoder=networks.decoder,
+        whitening=(np.zeros(LATENT), np.eye(LATENT)),
+        floor=FLOOR,
+        log_amplitude=LOG_AMPLITUDE,
+        tilt=TILT,
+        pixel_scale=PIXEL_SCALE,
+        target_fwhm=TARGET_FWHM,
+        card={},
+    )
     return compress_real(real, plain)
 
 
 def _write(directory, basis, networks, whitening, training, metrics):
     card = {
-        "kind": "basis", "name": "galaxy", "pixel_scale": PIXEL_SCALE, "target_fwhm": TARGET_FWHM, "latent": LATENT, "encoder_widths": list(WIDTHS),
-        "decoder_widths": [256, *WIDTHS], "floor": FLOOR, "log_amplitude": list(LOG_AMPLITUDE), "tilt": TILT,
-        "valid_range": {"half_light_radius_pixels": [0.35, 8.0], "note": "scale-free: the pixel may be given any size that keeps the galaxy in this range"},
-        "training": training, "metrics": {**metrics, "basis_residual": basis.residual},
+        "kind": "basis",
+        "name": "galaxy",
+        "pixel_scale": PIXEL_SCALE,
+        "target_fwhm": TARGET_FWHM,
+        "latent": LATENT,
+        "encoder_widths": list(WIDTHS),
+        "decoder_widths": [256, *WIDTHS],
+        "floor": FLOOR,
+        "log_amplitude": list(LOG_AMPLITUDE),
+        "tilt": TILT,
+        "valid_range": {
+            "half_light_radius_pixels": [0.35, 8.0],
+            "note": (
+                "scale-free: the pixel may be given any size that keeps the galaxy in this range"
+            ),
+        },
+        "training": training,
+        "metrics": {**metrics, "basis_residual": basis.residual},
     }
     arrays = {
         "basis": {"images": basis.images, "mean": basis.mean, "std": basis.std},
         "encoder": named_weights(networks.encoder),
-        "decoder": {**named_weights(networks.decoder), "whitening_mean": whitening[0], "whitening_factor": whitening[1]},
+        "decoder": {
+            **named_weights(networks.decoder),
+            "whitening_mean": whitening[0],
+            "whitening_factor": whitening[1],
+        },
     }
     write_weights(directory, card=card, arrays=arrays)
     return directory
@@ -103,10 +185,18 @@ def named_weights(network):
 
 
 def _draw_sheet(path, prior, held_out, stamps, seed, num=16):
-    """Real (linear estimates), simulated and drawn galaxies on one stretch: what the prior believes, to look at."""
-    shown = held_out[:2 * num]
-    rows = {"simulated, held out": shown.reshape(2 if len(shown) == 2 * num else 1, -1, *shown.shape[1:]),
-            "drawn from the prior": prior.sample(2 * num, seed=seed).numpy().reshape(2, num, *held_out.shape[1:])}
+    """Real (linear estimates), simulated and drawn galaxies on one stretch: what the prior
+    believes, to look at.
+    """
+    shown = held_out[: 2 * num]
+    rows = {
+        "simulated, held out": shown.reshape(
+            2 if len(shown) == 2 * num else 1, -1, *shown.shape[1:]
+        ),
+        "drawn from the prior": (
+            prior.sample(2 * num, seed=seed).numpy().reshape(2, num, *held_out.shape[1:])
+        ),
+    }
     if stamps is not None:
         rows["real, linear estimate"] = prior.images(stamps.coefficients[:num]).numpy()[None]
     write_contact_sheet(rows, path)

@@ -1,4 +1,7 @@
-"""From simulated convergence maps to the three fields of the prior: shift and spectra, the WGAN-GP, the final spectrum, weights and card."""
+"""From simulated convergence maps to the three fields of the prior: shift and spectra, the WGAN-GP,
+the final spectrum, weights and card.
+"""
+
 import json
 from pathlib import Path
 
@@ -6,24 +9,62 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from astrogen.errors import InputError
 from astrogen.priors.convergence import ConvergencePrior, Table, stored_arrays
 from astrogen.priors.correction import Correction
 from astrogen.priors.storage import write_weights
 from astrogen.training.records import load_maps, read_manifest
 from astrogen.training.replicas import scope_of, worker_folder
-from astrogen.training.spectra import LOG_L, fit_shift, fit_target, lognormal_start, match_spectrum, read_target, start_table
-from astrogen.training.wgan import BATCH, NUM_CRITIC, PENALTY, STEERING, WARM_UP, fit_features, train_wgan
+from astrogen.training.spectra import (
+    LOG_L,
+    fit_shift,
+    fit_target,
+    lognormal_start,
+    match_spectrum,
+    read_target,
+    start_table,
+)
+from astrogen.training.wgan import (
+    BATCH,
+    NUM_CRITIC,
+    PENALTY,
+    STEERING,
+    WARM_UP,
+    fit_features,
+    train_wgan,
+)
 
 NETWORK = {"channels": 16, "dilations": [1, 1, 2, 4], "smoothing": [2.0, 5.0]}
 COSMOLOGY_RANGE = {"omega_m": (0.2, 0.4), "sigma_8": (0.6, 1.0)}
-L_RANGE = (250, 3000)          # multipoles for which the drawn maps' spectrum was compared with the simulations'
-HELD_OUT_EVERY = 10            # without a folder of its own, every tenth simulation is kept for validation
+L_RANGE = (
+    250,
+    3000,
+)  # multipoles for which the drawn maps' spectrum was compared with the simulations'
+HELD_OUT_EVERY = 10  # without a folder of its own, every tenth simulation is kept for validation
 NUM_MAPS, NUM_ITERATIONS = 256, 3
-FINAL_MAPS, FINAL_ITERATIONS = 1024, 8     # for the last change of the spectrum: 256 maps and three rounds left errors of up to 7 % in a band
-FEWEST_SIMULATIONS = 4         # to train on: how the spectrum scatters from one to the other weighs its bands
+FINAL_MAPS, FINAL_ITERATIONS = (
+    1024,
+    8,
+    # for the last change of the spectrum: 256 maps and three rounds left errors of up to 7 % in a
+    # band
+)
+FEWEST_SIMULATIONS = (
+    4  # to train on: how the spectrum scatters from one to the other weighs its bands
+)
 
 
-def train_kappa(records, out, *, validation=None, spectrum=None, num_steps, seed, loss="wgan-gp", resume=False, strategy=None):
+def train_kappa(
+    records,
+    out,
+    *,
+    validation=None,
+    spectrum=None,
+    num_steps,
+    seed,
+    loss="wgan-gp",
+    resume=False,
+    strategy=None,
+):
     """Train the convergence prior and write it to `out`/weights.
 
     Parameters
@@ -31,7 +72,8 @@ def train_kappa(records, out, *, validation=None, spectrum=None, num_steps, seed
     records : path, of `python -m data_pipelines convergence`
     out : path; also holds checkpoints, TensorBoard logs and the tables of an interrupted run
     validation : path or None, records of other simulations
-    spectrum : path or None, of `python -m data_pipelines expected-spectrum`: the mean spectrum that all three fields are brought to at the end, instead of the simulations' own
+    spectrum : path or None, of `python -m data_pipelines expected-spectrum`: the mean spectrum that
+        all three fields are brought to at the end, instead of the simulations' own
     num_steps : int, of the generator, 16 maps each
     loss : str, "wgan-gp", or "gan" for the loss of the first GAN, to see it fail
     strategy : tf.distribute.Strategy or None; several hosts need a common folder `out` to resume
@@ -48,56 +90,124 @@ def train_kappa(records, out, *, validation=None, spectrum=None, num_steps, seed
     out.mkdir(parents=True, exist_ok=True)
     keras.utils.set_random_seed(seed)
     maps, held_out = split_maps(load_maps(records), validation and load_maps(validation))
-    expected = spectrum and read_target(spectrum, shape=maps["kappa"].shape[1:], pixel_scale=maps["pixel_scale"])
+    expected = spectrum and read_target(
+        spectrum, shape=maps["kappa"].shape[1:], pixel_scale=maps["pixel_scale"]
+    )
     target, tables, log_shift = tables_of_run(maps, out, seed, resume)
     with scope_of(strategy):
         network, average = Correction(**NETWORK), Correction(**NETWORK, name="average")
         average.set_weights(network.get_weights())
-        prior = make_prior("network", tables["lognormal"], tables["gaussian"], log_shift, network, maps)
-        chosen = train_wgan(prior, average, maps, validation=held_out, target=fit_features(prior, maps), out=out, num_steps=num_steps, seed=seed, loss=loss,
-                            resume_from=resume_from, strategy=strategy)
+        prior = make_prior(
+            "network", tables["lognormal"], tables["gaussian"], log_shift, network, maps
+        )
+        chosen = train_wgan(
+            prior,
+            average,
+            maps,
+            validation=held_out,
+            target=fit_features(prior, maps),
+            out=out,
+            num_steps=num_steps,
+            seed=seed,
+            loss=loss,
+            resume_from=resume_from,
+            strategy=strategy,
+        )
     network.set_weights(average.get_weights())
     if spectrum:
         target, tables = expected, rematched(tables, expected, log_shift, maps, seed)
         prior.kappa_table = Table(*(tf.constant(x, tf.float32) for x in tables["gaussian"]))
-    left = match_spectrum(prior, target, num_maps=FINAL_MAPS, num_iterations=FINAL_ITERATIONS, seed=seed)
+    left = match_spectrum(
+        prior, target, num_maps=FINAL_MAPS, num_iterations=FINAL_ITERATIONS, seed=seed
+    )
     manifest = read_manifest(records)
-    training = {"records": {key: manifest[key] for key in ("kind", "num", "seed", "recipe_version", "sha256") if key in manifest},
-                "num_simulations": len(np.unique(maps["simulation"])), "num_maps": len(maps["kappa"]), "num_held_out": len(held_out["kappa"]),
-                "num_steps": num_steps, "batch": BATCH,
-                "num_critic": NUM_CRITIC, "spectrum": spectrum and json.loads(Path(spectrum).read_text())["what"], "penalty": PENALTY, "steering": STEERING, "warm_up": WARM_UP, "loss": loss, "seed": seed}
-    return write_prior(out / "weights", prior, tables, training, {**chosen, "largest_band_error_before_last_change": left})
+    training = {
+        "records": {
+            key: manifest[key]
+            for key in ("kind", "num", "seed", "recipe_version", "sha256")
+            if key in manifest
+        },
+        "num_simulations": len(np.unique(maps["simulation"])),
+        "num_maps": len(maps["kappa"]),
+        "num_held_out": len(held_out["kappa"]),
+        "num_steps": num_steps,
+        "batch": BATCH,
+        "num_critic": NUM_CRITIC,
+        "spectrum": spectrum and json.loads(Path(spectrum).read_text())["what"],
+        "penalty": PENALTY,
+        "steering": STEERING,
+        "warm_up": WARM_UP,
+        "loss": loss,
+        "seed": seed,
+    }
+    return write_prior(
+        out / "weights",
+        prior,
+        tables,
+        training,
+        {**chosen, "largest_band_error_before_last_change": left},
+    )
 
 
 def split_maps(maps, held_out):
     """Maps to train on and maps of other simulations, float32."""
     if held_out is None:
         simulations = np.unique(maps["simulation"])
-        kept = np.isin(maps["simulation"], simulations[HELD_OUT_EVERY // 2::HELD_OUT_EVERY])
-        held_out = {name: value[kept] if name != "pixel_scale" else value for name, value in maps.items()}
-        maps = {name: value[~kept] if name != "pixel_scale" else value for name, value in maps.items()}
+        kept = np.isin(maps["simulation"], simulations[HELD_OUT_EVERY // 2 :: HELD_OUT_EVERY])
+        held_out = {
+            name: value[kept] if name != "pixel_scale" else value for name, value in maps.items()
+        }
+        maps = {
+            name: value[~kept] if name != "pixel_scale" else value for name, value in maps.items()
+        }
     num = len(np.unique(maps["simulation"]))
     if num < FEWEST_SIMULATIONS:
-        raise ValueError(f"split_maps: records must hold maps of at least {FEWEST_SIMULATIONS} simulations to train on, got {num}; simulate more")
+        raise InputError(
+            f"split_maps: records must hold maps of at least {FEWEST_SIMULATIONS} simulations to"
+            f" train on, got {num}; simulate more"
+        )
     return maps, held_out
 
 
 def tables_of_run(maps, out, seed, resume):
-    """Target bands, tables {"gaussian", "lognormal"} and log lambda, kept in `out` so that a resumed run goes on with the same."""
+    """Target bands, tables {"gaussian", "lognormal"} and log lambda, kept in `out` so that a
+    resumed run goes on with the same.
+    """
     kept = out / "tables.npz"
     if resume and kept.is_file():
         with np.load(kept, allow_pickle=False) as stored:
-            tables = {kind: Table(*(stored[f"{kind}_{field}"] for field in Table._fields)) for kind in ("gaussian", "lognormal")}
+            tables = {
+                kind: Table(*(stored[f"{kind}_{field}"] for field in Table._fields))
+                for kind in ("gaussian", "lognormal")
+            }
             return stored["target"], tables, stored["log_shift"]
     target, log_shift = fit_target(maps), fit_shift(maps)
     start = start_table(target, maps["pixel_scale"], maps["kappa"].shape[1:])
     gaussian = make_prior("gaussian", start, start, log_shift, None, maps)
     match_spectrum(gaussian, target, num_maps=NUM_MAPS, num_iterations=NUM_ITERATIONS, seed=seed)
     found = numpy_table(gaussian.table)
-    lognormal = make_prior("lognormal", lognormal_start(found, log_shift, maps["cosmology"]), found, log_shift, None, maps)
-    match_spectrum(lognormal, target, num_maps=NUM_MAPS, num_iterations=2 * NUM_ITERATIONS, seed=seed)
+    lognormal = make_prior(
+        "lognormal",
+        lognormal_start(found, log_shift, maps["cosmology"]),
+        found,
+        log_shift,
+        None,
+        maps,
+    )
+    match_spectrum(
+        lognormal, target, num_maps=NUM_MAPS, num_iterations=2 * NUM_ITERATIONS, seed=seed
+    )
     tables = {"gaussian": found, "lognormal": numpy_table(lognormal.table)}
-    np.savez(kept, target=target, log_shift=log_shift, **{f"{kind}_{field}": value for kind, table in tables.items() for field, value in table._asdict().items()})
+    np.savez(
+        kept,
+        target=target,
+        log_shift=log_shift,
+        **{
+            f"{kind}_{field}": value
+            for kind, table in tables.items()
+            for field, value in table._asdict().items()
+        },
+    )
     return target, tables, log_shift
 
 
@@ -106,15 +216,28 @@ def rematched(tables, target, log_shift, maps, seed):
     moved = {}
     for kind, table in tables.items():
         prior = make_prior(kind, table, moved.get("gaussian", table), log_shift, None, maps)
-        match_spectrum(prior, target, num_maps=FINAL_MAPS, num_iterations=FINAL_ITERATIONS, seed=seed)
+        match_spectrum(
+            prior, target, num_maps=FINAL_MAPS, num_iterations=FINAL_ITERATIONS, seed=seed
+        )
         moved[kind] = numpy_table(prior.table)
     return moved
 
 
 def make_prior(kind, table, kappa_table, log_shift, network, maps):
     """A prior in training."""
-    return ConvergencePrior(kind=kind, name="kappa", log_l=LOG_L, table=table, kappa_table=kappa_table, log_shift=log_shift, network=network,
-                            pixel_scale=maps["pixel_scale"], image_shape=maps["kappa"].shape[1:], cosmology_range=COSMOLOGY_RANGE, card={})
+    return ConvergencePrior(
+        kind=kind,
+        name="kappa",
+        log_l=LOG_L,
+        table=table,
+        kappa_table=kappa_table,
+        log_shift=log_shift,
+        network=network,
+        pixel_scale=maps["pixel_scale"],
+        image_shape=maps["kappa"].shape[1:],
+        cosmology_range=COSMOLOGY_RANGE,
+        card={},
+    )
 
 
 def numpy_table(table):
@@ -124,9 +247,24 @@ def numpy_table(table):
 
 def write_prior(directory, prior, tables, training, metrics):
     """Write the card and the arrays of all three fields."""
-    card = {"kind": "convergence", "name": "kappa", "pixel_scale": prior.pixel_scale, "pixel_scale_unit": "arcmin", "image_shape": list(prior.image_shape),
-            "source_redshift": 1.0, "transform": "kappa", "cosmology_range": {name: list(limits) for name, limits in prior.cosmology_range.items()},
-            "l_range": list(L_RANGE), "network": NETWORK, "training": training, "metrics": metrics}
+    card = {
+        "kind": "convergence",
+        "name": "kappa",
+        "pixel_scale": prior.pixel_scale,
+        "pixel_scale_unit": "arcmin",
+        "image_shape": list(prior.image_shape),
+        "source_redshift": 1.0,
+        "transform": "kappa",
+        "cosmology_range": {name: list(limits) for name, limits in prior.cosmology_range.items()},
+        "l_range": list(L_RANGE),
+        "network": NETWORK,
+        "training": training,
+        "metrics": metrics,
+    }
     tables = {**tables, "network": numpy_table(prior.table)}
-    write_weights(directory, card=card, arrays=stored_arrays(LOG_L, np.asarray(prior.log_shift), tables, prior.network))
+    write_weights(
+        directory,
+        card=card,
+        arrays=stored_arrays(LOG_L, np.asarray(prior.log_shift), tables, prior.network),
+    )
     return directory

@@ -1,11 +1,15 @@
-"""Records as training reads them: sharded TFRecords with a manifest, checked before anything is used.
+"""Records as training reads them: sharded TFRecords with a manifest, checked before anything is
+used.
 
-A directory holds `<kind>-00000.tfrecord`, ... and `manifest.json`: the recipe (kind, version, seed, software), pixel_scale, the fields with dtype, shape
-and unit, for each shard its range of indices, its number of records, the entries that had to be left out, and its sha256, and its own sha256.
+A directory holds `<kind>-00000.tfrecord`, ... and `manifest.json`: the recipe (kind, version, seed,
+software), pixel_scale, the fields with dtype, shape and unit, for each shard its range of indices,
+its number of records, the entries that had to be left out, and its sha256, and its own sha256.
 `python -m data_pipelines` writes them: galaxies (simulated or real) and convergence maps.
 
-Images travel as little-endian bytes; every twentieth index belongs to the validation split, whatever the shards.
+Images travel as little-endian bytes; every twentieth index belongs to the validation split,
+whatever the shards.
 """
+
 import hashlib
 import json
 from functools import partial
@@ -14,20 +18,16 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
+from astrogen.errors import InputError, RecordsError
+
 FORMAT, VERSION = "astrogen records", 1
 MANIFEST = "manifest.json"
-VALIDATION_EVERY = 20    # 5 %
-SHUFFLE_BUFFER = 4096    # records
+VALIDATION_EVERY = 20  # 5 %
+SHUFFLE_BUFFER = 4096  # records
 SPLITS = (None, "train", "validation")
-READERS = "'real' is read by read_real_records, 'galaxies' by read_records, 'convergence' by load_maps"
-
-
-class RecordsError(Exception):
-    """Records that cannot be used or written. `path` is the file, `reason` says what is wrong and what to do."""
-
-    def __init__(self, path, reason):
-        super().__init__(f"{path}: {reason}")
-        self.path, self.reason = Path(path), reason
+READERS = (
+    "'real' is read by read_real_records, 'galaxies' by read_records, 'convergence' by load_maps"
+)
 
 
 def sha256_of(path):
@@ -37,9 +37,13 @@ def sha256_of(path):
 
 
 def digest(manifest):
-    """The sha256 that a manifest states of itself: of everything else in it, as compact JSON with sorted keys."""
+    """The sha256 that a manifest states of itself: of everything else in it, as compact JSON with
+    sorted keys.
+    """
     stated = {name: value for name, value in manifest.items() if name != "sha256"}
-    return hashlib.sha256(json.dumps(stated, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps(stated, sort_keys=True, separators=(",", ":")).encode()
+    ).hexdigest()
 
 
 def shard_starts(header):
@@ -48,25 +52,60 @@ def shard_starts(header):
 
 
 def load_manifest(directory):
-    """The manifest, whole and unchanged, of a run that may not have finished; errors as those of `read_manifest`."""
+    """The manifest, whole and unchanged, of a run that may not have finished; errors as those of
+    `read_manifest`.
+    """
     path = Path(directory) / MANIFEST
     try:
         manifest = json.loads(path.read_text())
     except FileNotFoundError:
-        raise RecordsError(path, "read_manifest: directory must hold a manifest, got none; write records with `python -m data_pipelines`") from None
+        raise RecordsError(
+            path,
+            "read_manifest: directory must hold a manifest, got none; write records with `python -m"
+            " data_pipelines`",
+        ) from None
     except (OSError, ValueError) as error:
-        raise RecordsError(path, f"read_manifest: manifest must be JSON, got {error}; write the records again") from error
-    if not isinstance(manifest, dict) or (manifest.get("format"), manifest.get("version")) != (FORMAT, VERSION):
-        got = (manifest.get("format"), manifest.get("version")) if isinstance(manifest, dict) else type(manifest).__name__
-        raise RecordsError(path, f"read_manifest: format must be {(FORMAT, VERSION)}, got {got}; write the records again with this version")
+        raise RecordsError(
+            path, f"read_manifest: manifest must be JSON, got {error}; write the records again"
+        ) from error
+    if not isinstance(manifest, dict) or (manifest.get("format"), manifest.get("version")) != (
+        FORMAT,
+        VERSION,
+    ):
+        got = (
+            (manifest.get("format"), manifest.get("version"))
+            if isinstance(manifest, dict)
+            else type(manifest).__name__
+        )
+        raise RecordsError(
+            path,
+            f"read_manifest: format must be {(FORMAT, VERSION)}, got {got}; write the records again"
+            " with this version",
+        )
     if manifest.get("sha256") != digest(manifest):
-        raise RecordsError(path, f"read_manifest: sha256 must be {digest(manifest)}, got {manifest.get('sha256')}; it was changed: write the records again")
-    missing = [name for name in ("kind", "num", "shard_size", "pixel_scale", "fields", "shards") if name not in manifest]
+        raise RecordsError(
+            path,
+            f"read_manifest: sha256 must be {digest(manifest)}, got {manifest.get('sha256')}; it"
+            " was changed: write the records again",
+        )
+    missing = [
+        name
+        for name in ("kind", "num", "shard_size", "pixel_scale", "fields", "shards")
+        if name not in manifest
+    ]
     if missing:
-        raise RecordsError(path, f"read_manifest: manifest must name {', '.join(missing)}, got only {', '.join(manifest)}; write the records again")
+        raise RecordsError(
+            path,
+            f"read_manifest: manifest must name {', '.join(missing)}, got only"
+            f" {', '.join(manifest)}; write the records again",
+        )
     for shard in manifest["shards"]:
         if Path(shard["file"]).name != shard["file"]:
-            raise RecordsError(path, f"read_manifest: shard must be a file of the directory, got {shard['file']!r}; write the records again")
+            raise RecordsError(
+                path,
+                f"read_manifest: shard must be a file of the directory, got {shard['file']!r};"
+                " write the records again",
+            )
     return manifest
 
 
@@ -81,7 +120,9 @@ def read_manifest(directory):
     num_shards = len(shard_starts(manifest))
     if len(manifest["shards"]) != num_shards:
         raise RecordsError(
-            Path(directory) / MANIFEST, f"read_manifest: all {num_shards} shards must be written, got {len(manifest['shards'])}; finish the run with --resume"
+            Path(directory) / MANIFEST,
+            f"read_manifest: all {num_shards} shards must be written, got"
+            f" {len(manifest['shards'])}; finish the run with --resume",
         )
     return manifest
 
@@ -91,22 +132,39 @@ def _check_shards(directory, manifest):
         path = Path(directory) / shard["file"]
         got = sha256_of(path) if path.is_file() else "no file"
         if got != shard["sha256"]:
-            raise RecordsError(path, f"read_records: sha256 must be {shard['sha256']}, got {got}; write the shard again with --resume")
+            raise RecordsError(
+                path,
+                f"read_records: sha256 must be {shard['sha256']}, got {got}; write the shard again"
+                " with --resume",
+            )
 
 
 def _checked(directory, kind, pixel_scale, split, *, unfinished=False):
     if split not in SPLITS:
-        raise ValueError(f"read_records: split must be one of {SPLITS}, got {split!r}; leave it out to read everything")
+        raise InputError(
+            f"read_records: split must be one of {SPLITS}, got {split!r}; leave it out to read"
+            " everything"
+        )
     manifest = load_manifest(directory) if unfinished else read_manifest(directory)
     path = Path(directory) / MANIFEST
     if manifest["kind"] != kind:
-        raise RecordsError(path, f"read_records: kind must be {kind!r}, got {manifest['kind']!r}; {READERS}")
+        raise RecordsError(
+            path, f"read_records: kind must be {kind!r}, got {manifest['kind']!r}; {READERS}"
+        )
     scale = manifest["pixel_scale"]
     if pixel_scale is not None and (scale is None or abs(scale - pixel_scale) > 1e-6 * pixel_scale):
         unit = manifest.get("pixel_scale_unit", "arcsec")
-        raise RecordsError(path, f"read_records: pixel_scale must be {pixel_scale} {unit}, got {scale}; give the pixel scale of the prior, or records made at it")
+        raise RecordsError(
+            path,
+            f"read_records: pixel_scale must be {pixel_scale} {unit}, got {scale}; give the pixel"
+            " scale of the prior, or records made at it",
+        )
     if not sum(shard["num"] for shard in manifest["shards"]):
-        raise RecordsError(path, "read_records: shards must hold records, got 0 of them; see what was skipped in the manifest")
+        raise RecordsError(
+            path,
+            "read_records: shards must hold records, got 0 of them; see what was skipped in the"
+            " manifest",
+        )
     _check_shards(directory, manifest)
     return manifest
 
@@ -114,13 +172,19 @@ def _checked(directory, kind, pixel_scale, split, *, unfinished=False):
 def _parse(serialized, fields):
     """The fields of one serialized record, or of a batch of them."""
     kinds = {"string": tf.string, "int64": tf.int64, "float32": tf.float32}
-    features = {name: tf.io.FixedLenFeature([], tf.string if field["shape"] else kinds[field["dtype"]]) for name, field in fields.items()}
+    features = {
+        name: tf.io.FixedLenFeature([], tf.string if field["shape"] else kinds[field["dtype"]])
+        for name, field in fields.items()
+    }
     parsed = tf.io.parse_example(serialized, features)
     for name, field in fields.items():
         if field["shape"]:
             stored = "uint8" if field["dtype"] == "bool" else field["dtype"]
             flat = tf.io.decode_raw(parsed[name], stored)
-            parsed[name] = tf.cast(tf.reshape(flat, tf.concat([tf.shape(serialized), field["shape"]], 0)), field["dtype"])
+            parsed[name] = tf.cast(
+                tf.reshape(flat, tf.concat([tf.shape(serialized), field["shape"]], 0)),
+                field["dtype"],
+            )
             parsed[name].set_shape([*serialized.shape, *field["shape"]])
     return parsed
 
@@ -136,57 +200,88 @@ def _dataset(directory, manifest, *, batch_size, shuffle_seed, repeat, split):
         dataset = tf.data.TFRecordDataset(dataset)
     else:
         dataset = dataset.shuffle(len(files), seed=shuffle_seed)
-        dataset = dataset.interleave(tf.data.TFRecordDataset, cycle_length=min(8, len(files)), block_length=8)
+        dataset = dataset.interleave(
+            tf.data.TFRecordDataset, cycle_length=min(8, len(files)), block_length=8
+        )
     if split is not None:
         index = {"index": manifest["fields"]["index"]}
-        dataset = dataset.filter(lambda serialized: _in_split(_parse(serialized, index)["index"], split))
+        dataset = dataset.filter(
+            lambda serialized: _in_split(_parse(serialized, index)["index"], split)
+        )
     if shuffle_seed is not None:
         dataset = dataset.shuffle(SHUFFLE_BUFFER, seed=shuffle_seed)
     if repeat:
         dataset = dataset.repeat()
     parse_fn = partial(_parse, fields=manifest["fields"])
-    return dataset.batch(batch_size).map(parse_fn, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).prefetch(2)
+    return (
+        dataset.batch(batch_size)
+        .map(parse_fn, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        .prefetch(2)
+    )
 
 
-def read_records(directory, *, batch_size, pixel_scale=0.1, split=None, shuffle_seed=None, repeat=False):
+def read_records(
+    directory, *, batch_size, pixel_scale=0.1, split=None, shuffle_seed=None, repeat=False
+):
     """Simulated galaxies as batches, after every shard's sha256 has been verified.
 
     Parameters
     ----------
     directory : path, as written by `python -m data_pipelines galaxies`
     batch_size : int; the last batch is smaller unless `repeat`
-    pixel_scale : float, arcsec/pixel of the prior that will learn from them; records at another scale are refused
+    pixel_scale : float, arcsec/pixel of the prior that will learn from them; records at another
+        scale are refused
     split : None (everything), "train" or "validation" (every twentieth index)
-    shuffle_seed : int or None (in order of index); each epoch is shuffled anew, equally for equal seeds
+    shuffle_seed : int or None (in order of index); each epoch is shuffled anew, equally for equal
+        seeds
     repeat : bool, start again at the end
 
     Returns
     -------
-    tf.data.Dataset of dicts: image float32 [batch, 64, 64] of unit flux, magnitude, half_light_radius (arcsec), axis_ratio, family, index, each [batch]
+    tf.data.Dataset of dicts: image float32 [batch, 64, 64] of unit flux, magnitude,
+    half_light_radius (arcsec), axis_ratio, family, index, each [batch]
 
     Raises
     ------
-    RecordsError : manifest missing, unfinished or of another kind or pixel scale; a shard missing or changed.
+    RecordsError : manifest missing, unfinished or of another kind or pixel scale; a shard missing
+        or changed.
     ValueError : no such split.
     """
     manifest = _checked(directory, "galaxies", pixel_scale, split)
-    return _dataset(directory, manifest, batch_size=batch_size, shuffle_seed=shuffle_seed, repeat=repeat, split=split)
+    return _dataset(
+        directory,
+        manifest,
+        batch_size=batch_size,
+        shuffle_seed=shuffle_seed,
+        repeat=repeat,
+        split=split,
+    )
 
 
 def read_real_records(directory, *, batch_size, split=None, shuffle_seed=None, repeat=False):
-    """Real galaxies as batches, each with its own PSF and noise; options and errors as those of `read_records`.
+    """Real galaxies as batches, each with its own PSF and noise; options and errors as those of
+    `read_records`.
 
     Returns
     -------
-    tf.data.Dataset of dicts, as data_pipelines/real.py describes them: image [batch, stamp, stamp], mask (True = bad), psf [batch, k, k],
-    variance [batch], correlated [batch], noise_correlation [batch, 11, 11], pixel_scale [batch] (arcsec/pixel), magnitude, ident, index, ...
+    tf.data.Dataset of dicts, as data_pipelines/real.py describes them: image [batch, stamp, stamp],
+    mask (True = bad), psf [batch, k, k], variance [batch], correlated [batch], noise_correlation
+    [batch, 11, 11], pixel_scale [batch] (arcsec/pixel), magnitude, ident, index, ...
     """
     manifest = _checked(directory, "real", None, split)
-    return _dataset(directory, manifest, batch_size=batch_size, shuffle_seed=shuffle_seed, repeat=repeat, split=split)
+    return _dataset(
+        directory,
+        manifest,
+        batch_size=batch_size,
+        shuffle_seed=shuffle_seed,
+        repeat=repeat,
+        split=split,
+    )
 
 
 def load_images(directory, *, pixel_scale=0.1, split=None, max_num=None):
-    """Simulated galaxies as arrays in memory, in order of index: the fast way where they fit (16 kB each).
+    """Simulated galaxies as arrays in memory, in order of index: the fast way where they fit (16 kB
+    each).
 
     Parameters
     ----------
@@ -195,7 +290,8 @@ def load_images(directory, *, pixel_scale=0.1, split=None, max_num=None):
 
     Returns
     -------
-    dict of ndarrays: image float32 [num, 64, 64] of unit flux, and every other field [num], family as str
+    dict of ndarrays: image float32 [num, 64, 64] of unit flux, and every other field [num], family
+    as str
 
     Raises
     ------
@@ -204,11 +300,16 @@ def load_images(directory, *, pixel_scale=0.1, split=None, max_num=None):
     manifest = _checked(directory, "galaxies", pixel_scale, split)
     num = sum(shard["num"] for shard in manifest["shards"])
     num = num if max_num is None else min(num, max_num)
-    batches = _dataset(directory, manifest, batch_size=256, shuffle_seed=None, repeat=False, split=split)
+    batches = _dataset(
+        directory, manifest, batch_size=256, shuffle_seed=None, repeat=False, split=split
+    )
     arrays, filled = None, 0
     for batch in batches.as_numpy_iterator():
         if arrays is None:
-            arrays = {name: np.empty((num, *value.shape[1:]), value.dtype) for name, value in batch.items()}
+            arrays = {
+                name: np.empty((num, *value.shape[1:]), value.dtype)
+                for name, value in batch.items()
+            }
         size = min(len(batch["index"]), num - filled)
         for name, value in batch.items():
             arrays[name][filled : filled + size] = value[:size]
@@ -216,8 +317,15 @@ def load_images(directory, *, pixel_scale=0.1, split=None, max_num=None):
         if filled == num:
             break
     if arrays is None:
-        raise RecordsError(Path(directory) / MANIFEST, f"load_images: split must hold records, got none in {split!r}; write at least {VALIDATION_EVERY}")
-    return {name: _text(array[:filled]) if array.dtype == object else array[:filled] for name, array in arrays.items()}
+        raise RecordsError(
+            Path(directory) / MANIFEST,
+            f"load_images: split must hold records, got none in {split!r}; write at least"
+            f" {VALIDATION_EVERY}",
+        )
+    return {
+        name: _text(array[:filled]) if array.dtype == object else array[:filled]
+        for name, array in arrays.items()
+    }
 
 
 def load_maps(directory, *, pixel_scale=2.3, transform="kappa", unfinished=False):
@@ -226,13 +334,16 @@ def load_maps(directory, *, pixel_scale=2.3, transform="kappa", unfinished=False
     Parameters
     ----------
     directory : path, as written by `python -m data_pipelines convergence` or `maps`
-    pixel_scale : float, arcmin per pixel of the prior that will learn from them; records at another scale are refused
-    transform : str, what the pixels hold ("kappa": physical convergence); records of something else are refused
+    pixel_scale : float, arcmin per pixel of the prior that will learn from them; records at another
+        scale are refused
+    transform : str, what the pixels hold ("kappa": physical convergence); records of something else
+        are refused
     unfinished : bool, take the shards that are finished while the run that writes them goes on
 
     Returns
     -------
-    dict : kappa float32 [num, side, side], cosmology float32 [num, 2] (Omega_m, sigma_8), simulation int64 [num] (split by it), pixel_scale float (arcmin)
+    dict : kappa float32 [num, side, side], cosmology float32 [num, 2] (Omega_m, sigma_8),
+        simulation int64 [num] (split by it), pixel_scale float (arcmin)
 
     Raises
     ------
@@ -240,11 +351,26 @@ def load_maps(directory, *, pixel_scale=2.3, transform="kappa", unfinished=False
     """
     manifest = _checked(directory, "convergence", pixel_scale, None, unfinished=unfinished)
     if manifest.get("transform") != transform:
-        reason = f"load_maps: transform must be {transform!r}, got {manifest.get('transform')!r}; write the records again from physical convergence"
+        reason = (
+            f"load_maps: transform must be {transform!r}, got {manifest.get('transform')!r}; write"
+            " the records again from physical convergence"
+        )
         raise RecordsError(Path(directory) / MANIFEST, reason)
-    batches = list(_dataset(directory, manifest, batch_size=256, shuffle_seed=None, repeat=False, split=None).as_numpy_iterator())
-    kappa, omega_m, sigma_8, simulation = (np.concatenate([batch[name] for batch in batches]) for name in ("kappa", "omega_m", "sigma_8", "simulation"))
-    return {"kappa": kappa, "cosmology": np.stack([omega_m, sigma_8], axis=1), "simulation": simulation, "pixel_scale": manifest["pixel_scale"]}
+    batches = list(
+        _dataset(
+            directory, manifest, batch_size=256, shuffle_seed=None, repeat=False, split=None
+        ).as_numpy_iterator()
+    )
+    kappa, omega_m, sigma_8, simulation = (
+        np.concatenate([batch[name] for batch in batches])
+        for name in ("kappa", "omega_m", "sigma_8", "simulation")
+    )
+    return {
+        "kappa": kappa,
+        "cosmology": np.stack([omega_m, sigma_8], axis=1),
+        "simulation": simulation,
+        "pixel_scale": manifest["pixel_scale"],
+    }
 
 
 def _text(values):

@@ -1,9 +1,13 @@
-"""The WGAN-GP of convergence maps: a loop that reads from top to bottom, and resumes where it was stopped.
+"""The WGAN-GP of convergence maps: a loop that reads from top to bottom, and resumes where it was
+stopped.
 
-The critic compares standardised logarithms of the density, v = (log(kappa + lambda) - mean) / std, of simulated and of drawn maps of the same cosmologies. Beside
-the critic's score, the generator minimises 2 stop_gradient(D) . f: f are summaries of the drawn maps (`map_features`), D the running difference of their mean from
-the simulations' at the same cosmology. The gradient is that of |D|^2, but only means are steered: the scatter from map to map is left to the critic.
+The critic compares standardised logarithms of the density, v = (log(kappa + lambda) - mean) / std,
+of simulated and of drawn maps of the same cosmologies. Beside the critic's score, the generator
+minimises 2 stop_gradient(D) . f: f are summaries of the drawn maps (`map_features`), D the running
+difference of their mean from the simulations' at the same cosmology. The gradient is that of |D|^2,
+but only means are steered: the scatter from map to map is left to the critic.
 """
+
 from typing import NamedTuple
 
 import keras
@@ -20,46 +24,74 @@ from astrogen.training.spectra import fit_polynomial
 
 BATCH, NUM_CRITIC = 16, 2
 PENALTY, STEERING = 10.0, 1.0
-WARM_UP, WARM_RATE = 400, 3e-3    # steps with steering alone: the means are right before the critic looks
+WARM_UP, WARM_RATE = (
+    400,
+    3e-3,
+)  # steps with steering alone: the means are right before the critic looks
 RATES = {"generator": 4e-4, "critic": 6e-4}
-DECAY_FROM = 0.5              # share of the steps after which the learning rates fall linearly to a twentieth
+DECAY_FROM = 0.5  # share of the steps after which the learning rates fall linearly to a twentieth
 AVERAGE, RUNNING = 0.995, 0.95
-LEAST_SCATTER = 0.02          # of a feature from map to map, as a share of its mean
+LEAST_SCATTER = 0.02  # of a feature from map to map, as a share of its mean
 CHECKPOINT_EVERY = 100
-CHOOSE_FROM = 0.75            # share of the steps after which checkpoints compete: before, few held-out boxes would choose by chance
+# share of the steps after which checkpoints compete: before, few held-out boxes would choose by
+# chance
+CHOOSE_FROM = 0.75
 NUM_VALIDATION = 512
 TOLD = ("step", "statistic", "spread", "nearest")
 
 
 class Target(NamedTuple):
-    """What simulations have on average: coefficients [TERMS, F] of the mean summaries, and their scatter [F] from map to map."""
+    """What simulations have on average: coefficients [TERMS, F] of the mean summaries, and their
+    scatter [F] from map to map.
+    """
 
     coefficients: np.ndarray
     scatter: np.ndarray
 
 
 def standardise(prior, log_map, cosmology):
-    """Map log(kappa + lambda) [batch, n, m] in units of the coloured field's mean and standard deviation."""
-    mean, std = (tf.linalg.matvec(polynomial_terms(cosmology), x)[:, None, None] for x in (prior.table.mean, prior.table.log_std))
+    """Map log(kappa + lambda) [batch, n, m] in units of the coloured field's mean and standard
+    deviation.
+    """
+    mean, std = (
+        tf.linalg.matvec(polynomial_terms(cosmology), x)[:, None, None]
+        for x in (prior.table.mean, prior.table.log_std)
+    )
     return (log_map - mean) / tf.exp(std)
 
 
 def summaries(prior, kappa, log_map, cosmology):
     """Features [batch, F] of maps in physical units and of their standardised logarithm."""
-    std = tf.exp(tf.linalg.matvec(polynomial_terms(cosmology), prior.kappa_table.log_std))[:, None, None]
+    std = tf.exp(tf.linalg.matvec(polynomial_terms(cosmology), prior.kappa_table.log_std))[
+        :, None, None
+    ]
     return map_features(kappa / std, log_map, pixel_scale=prior.pixel_scale)
 
 
 def log_density(prior, kappa, cosmology):
-    """Standardised log(kappa + lambda) of simulated maps; a void deeper than lambda allows is cut at a hundredth of lambda."""
+    """Standardised log(kappa + lambda) of simulated maps; a void deeper than lambda allows is cut
+    at a hundredth of lambda.
+    """
     shift = prior.shift(cosmology)[:, None, None]
     return standardise(prior, tf.math.log(tf.maximum(kappa + shift, 0.01 * shift)), cosmology)
 
 
 def features_of(prior, kappa, cosmology, batch=64):
     """Features [num, F] of simulated maps [num, n, m], batch by batch."""
-    one = tf.function(lambda kappa, cosmology: summaries(prior, kappa, log_density(prior, kappa, cosmology), cosmology), reduce_retracing=True)
-    return np.concatenate([one(tf.constant(kappa[row:row + batch]), tf.constant(cosmology[row:row + batch])).numpy() for row in range(0, len(kappa), batch)])
+    one = tf.function(
+        lambda kappa, cosmology: summaries(
+            prior, kappa, log_density(prior, kappa, cosmology), cosmology
+        ),
+        reduce_retracing=True,
+    )
+    return np.concatenate(
+        [
+            one(
+                tf.constant(kappa[row : row + batch]), tf.constant(cosmology[row : row + batch])
+            ).numpy()
+            for row in range(0, len(kappa), batch)
+        ]
+    )
 
 
 def fit_features(prior, maps):
@@ -67,43 +99,89 @@ def fit_features(prior, maps):
     features = features_of(prior, maps["kappa"], maps["cosmology"])
     coefficients = fit_polynomial(maps["cosmology"], features)
     expected = polynomial_terms(maps["cosmology"]).numpy() @ coefficients
-    scatter = np.maximum(np.std(features - expected, axis=0), LEAST_SCATTER * np.abs(expected).mean(0) + 1e-6)
+    scatter = np.maximum(
+        np.std(features - expected, axis=0), LEAST_SCATTER * np.abs(expected).mean(0) + 1e-6
+    )
     return Target(coefficients.astype(np.float32), scatter.astype(np.float32))
 
 
 class Step:
-    """One step of training: NUM_CRITIC updates of the critic, one of the generator and of its running average.
+    """One step of training: NUM_CRITIC updates of the critic, one of the generator and of its
+    running average.
 
     Parameters
     ----------
-    prior : ConvergencePrior whose network is trained; average : Correction, the running average of its weights
+    prior : ConvergencePrior whose network is trained; average : Correction, the running average of
+        its weights
     target : Target
     loss : str, "wgan-gp" or "gan"
     strategy : tf.distribute.Strategy or None, in whose scope all is made and run
     """
 
     def __init__(self, prior, average, target, *, loss, seed, strategy=None):
-        self.prior, self.average, self.target, self.loss, self.seed, self.strategy = prior, average, target, loss, seed, strategy
+        self.prior, self.average, self.target, self.loss, self.seed, self.strategy = (
+            prior,
+            average,
+            target,
+            loss,
+            seed,
+            strategy,
+        )
         self.critic = Critic(prior.image_shape[0])
-        self.optimizers = {name: keras.optimizers.Adam(rate, beta_1=0.0, beta_2=0.9) for name, rate in RATES.items()}
+        self.optimizers = {
+            name: keras.optimizers.Adam(rate, beta_1=0.0, beta_2=0.9)
+            for name, rate in RATES.items()
+        }
         self.optimizers["generator"].build(prior.network.trainable_variables)
         self.optimizers["critic"].build(self.critic.trainable_variables)
         self.difference = tf.Variable(tf.zeros([3, len(target.scatter)]))
         self.count = tf.Variable(0, dtype=tf.int64)
         self.best = tf.Variable(np.inf, dtype=tf.float32)
-        # Variables one by one: a checkpoint does not look into lists that a Keras layer holds, and says nothing.
-        kept = {"network": prior.network, "average": average, "critic": self.critic, **{f"{name}_optimizer": one for name, one in self.optimizers.items()}}
-        self.checkpoint = tf.train.Checkpoint(difference=self.difference, count=self.count, best=self.best, **{
-            name: [variable.value for variable in (one.variables if "optimizer" in name else one.weights)] for name, one in kept.items()})
+        # Variables one by one: a checkpoint does not look into lists that a Keras layer holds, and
+        # says nothing.
+        kept = {
+            "network": prior.network,
+            "average": average,
+            "critic": self.critic,
+            **{f"{name}_optimizer": one for name, one in self.optimizers.items()},
+        }
+        self.checkpoint = tf.train.Checkpoint(
+            difference=self.difference,
+            count=self.count,
+            best=self.best,
+            **{
+                name: [
+                    variable.value
+                    for variable in (one.variables if "optimizer" in name else one.weights)
+                ]
+                for name, one in kept.items()
+            },
+        )
         self.run = tf.function(self._run)
 
     def _run(self, kappa, cosmology, count, adversarial):
-        """kappa [NUM_CRITIC, batch, n, n], cosmology [batch, 2], count [], adversarial: does the critic take part? -> dict of scalars."""
+        """kappa [NUM_CRITIC, batch, n, n], cosmology [batch, 2], count [], adversarial: does the
+        critic take part? -> dict of scalars.
+        """
         grid = [side + MARGIN for side in self.prior.image_shape]
         latent = tf.random.stateless_normal([kappa.shape[1], *grid], tf.stack([self.seed, count]))
-        mixes = [tf.random.stateless_uniform([kappa.shape[1], 1, 1], tf.stack([self.seed + 1 + index, count])) for index in range(NUM_CRITIC)]
-        told, difference = averaged(self.strategy, lambda share: self._update(
-            [share(maps) for maps in tf.unstack(kappa)], share(cosmology), share(latent), [share(mix) for mix in mixes], count, adversarial))
+        mixes = [
+            tf.random.stateless_uniform(
+                [kappa.shape[1], 1, 1], tf.stack([self.seed + 1 + index, count])
+            )
+            for index in range(NUM_CRITIC)
+        ]
+        told, difference = averaged(
+            self.strategy,
+            lambda share: self._update(
+                [share(maps) for maps in tf.unstack(kappa)],
+                share(cosmology),
+                share(latent),
+                [share(mix) for mix in mixes],
+                count,
+                adversarial,
+            ),
+        )
         self.difference.assign(difference)
         decay = running(AVERAGE, count)
         for slow, fast in zip(self.average.weights, self.prior.network.weights):
@@ -115,21 +193,33 @@ class Step:
         prior, scaled, moved = self.prior, scaled_cosmology(cosmology), self.difference
         told = {}
         with tf.GradientTape() as tape:
-            log_map = prior.log_map(prior.colour(latent, cosmology), cosmology)[:, :-MARGIN, :-MARGIN]
+            log_map = prior.log_map(prior.colour(latent, cosmology), cosmology)[
+                :, :-MARGIN, :-MARGIN
+            ]
             fake = standardise(prior, log_map, cosmology)
             total = 0.0
             if adversarial:
                 with tape.stop_recording():
                     for index in range(NUM_CRITIC):
-                        told |= self._update_critic(log_density(prior, kappa[index], cosmology), fake, scaled, mixes[index])
+                        told |= self._update_critic(
+                            log_density(prior, kappa[index], cosmology), fake, scaled, mixes[index]
+                        )
                 total += generator_loss(self.loss, self.critic(fake, scaled))
             if self.loss == "wgan-gp":
                 drawn = tf.exp(log_map) - prior.shift(cosmology)[:, None, None]
-                steering, moved = self._steer(summaries(prior, drawn, fake, cosmology), cosmology, scaled, count)
+                steering, moved = self._steer(
+                    summaries(prior, drawn, fake, cosmology), cosmology, scaled, count
+                )
                 total += STEERING * steering
         gradients = tape.gradient(total, prior.network.trainable_variables)
-        self.optimizers["generator"].apply_gradients(zip(parts(gradients), prior.network.trainable_variables))
-        return told | {"generator_loss": total, "difference": tf.reduce_mean(moved[0] ** 2), "generator_slope": tf.linalg.global_norm(gradients)}, tf.convert_to_tensor(moved)
+        self.optimizers["generator"].apply_gradients(
+            zip(parts(gradients), prior.network.trainable_variables)
+        )
+        return told | {
+            "generator_loss": total,
+            "difference": tf.reduce_mean(moved[0] ** 2),
+            "generator_slope": tf.linalg.global_norm(gradients),
+        }, tf.convert_to_tensor(moved)
 
     def _update_critic(self, real, fake, scaled, mix):
         with tf.GradientTape() as tape:
@@ -137,16 +227,28 @@ class Step:
             value = critic_loss(self.loss, *tf.split(scores, 2))
             penalty = 0.0
             if self.loss == "wgan-gp":
-                penalty = tf.reduce_mean(gradient_penalty(lambda between: self.critic(between, scaled), real, fake, mix))
+                penalty = tf.reduce_mean(
+                    gradient_penalty(lambda between: self.critic(between, scaled), real, fake, mix)
+                )
             total = value + PENALTY * penalty
-        self.optimizers["critic"].apply_gradients(zip(parts(tape.gradient(total, self.critic.trainable_variables)), self.critic.trainable_variables))
+        self.optimizers["critic"].apply_gradients(
+            zip(
+                parts(tape.gradient(total, self.critic.trainable_variables)),
+                self.critic.trainable_variables,
+            )
+        )
         return {"critic_loss": value, "penalty": penalty}
 
     def _steer(self, features, cosmology, scaled, count):
-        """The steering term, and the running differences [3, F] after this step, of the mean and of its slopes with either parameter."""
+        """The steering term, and the running differences [3, F] after this step, of the mean and of
+        its slopes with either parameter.
+        """
         expected = tf.matmul(polynomial_terms(cosmology), self.target.coefficients)
         basis = tf.concat([tf.ones_like(scaled[:, :1]), scaled], 1)
-        difference = tf.matmul(basis, (features - expected) / self.target.scatter, transpose_a=True) / features.shape[0]
+        difference = (
+            tf.matmul(basis, (features - expected) / self.target.scatter, transpose_a=True)
+            / features.shape[0]
+        )
         decay = running(RUNNING, count)
         moved = decay * self.difference + (1 - decay) * mean_here(tf.stop_gradient(difference))
         return tf.reduce_sum(2.0 * tf.stop_gradient(moved) * difference), moved
@@ -157,11 +259,26 @@ def running(decay, count):
     return tf.minimum(decay, tf.cast(count + 1, tf.float32) / tf.cast(count + 10, tf.float32))
 
 
-def train_wgan(prior, average, maps, *, validation, target, out, num_steps, seed, loss="wgan-gp", resume_from=None, strategy=None):
-    """Train the prior's network, in place, and leave in `average` the averaged weights of the last quarter of the steps that did best on held-out simulations.
+def train_wgan(
+    prior,
+    average,
+    maps,
+    *,
+    validation,
+    target,
+    out,
+    num_steps,
+    seed,
+    loss="wgan-gp",
+    resume_from=None,
+    strategy=None,
+):
+    """Train the prior's network, in place, and leave in `average` the averaged weights of the last
+    quarter of the steps that did best on held-out simulations.
 
-    The statistic of the choice: root mean square, over all features, of the difference between the mean over drawn maps and over the held-out maps, at the same
-    cosmologies, in units of the scatter from map to map.
+    The statistic of the choice: root mean square, over all features, of the difference between the
+    mean over drawn maps and over the held-out maps, at the same cosmologies, in units of the
+    scatter from map to map.
 
     Parameters
     ----------
@@ -172,7 +289,8 @@ def train_wgan(prior, average, maps, *, validation, target, out, num_steps, seed
 
     Returns
     -------
-    dict : step and statistic of the choice, and the diversity of drawn maps (see `astrogen.statistics.diversity`)
+    dict : step and statistic of the choice, and the diversity of drawn maps (see
+        `astrogen.statistics.diversity`)
     """
     step = Step(prior, average, target, loss=loss, seed=seed, strategy=strategy)
     manager = tf.train.CheckpointManager(step.checkpoint, str(out / "checkpoints"), max_to_keep=2)
@@ -190,34 +308,59 @@ def train_wgan(prior, average, maps, *, validation, target, out, num_steps, seed
             if (index + 1) % CHECKPOINT_EVERY == 0 or index + 1 == num_steps:
                 told |= validate()
                 step.count.assign(index + 1)
-                if told["statistic"] < float(step.best.numpy()) and index + 1 > CHOOSE_FROM * num_steps:
+                if (
+                    told["statistic"] < float(step.best.numpy())
+                    and index + 1 > CHOOSE_FROM * num_steps
+                ):
                     step.best.assign(told["statistic"])
-                    np.savez(out / "best.npz", *average.get_weights(), step=index + 1, **{name: told[name] for name in TOLD[1:]})
+                    np.savez(
+                        out / "best.npz",
+                        *average.get_weights(),
+                        step=index + 1,
+                        **{name: told[name] for name in TOLD[1:]},
+                    )
                 manager.save()
                 with logs.as_default(step=index + 1):
                     for name, value in told.items():
                         tf.summary.scalar(name, value)
-                progress.set_postfix_str(", ".join(f"{name} {float(value):.3g}" for name, value in told.items()))
+                progress.set_postfix_str(
+                    ", ".join(f"{name} {float(value):.3g}" for name, value in told.items())
+                )
     with np.load(out / "best.npz", allow_pickle=False) as best:
         average.set_weights([best[f"arr_{index}"] for index in range(len(average.weights))])
         return {name: float(best[name]) for name in TOLD}
 
 
 def learning_rates(index, num_steps, warm_up):
-    """Learning rates {"generator", "critic"} of step `index`: constant, falling towards the end of the warm-up and towards the end of the training."""
+    """Learning rates {"generator", "critic"} of step `index`: constant, falling towards the end of
+    the warm-up and towards the end of the training.
+    """
     if index < warm_up:
-        return {"generator": WARM_RATE * min(1.0, 2 * (1 - index / warm_up) + 0.05), "critic": RATES["critic"]}
+        return {
+            "generator": WARM_RATE * min(1.0, 2 * (1 - index / warm_up) + 0.05),
+            "critic": RATES["critic"],
+        }
     left = min(1.0, max(0.05, (1 - index / num_steps) / (1 - DECAY_FROM)))
     return {name: rate * left for name, rate in RATES.items()}
 
 
 def draw_batch(maps, seed):
-    """Simulated maps [NUM_CRITIC, BATCH, n, n] in random orientations, and their cosmologies [BATCH, 2]: pairs are of one simulation."""
+    """Simulated maps [NUM_CRITIC, BATCH, n, n] in random orientations, and their cosmologies
+    [BATCH, 2]: pairs are of one simulation.
+    """
     rng = np.random.default_rng(seed)
     first = rng.integers(0, len(maps["kappa"]), BATCH)
-    rows = [first] + [[rng.choice(np.flatnonzero(maps["simulation"] == maps["simulation"][row])) for row in first] for _ in range(NUM_CRITIC - 1)]
+    rows = [first] + [
+        [rng.choice(np.flatnonzero(maps["simulation"] == maps["simulation"][row])) for row in first]
+        for _ in range(NUM_CRITIC - 1)
+    ]
     orientations = rng.integers(0, 8, (NUM_CRITIC, BATCH))
-    kappa = np.stack([[oriented(maps["kappa"][row], one) for row, one in zip(*pair)] for pair in zip(rows, orientations)])
+    kappa = np.stack(
+        [
+            [oriented(maps["kappa"][row], one) for row, one in zip(*pair)]
+            for pair in zip(rows, orientations)
+        ]
+    )
     return tf.constant(kappa), tf.constant(maps["cosmology"][first])
 
 
@@ -227,8 +370,12 @@ def oriented(image, orientation):
 
 
 def validator(prior, average, validation, scatter, seed):
-    """A function () -> dict(statistic, spread, nearest) of the averaged network, against held-out maps and with the same noise every time."""
-    rows = np.linspace(0, len(validation["kappa"]) - 1, min(NUM_VALIDATION, len(validation["kappa"]))).astype(int)
+    """A function () -> dict(statistic, spread, nearest) of the averaged network, against held-out
+    maps and with the same noise every time.
+    """
+    rows = np.linspace(
+        0, len(validation["kappa"]) - 1, min(NUM_VALIDATION, len(validation["kappa"]))
+    ).astype(int)
     cosmology = tf.constant(validation["cosmology"][rows])
     real = features_of(prior, validation["kappa"][rows], validation["cosmology"][rows]).mean(0)
 
@@ -236,14 +383,28 @@ def validator(prior, average, validation, scatter, seed):
     def draw(latent, cosmology):
         field = prior.colour(latent, cosmology)
         log_map = prior.log_map(field, cosmology, network=average)[:, :-MARGIN, :-MARGIN]
-        kappa, fake = tf.exp(log_map) - prior.shift(cosmology)[:, None, None], standardise(prior, log_map, cosmology)
+        kappa, fake = (
+            tf.exp(log_map) - prior.shift(cosmology)[:, None, None],
+            standardise(prior, log_map, cosmology),
+        )
         return summaries(prior, kappa, fake, cosmology), fake
 
     def validate():
-        features, fake = zip(*(draw(draw_latent(rows[start:start + BATCH], prior.image_shape, seed=seed + 7), cosmology[start:start + BATCH])
-                               for start in range(0, len(rows), BATCH)))
+        features, fake = zip(
+            *(
+                draw(
+                    draw_latent(rows[start : start + BATCH], prior.image_shape, seed=seed + 7),
+                    cosmology[start : start + BATCH],
+                )
+                for start in range(0, len(rows), BATCH)
+            )
+        )
         statistic = np.sqrt(np.mean(((np.concatenate(features).mean(0) - real) / scatter) ** 2))
         variety = diversity(np.concatenate(fake))
-        return {"statistic": float(statistic), "spread": variety.spread, "nearest": float(variety.nearest.mean())}
+        return {
+            "statistic": float(statistic),
+            "spread": variety.spread,
+            "nearest": float(variety.nearest.mean()),
+        }
 
     return validate

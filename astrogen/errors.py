@@ -1,0 +1,50 @@
+"""What goes wrong with what a user gives: one family of errors, all with a `path` and a `reason`,
+all of which survive the road back from another process.
+
+Anything else that is raised is a fault of the package and keeps its traceback.
+"""
+
+
+class AstrogenError(Exception):
+    """Base of all errors about input, files and runs.
+
+    path : str, the file or folder that is to blame, or None where it is a value
+    reason : str, what was expected, what came, and what to do
+    """
+
+    def __init__(self, path, reason):
+        super().__init__(path, reason)
+        self.path, self.reason = None if path is None else str(path), str(reason)
+
+    def __str__(self):
+        return self.reason if self.path is None else f"{self.path}: {self.reason}"
+
+
+class InputError(AstrogenError, ValueError):
+    """A value that cannot be used."""
+
+    def __init__(self, reason):
+        super().__init__(None, reason)
+
+    def __reduce__(self):
+        return type(self), (self.reason,)
+
+
+class FileError(AstrogenError):
+    """A file or folder that cannot be used."""
+
+
+class InputFileError(FileError):
+    """An image, a table or a catalogue that cannot be used."""
+
+
+class WeightsError(FileError):
+    """Weights that cannot be used."""
+
+
+class RecordsError(FileError):
+    """Training records that cannot be used or written."""
+
+
+class SurveyError(FileError):
+    """A survey run that cannot be started, gone on with, or read."""
