@@ -29,7 +29,7 @@ def fake_deconvolve(
     called `hard`.
     """
     if any(observation.name == "refused" for observation in observations):
-        raise ValueError(
+        raise astrogen.InputError(
             "deconvolve: psf must be broader than the target, got 0.1 arcsec; give a finer prior"
             " scale"
         )
