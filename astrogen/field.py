@@ -23,6 +23,10 @@ from astrogen.images import (
 
 SCALE_TOLERANCE = 0.01  # relative difference of pixel scales that is taken as none
 MAX_BAD_FRACTION = 0.5
+# What no shear and no convergence of pixels of an arcminute reaches: beyond, and five standard
+# deviations of the noise, stands the word of some program for "nothing here" (-1.6e30, -99, 999).
+LARGEST = {"shear": 1.0, "kappa": 5.0}
+FEW_LEFT, MANY_LOST = 0.2, 0.5  # shares of a field at which a mask looks like its opposite
 KINDS = {2: "shear", 1: "kappa"}
 
 
@@ -70,12 +74,14 @@ def make_field(
     pixel_scale=None,
     beam=0.0,
     wcs=None,
+    flipped=False,
     max_bad_fraction=MAX_BAD_FRACTION,
 ):
     """Check the maps of a field and everything that belongs to them.
 
-    Bad pixels (NaN or infinite in a map or in its noise, noise not positive, masked) are masked in
-    all planes and counted in `notes`.
+    Bad pixels (NaN or infinite in a map or in its noise, values that cannot be, shear of exactly
+    zero, noise not positive, masked) are masked in all planes and counted in `notes`, which also
+    say where a mask looks like a footprint, and where right ascension runs to the left.
 
     Parameters
     ----------
@@ -85,7 +91,9 @@ def make_field(
     pixel_scale : float, arcmin per pixel; None: from the WCS
     beam : float, FWHM in arcmin of the Gaussian beam of a convergence map
     wcs : astropy WCS
-    max_bad_fraction : float, largest fraction of the unmasked pixels that may be NaN or infinite
+    flipped : bool, the sign of gamma2 was changed on purpose (`read_field` does it)
+    max_bad_fraction : float, largest fraction of the unmasked pixels that may be NaN, infinite,
+        impossible or empty
 
     Returns
     -------
@@ -93,8 +101,8 @@ def make_field(
 
     Raises
     ------
-    ValueError : shapes differ, no good pixel, too many NaN, no pixel scale or one that is not that
-        of the WCS, a beam on shear.
+    ValueError : shapes differ, no good pixel, too many bad ones, a mask that leaves the empty ones,
+        no pixel scale or one that is not that of the WCS, a beam on shear.
     """
     planes = np.ma.getdata(maps)
     kind = "kappa" if planes.ndim == 2 else "shear"
@@ -117,6 +125,7 @@ def make_field(
                 f" {np.shape(mask)}; cut both alike"
             )
         bad |= np.asarray(mask) != 0  # NaN != 0
+    inverted = _looks_inverted(bad)
     if kind == "shear" and beam:
         raise InputError(
             f"make_field: beam must be 0 for shear, got {beam}; it belongs to a convergence map"
@@ -127,7 +136,12 @@ def make_field(
             " there is none"
         )
     scale = _settle_scale(pixel_scale, wcs)
-    notes = _mask_bad(planes, noise, bad, kind, max_bad_fraction)
+    notes = _mask_bad(planes, noise, bad, kind, max_bad_fraction) + inverted
+    if kind == "shear" and not flipped and wcs is not None and runs_to_the_left(wcs):
+        notes.append(
+            "right ascension runs to the left in the WCS, and gamma2 was taken along the pixels'"
+            " axes; where it is along those of the sky, change its sign (--flip-e2)"
+        )
     planes[:, bad], noise[:, bad] = 0, 1
     arrays = [planes.astype(np.float32), (noise**2).astype(np.float32), bad]
     for array in arrays:
@@ -149,21 +163,22 @@ def _noise_planes(noise, shape):
 
 def _mask_bad(planes, noise, bad, kind, max_bad_fraction):
     """Mask in place what cannot be used; sentences about it."""
-    notes, was_masked = [], bad.copy()
+    was_masked = bad.copy()
     if bad.all():
         raise InputError(
             "make_field: mask must leave a good pixel, got all masked; nonzero means bad (a"
             " footprint, nonzero where observed, is its opposite)"
         )
-    with np.errstate(over="ignore"):
-        lost = ~np.isfinite(planes.astype(np.float32)).all(0) & ~was_masked
-    if lost.sum() > max_bad_fraction * (~was_masked).sum():
-        raise InputError(
-            f"make_field: maps must have at most {max_bad_fraction:.0%} NaN or infinite pixels, got"
-            f" {lost.sum()} of {(~was_masked).sum()} unmasked ones; mask them or raise"
-            " max_bad_fraction"
-        )
-    bad |= lost
+    notes = []
+    for what, lost in _useless(planes, noise, kind):
+        num, left = np.count_nonzero(lost & ~was_masked), np.count_nonzero(~was_masked)
+        if num > max_bad_fraction * left:
+            raise InputError(
+                f"make_field: maps must have at most {max_bad_fraction:.0%} {what}, got {num} of"
+                f" {left} unmasked ones; {_advice(lost, was_masked)}"
+            )
+        notes += [f"{num} {what} masked"] if num else []
+        bad |= lost
     for index, plane in enumerate(noise):
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             variance = (plane**2).astype(np.float32)
@@ -186,7 +201,56 @@ def _mask_bad(planes, noise, bad, kind, max_bad_fraction):
             "make_field: maps must have a good pixel, got none that is finite, unmasked and of"
             " positive noise; look at the planes"
         )
-    return ([f"{lost.sum()} NaN or infinite pixels masked"] if lost.any() else []) + notes
+    return notes
+
+
+def _useless(planes, noise, kind):
+    """What makes pixels useless, in words, and where [height, width]: NaN, more than can be, and
+    shear of exactly zero where not all of it is.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        lost = ~np.isfinite(planes.astype(np.float32)).all(0)
+        limit = LARGEST[kind] + 5 * np.where(np.isfinite(noise), noise, 0)
+        impossible = (np.abs(planes) > limit).any(0) & ~lost
+    name = "|shear|" if kind == "shear" else "|convergence|"
+    example = planes[(np.abs(planes) > limit) & ~lost][:1]
+    yield "NaN or infinite pixels", lost
+    yield (
+        f"pixels of {name} > {LARGEST[kind]:g} (as {example[0]:.4g})" if len(example) else "",
+        (impossible),
+    )
+    if kind == "shear":
+        empty = (planes == 0).all(0)
+        yield "pixels of exactly zero shear", empty & ~(empty | lost | impossible).all()
+
+
+def _advice(lost, was_masked):
+    """What to do about too many useless pixels: is the mask its opposite?"""
+    if was_masked.any() and lost[was_masked].mean() < 0.5:
+        return (
+            "those that the mask covers are good: nonzero means bad in a mask, and observed in a"
+            " footprint (--footprint); it seems to be the other one"
+        )
+    return "mask what was not observed (--mask), and look for the value that stands for it"
+
+
+def _looks_inverted(bad):
+    """A sentence where a mask leaves few pixels, or those around a field rather than the field."""
+    border = np.ones(bad.shape, bool)
+    border[1:-1, 1:-1] = False
+    left, at_border = 1 - bad.mean(), 1 - bad[border].mean()
+    if bad.all() or not (left < FEW_LEFT or left < 1 - MANY_LOST and at_border > left):
+        return []
+    return [
+        f"the mask leaves {left:.0%} of the pixels, {at_border:.0%} along the edges: nonzero means"
+        " bad in a mask (--mask) and observed in a footprint (--footprint); look whether it is the"
+        " other one"
+    ]
+
+
+def runs_to_the_left(wcs):
+    """Does right ascension grow towards smaller x, declination being up?"""
+    return float(np.linalg.det(wcs.celestial.pixel_scale_matrix)) < 0
 
 
 def _settle_scale(pixel_scale, wcs):
@@ -271,7 +335,13 @@ def read_field(
     if len(files) == 1:
         maps, noises = maps[0], noises[0]
     return make_field(
-        maps, noise=noises, mask=bad, pixel_scale=pixel_scale, beam=beam, wcs=planes[0][1]
+        maps,
+        noise=noises,
+        mask=bad,
+        pixel_scale=pixel_scale,
+        beam=beam,
+        wcs=planes[0][1],
+        flipped=flip_second,
     )
 
 

@@ -20,7 +20,6 @@ from astrogen.wiener import (
     Whitening,
     from_white,
     linear_view,
-    multipoles,
     posterior_draws,
     posterior_mean,
     to_white,
@@ -131,9 +130,7 @@ def gaussian_start(field, prior, grid, cosmology, *, num_chains, sampled, seed):
     """
     seeds = tf.random.experimental.stateless_split(tf.constant(seed, tf.int32), 3)
     where = tf.constant([cosmology], tf.float32)
-    linear = linear_view(
-        field, grid, prior.kappa_spectrum(multipoles(grid, prior.pixel_scale), where)[0]
-    )
+    linear = linear_view(field, grid, prior.kappa_power(grid.n, grid.m, where)[0])
     maps = tf.constant(field.maps)
     whitening = _whiten(
         linear, grid, posterior_mean(maps, linear, grid), seed=int(seeds[0][0]) & 0x7FFFFFFF

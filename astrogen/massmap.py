@@ -18,6 +18,7 @@ import tensorflow as tf
 from astropy.table import Table
 
 import astrogen
+from astrogen.b_modes import measure_modes, sentences_of
 from astrogen.errors import InputError, InputFileError
 from astrogen.field import LensingField, rebin_field
 from astrogen.images import read_plane_wcs, read_planes, write_planes
@@ -26,8 +27,8 @@ from astrogen.inference.rotation import sample_rotating
 from astrogen.map_posterior import CENTRE, gaussian_start, make_target
 from astrogen.priors.convergence import ConvergencePrior
 from astrogen.priors.storage import weights_hash
-from astrogen.shear import kaiser_squires, make_grid
-from astrogen.wiener import multipoles, wiener_filter
+from astrogen.shear import embed, kaiser_squires, make_grid, observe, shear_kernels
+from astrogen.wiener import ARCMIN, wiener_filter
 
 FORMAT = "astrogen mass map 1"
 SAMPLED = "sampled"  # for `cosmology`
@@ -46,6 +47,8 @@ BURNIN, SAMPLED_BURNIN = (
 THIN = 3  # trajectories for each draw that is kept
 POOR_FIT = 5.0  # standard deviations of chi2
 KS_SMOOTHING = 5.0  # arcmin, FWHM
+NUM_POSSIBLE = 32  # draws whose B modes are those to expect
+INSIDE = "choose one inside (--omega-m, --sigma-8)"
 NUM_MODES, NUM_SITES = (
     3,
     4,
@@ -191,7 +194,7 @@ def massmap(
     if not isinstance(prior, ConvergencePrior):
         raise InputError(
             "massmap: prior must be one of convergence maps, got"
-            f" {getattr(prior, 'name', prior)!r}; load_prior('kappa')"
+            f" {getattr(prior, 'name', prior)!r}; take load_prior('kappa') (--prior kappa)"
         )
     sampled = isinstance(cosmology, str)
     if sampled and cosmology != SAMPLED or not sampled and np.shape(cosmology) != (2,):
@@ -202,10 +205,10 @@ def massmap(
     if num_chains < 2 or num_draws < 8 * num_chains:
         raise InputError(
             "massmap: num_chains and num_draws must be at least 2 and 8 for each chain, got"
-            f" {num_chains} and {num_draws}; R-hat compares halves of chains"
+            f" {num_chains} and {num_draws} (--chains, --draws); R-hat compares halves of chains"
         )
     where = CENTRE if sampled else tuple(float(value) for value in cosmology)
-    prior.check_cosmology(*where)
+    prior.check_cosmology(*where, advice=INSIDE)
     field = rebin_field(field, prior.pixel_scale)
     grid = make_grid(field.mask.shape)
     evidence, white = gaussian_start(
@@ -242,11 +245,13 @@ def massmap(
 
 
 def _result(field, grid, prior, where, walk, *, sampled, num_draws, seed):
-    found = _diagnose(field, walk, sampled=sampled)
-    status = _status(found)
-    spectrum = prior.kappa_spectrum(
-        multipoles(grid, prior.pixel_scale), tf.constant([where], tf.float32)
-    )[0].numpy()
+    power = prior.kappa_power(grid.n, grid.m, tf.constant([where], tf.float32))[0].numpy()
+    found, status = _diagnose(field, walk, sampled=sampled), ()
+    if field.is_shear:
+        modes = _modes_of(field, grid, power, walk.kept.kappa, seed)
+        found |= {"b_mode_excess": modes.excess, "b_over_e": modes.b_over_e}
+        status = sentences_of(modes, field.wcs)
+    status = (*status, *_status(found))
     ks = (
         kaiser_squires(field.maps, grid, smoothing=KS_SMOOTHING / field.pixel_scale)
         if field.is_shear
@@ -274,12 +279,23 @@ def _result(field, grid, prior, where, walk, *, sampled, num_draws, seed):
         draws=draws,
         cosmology_draws=cosmologies,
         ks=ks,
-        wiener=wiener_filter(field, grid, spectrum),
+        wiener=wiener_filter(field, grid, power),
         diagnostics=found,
         converged=not any(sentence.startswith("not converged") for sentence in status),
         status=status,
         provenance=provenance,
     )
+
+
+def _modes_of(field, grid, power, kappa, seed):
+    """E and B modes of a field, beside those of what some of the draws [draw, chain, height, width]
+    would show.
+    """
+    draws = kappa.reshape(-1, *kappa.shape[2:])
+    chosen = draws[np.linspace(0, len(draws) - 1, NUM_POSSIBLE).astype(int)]
+    seen = observe(embed(chosen, grid), shear_kernels(grid.n, grid.m), grid).numpy()
+    area = (field.pixel_scale * ARCMIN) ** 2
+    return measure_modes(field, grid, power / area, seen, seed=(seed, 3))
 
 
 def watched(kappa):
@@ -326,12 +342,12 @@ def _status(found):
     if not found["r_hat"] < R_HAT_LIMIT:
         sentences.append(
             f"not converged: R-hat {found['r_hat']:.3f} over the watched pixels and modes is not"
-            f" below {R_HAT_LIMIT}; take more draws, or a longer burn-in"
+            f" below {R_HAT_LIMIT}; take more draws (--draws), or a longer burn-in (--burn-in)"
         )
     if not found["r_hat_log_density"] < DRIFT_LIMIT:
         sentences.append(
             f"not converged: R-hat {found['r_hat_log_density']:.2f} of the log-density is not below"
-            f" {DRIFT_LIMIT}; take a longer burn-in"
+            f" {DRIFT_LIMIT}; take a longer burn-in (--burn-in)"
         )
     if found["divergent"]:
         sentences.append(
@@ -342,8 +358,9 @@ def _status(found):
     if not abs(excess) < POOR_FIT:
         sentences.append(
             f"poor fit: reduced chi2 {found['reduced_chi2']:.3f} of the draws is {abs(excess):.0f}"
-            f" sigma from 1; check the noise, which seems too {'small' if excess > 0 else 'large'},"
-            " and the units of the maps"
+            f" sigma from 1; check the noise, which seems too {'small' if excess > 0 else 'large'}"
+            f" (by about {np.exp(abs(np.log(found['reduced_chi2'])) / 2):.2g}), and the units of the"
+            " maps"
         )
     return tuple(sentences)
 

@@ -28,16 +28,8 @@ class Linear(NamedTuple):
     weight: tf.Tensor
 
 
-def multipoles(grid, pixel_scale):
-    """l [n, m // 2 + 1] of the grid's half-plane; pixel_scale in arcmin per pixel."""
-    step = pixel_scale * ARCMIN
-    return (
-        2 * np.pi * np.hypot(np.fft.fftfreq(grid.n, step)[:, None], np.fft.rfftfreq(grid.m, step))
-    )
-
-
 def linear_view(field, grid, spectrum):
-    """The Linear of a LensingField, for a spectrum [n, m // 2 + 1] of the convergence in steradian."""
+    """The Linear of a LensingField, for the power [n, m // 2 + 1] of the convergence in steradian."""
     kernels = (
         shear_kernels(grid.n, grid.m)
         if field.is_shear
@@ -60,7 +52,7 @@ def wiener_filter(field, grid, spectrum):
     Parameters
     ----------
     field : LensingField
-    spectrum : array [n, m // 2 + 1], steradian, of the convergence (see `multipoles`)
+    spectrum : array [n, m // 2 + 1], steradian, of the convergence on the grid
     """
     linear = linear_view(field, grid, spectrum)
     return crop(filtered(posterior_mean(field.maps, linear, grid), linear.gain), grid).numpy()

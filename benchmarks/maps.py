@@ -118,7 +118,7 @@ def main(arguments=None):
     return 0
 
 
-def read_simulations(directory, *, num, pixel_scale):
+def read_simulations(directory, *, num, pixel_scale, source_redshift=None):
     """Maps of one cosmology, as many of each simulation as possible: (maps [num, h, w], simulation
     [num], (Omega_m, sigma_8)).
 
@@ -126,7 +126,7 @@ def read_simulations(directory, *, num, pixel_scale):
     ------
     ValueError : maps of several cosmologies, or of too few simulations.
     """
-    records = load_maps(directory, pixel_scale=pixel_scale)
+    records = load_maps(directory, pixel_scale=pixel_scale, source_redshift=source_redshift)
     cosmologies, simulation = np.unique(records["cosmology"], axis=0), records["simulation"]
     if len(cosmologies) != 1:
         raise ValueError(
@@ -156,7 +156,10 @@ def compare_cosmology(directory, priors, *, num, seed, with_classifier):
     """
     network = priors["network"]
     maps, simulation, cosmology = read_simulations(
-        directory, num=num, pixel_scale=network.pixel_scale
+        directory,
+        num=num,
+        pixel_scale=network.pixel_scale,
+        source_redshift=network.card["source_redshift"],
     )
     bins = ms.choose_bins(maps)
     measured = ms.measure(maps, bins, pixel_scale=network.pixel_scale)

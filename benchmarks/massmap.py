@@ -129,7 +129,11 @@ def main(arguments=None):
         "lognormal": load_prior(f"{options.prior}-lognormal"),
         "network": load_prior(options.prior),
     }
-    sets = {str(folder): choose_maps(load_maps(folder), options.num) for folder in options.records}
+    sources = priors["network"].card["source_redshift"]
+    sets = {
+        str(folder): choose_maps(load_maps(folder, source_redshift=sources), options.num)
+        for folder in options.records
+    }
     if options.ktng:
         kappa = average_map(
             read_images(options.ktng)[0].pixels, KTNG_SCALE, priors["network"].pixel_scale

@@ -5,13 +5,13 @@ simulation to simulation.
 import numpy as np
 
 from astrogen.images import only_plane, read_images
-from astrogen.training.spectra import band_multipoles, mean_bands
-from data_pipelines.convergence import RANGE, SOURCE_REDSHIFT
+from data_pipelines.convergence import RANGE
 from data_pipelines.cosmology import Cosmology
-from data_pipelines.pixels import PIXEL_SCALE, SIDE, average_pixels
-from data_pipelines.theory import band_means, expected_map_power, map_power
+from data_pipelines.pixels import average_pixels
+from data_pipelines.theory import band_means, expected_map_power, limber_spectrum, map_power
 
 BANDS = np.array([150, 250, 350, 500, 700, 1000, 1350, 1700, 2000, 2500, 3000, 4000])  # l
+THEORY_L = np.geomspace(1.5, 1e5, 80)  # multipoles of the spectra that priors are made of
 KTNG_COSMOLOGY = Cosmology(0.3089, 0.8159, hubble=0.6774, omega_b=0.0486, spectral_index=0.9667)
 KTNG_PIXEL_SCALE = 0.29  # arcmin per pixel
 # The sources of the public kappaTNG map are not at redshift 1: the theory file beside it is
@@ -78,37 +78,32 @@ def expected_points():
     ]
 
 
-def expected_bands(points, progress_fn):
-    """What HMCode-2020 expects of the maps of `convergence`, in the bands that the emulator is
-    matched in: the file of `astrogen train kappa --spectrum`.
+def expected_spectra(points, *, source_redshift, progress_fn):
+    """What HMCode-2020 expects of the convergence, before pixels and edges: the file of `astrogen
+    train kappa --spectrum`.
 
     Parameters
     ----------
     points : list of (Omega_m, sigma_8)
+    source_redshift : float, up to 1.2
     progress_fn : callable of str, told of each cosmology
 
     Returns
     -------
-    dict : pixel_scale (arcmin), image_shape, source_redshift, cosmologies [num][2], multipoles
-        [bands], power [num][bands] in steradian
+    dict : source_redshift, cosmologies [num][2], multipoles [num_l], spectrum [num][num_l] in
+        steradian
     """
-    powers = []
+    spectra = []
     for number, point in enumerate(points, 1):
-        expected = expected_map_power(
-            Cosmology(*point), side=SIDE, pixel_scale=PIXEL_SCALE, source_redshift=SOURCE_REDSHIFT
-        )
-        powers.append(mean_bands(expected[:, : SIDE // 2 + 1], (SIDE, SIDE), PIXEL_SCALE).tolist())
+        found = limber_spectrum(THEORY_L, Cosmology(*point), source_redshift=source_redshift)
+        spectra.append(found.tolist())
         progress_fn(f"{number}/{len(points)}: Omega_m {point[0]:g}, sigma_8 {point[1]:g}")
     return {
-        "what": (
-            "mean band powers of convergence maps: HMCode-2020, Limber, pixels and edges included"
-        ),
-        "pixel_scale": PIXEL_SCALE,
-        "image_shape": [SIDE, SIDE],
-        "source_redshift": SOURCE_REDSHIFT,
+        "what": "angular power spectra of the convergence: HMCode-2020, Limber",
+        "source_redshift": source_redshift,
         "cosmologies": points,
-        "multipoles": band_multipoles((SIDE, SIDE), PIXEL_SCALE).tolist(),
-        "power": powers,
+        "multipoles": THEORY_L.tolist(),
+        "spectrum": spectra,
     }
 
 

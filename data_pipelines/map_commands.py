@@ -11,6 +11,7 @@ from astrogen.errors import InputError
 from data_pipelines.words import positive, record_options, seed
 
 VERBS = ("convergence", "maps", "check-convergence", "expected-spectrum", "measure-transfer")
+FURTHEST = 1.2  # redshift of sources that theory is computed for
 MAP_FORMATS = ("image", "ktng", "massivenus", "columbia", "cosmogrid")
 
 
@@ -135,13 +136,20 @@ def _add_check(verbs):
 def _add_expected(verbs):
     verb = verbs.add_parser(
         "expected-spectrum",
-        help="what theory expects of the maps' spectrum",
+        help="what theory expects of the spectrum of the convergence",
         description=(
-            "Mean band powers that HMCode-2020 expects of the maps of `convergence` (Limber, pixels"
-            " and edges included), at 25 cosmologies of the range; takes two minutes. `astrogen"
-            " train kappa --spectrum FILE` brings the emulated maps to it: simulations are right in"
-            " the mean, but a few dozen of them scatter by some per cent."
+            "Angular power spectra of the convergence that HMCode-2020 expects (Limber), at 25"
+            " cosmologies of the range; takes two minutes. `astrogen train kappa --spectrum FILE`"
+            " makes its maps of it: simulations are right in the mean, but a few dozen of them"
+            " scatter by some per cent, and small ones know nothing of long waves."
         ),
+    )
+    verb.add_argument(
+        "--source-redshift",
+        type=float,
+        default=1.0,
+        metavar="Z",
+        help="of the maps, up to 1.2 (default: %(default)s)",
     )
     verb.add_argument("--out", type=Path, required=True, metavar="FILE", help="JSON file to write")
 
@@ -278,11 +286,20 @@ def _check(options):
 
 def _expected(options):
     _simulations()
-    from data_pipelines.comparison import expected_bands, expected_points
+    from data_pipelines.comparison import expected_points, expected_spectra
 
-    expected = expected_bands(expected_points(), partial(print, file=sys.stderr))
+    if not 0 < options.source_redshift <= FURTHEST:
+        raise InputError(
+            f"expected-spectrum: --source-redshift must be within 0 to {FURTHEST}, got"
+            f" {options.source_redshift}; spectra of matter end there"
+        )
+    expected = expected_spectra(
+        expected_points(),
+        source_redshift=options.source_redshift,
+        progress_fn=partial(print, file=sys.stderr),
+    )
     options.out.write_text(json.dumps(expected, indent=1) + "\n")
-    print(f"band powers at {len(expected['cosmologies'])} cosmologies: {options.out}")
+    print(f"spectra at {len(expected['cosmologies'])} cosmologies: {options.out}")
 
 
 def _measure_transfer(options):

@@ -37,7 +37,7 @@ def limber_spectrum(l, cosmology, *, source_redshift):
     return step * np.sum(weight**2 / chi**2 * power, axis=-1)
 
 
-def expected_power(power_fn, *, side, pixel_scale):
+def expected_power(power_fn, *, side, pixel_scale, window=None):
     """The mean of |FFT|^2 A_pixel / N_pixels over maps cut from an endless field and averaged over
     pixels.
 
@@ -49,6 +49,8 @@ def expected_power(power_fn, *, side, pixel_scale):
     ----------
     power_fn : callable l -> angular power spectrum of the field itself, steradian
     side, pixel_scale : int and float, pixels along a side and arcmin per pixel
+    window : ndarray [side] or None, w of a window w w^T that maps are multiplied by; the power is
+        then |FFT|^2 A_pixel / sum(w^2)^2
 
     Returns
     -------
@@ -66,19 +68,22 @@ def expected_power(power_fn, *, side, pixel_scale):
     correlation = np.fft.ifft2(sampled).real
     # Pairs of pixels at a lag are the rarer the larger it is: the autocorrelation of the map's
     # square.
-    lag = np.abs(np.fft.fftfreq(large, 1 / large))
-    pairs = np.clip(1 - lag / side, 0, None)
+    window = np.ones(side) if window is None else window
+    alike = np.correlate(window, window, "full")[side - 1 :] / np.sum(window**2)
+    lag = np.abs(np.fft.fftfreq(large, 1 / large)).round().astype(int)
+    pairs = np.pad(alike, (0, large // 2 + 1 - side))[lag]
     seen = np.fft.fft2(correlation * pairs[:, None] * pairs[None, :]).real
     return seen[:: large // side, :: large // side]
 
 
-def expected_map_power(cosmology, *, side, pixel_scale, source_redshift):
+def expected_map_power(cosmology, *, side, pixel_scale, source_redshift, window=None):
     """`expected_power` of HMCode-2020 for sources at one redshift: [side, side], steradian."""
     table = np.log(limber_spectrum(TABLE_L, cosmology, source_redshift=source_redshift))
     return expected_power(
         lambda l: np.exp(np.interp(np.log(l), np.log(TABLE_L), table)),
         side=side,
         pixel_scale=pixel_scale,
+        window=window,
     )
 
 

@@ -4,13 +4,14 @@ astrogen.
 
 import numpy as np
 
-from astrogen.priors.convergence import TERMS, ConvergencePrior, Table
+from astrogen.priors.convergence import TERMS, ConvergencePrior, Theory
 from astrogen.priors.correction import Correction
+from astrogen.training.spectra import no_change
 
 PIXEL_SCALE = 2.3  # arcmin
 AREA = (PIXEL_SCALE * np.pi / 180 / 60) ** 2  # of a pixel, sr
 LOG_L = np.linspace(np.log(50), np.log(6700), 24)
-SHIFT, MEAN_OF_LOG = 0.04, np.log(0.04) - 0.05
+SHIFT = 0.04
 NETWORK = {"channels": 4, "dilations": [1, 2], "smoothing": [2.0]}
 
 
@@ -32,16 +33,36 @@ def row(*values):
     return np.pad(np.array(values, float), (0, TERMS - len(values)))
 
 
-def power_law_table(mean, *, factor=1.0):
-    """The table of `true_spectrum` times a factor."""
+def power_law_theory():
+    """The Theory of `true_spectrum`."""
     log_spectrum = np.zeros((TERMS, len(LOG_L)))
-    log_spectrum[0], log_spectrum[1], log_spectrum[2] = (
-        np.log(factor * true_spectrum(np.exp(LOG_L))),
-        1.2,
-        2.3,
+    log_spectrum[0] = np.log(true_spectrum(np.exp(LOG_L)))
+    log_spectrum[1], log_spectrum[2] = 1.2, 2.3
+    return Theory(LOG_L, log_spectrum)
+
+
+def true_covariance(shape, *cosmology, finer=6):
+    """Covariance [n // 2 + 1, m // 2 + 1] of the means over pixels of an endless field of
+    `true_spectrum`, in real space: points of a finer grid, all pairs of two pixels.
+    """
+    side = finer * 4 * max(shape)
+    l = 2 * np.pi * finer / np.sqrt(AREA) * np.hypot(*np.meshgrid(*[np.fft.fftfreq(side)] * 2))
+    points = np.fft.ifft2(true_spectrum(l, *cosmology)).real * finer**2 / AREA
+    offsets = np.arange(1 - finer, finer)
+    pairs = (finer - np.abs(offsets)) / finer**2
+    rows, columns = ((finer * np.arange(num // 2 + 1))[:, None] + offsets for num in shape)
+    return np.einsum(
+        "iajb,a,b->ij", points[rows[:, :, None, None], columns[None, None]], pairs, pairs
     )
-    log_std = row(np.log(0.015) + 0.5 * np.log(factor), 0.6, 1.15)
-    return Table(log_spectrum, row(mean, 0.8, 0.5) * (mean != 0), log_std)
+
+
+def true_power(covariance):
+    """Power [n, m] of a periodic grid whose lags have a covariance [n // 2 + 1, m // 2 + 1], mode
+    by mode: the shorter way around.
+    """
+    n, m = (2 * (num - 1) for num in covariance.shape)
+    lags = [np.minimum(np.arange(side), side - np.arange(side)) for side in (n, m)]
+    return np.fft.fft2(covariance[np.ix_(*lags)]).real * AREA
 
 
 def small_prior(kind="network", *, scale=0.1, seed=1):
@@ -56,15 +77,12 @@ def small_prior(kind="network", *, scale=0.1, seed=1):
             for weight in network.weights
         ]
     )
-    gaussian = power_law_table(0.0)
-    table = gaussian if kind == "gaussian" else power_law_table(MEAN_OF_LOG, factor=1 / SHIFT**2)
     return ConvergencePrior(
         kind=kind,
         name="kappa",
-        log_l=LOG_L,
-        table=table,
-        kappa_table=gaussian,
+        theory=power_law_theory(),
         log_shift=row(np.log(SHIFT), 0.8, 0.5),
+        change=no_change() if kind == "network" else None,
         network=network if kind == "network" else None,
         pixel_scale=PIXEL_SCALE,
         image_shape=(64, 64),

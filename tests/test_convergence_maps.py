@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from astropy.io import fits
 
-from astrogen.errors import InputFileError
+from astrogen.errors import InputFileError, RecordsError
 from astrogen.training.records import load_maps
 from data_pipelines import healpix, maps
 from data_pipelines.__main__ import main
@@ -169,7 +169,9 @@ def test_command_writes_records_and_reports_bad_files(tmp_path, capfd, rng):
         and "2 of 6 entries left out" in told.err
         and "map must be finite, got 1 pixels that are not" in told.err
     )
-    read = load_maps(tmp_path / "out")
+    read = load_maps(tmp_path / "out", source_redshift=1.0)
+    with pytest.raises(RecordsError, match="source_redshift must be 0.7, got 1.0; take records of"):
+        load_maps(tmp_path / "out", source_redshift=0.7)
     assert read["simulation"].tolist() == [0, 0, 2, 2]
     np.testing.assert_allclose(read["cosmology"], [[0.3, 0.8]] * 4)
     np.testing.assert_allclose(read["kappa"][0], np.load(good[0])[0, :64, :64], rtol=1e-5)

@@ -2,6 +2,8 @@
 fields.
 """
 
+import json
+
 import numpy as np
 import pytest
 from scipy.integrate import quad
@@ -11,9 +13,16 @@ pytest.importorskip(
 )
 pytest.importorskip("camb", reason="the simulations need camb: pip install 'astrogen[simulations]'")
 
-from astrogen.training.spectra import measured_bands
+from astrogen.priors.grid_power import pixel_covariance, windowed_power
+from astrogen.training.spectra import read_theory
 from data_pipelines import theory
-from data_pipelines.comparison import BANDS, compare_ktng, compare_with_theory, expected_bands
+from data_pipelines.comparison import (
+    BANDS,
+    THEORY_L,
+    compare_ktng,
+    compare_with_theory,
+    expected_spectra,
+)
 from data_pipelines.cosmology import Cosmology, nonlinear_spectrum
 
 FIDUCIAL = Cosmology(0.3, 0.8)
@@ -114,11 +123,40 @@ def test_maps_of_theory_agree_with_theory(rng):
     # The aliases of the last band are not in these maps.
     assert np.all(np.abs(np.array(checked["ratio"]) - 1)[:-1] < 4 * np.array(checked["error"])[:-1])
     assert np.max(np.abs(np.array(checked["ratio"]) - 1)[3:-1]) < 0.04
-    expected = expected_bands([(0.3, 0.8)], lambda told: None)
-    np.testing.assert_allclose(
-        measured_bands(kappa, 2.3).mean(0)[3:9], np.array(expected["power"][0])[3:9], rtol=0.06
-    )  # no aliases in these either
     assert checked["num_simulations"] == num and abs(checked["skewness"]) < 0.1
+
+
+@pytest.mark.parametrize("taper", [False, True], ids=["as cut", "Hann"])
+def test_the_power_of_cut_maps_is_that_of_the_priors_pixels(taper):
+    """Two ways to the same: aliases and windows in Fourier space on eight times the map, and the
+    covariance that the prior is made of.
+    """
+    side = 64
+    window = np.sin(np.pi * (np.arange(side) + 0.5) / side) ** 2 if taper else np.ones(side)
+    expected = theory.expected_map_power(
+        FIDUCIAL, side=side, pixel_scale=2.3, source_redshift=1.0, window=window
+    )
+    log_spectrum = np.log(theory.limber_spectrum(THEORY_L, FIDUCIAL, source_redshift=1.0))
+    covariance = pixel_covariance(np.log(THEORY_L), log_spectrum, (128, 128), pixel_scale=2.3)
+    found = windowed_power(covariance[:64, :64], window, pixel_scale=2.3)
+    l = np.hypot(*np.meshgrid(np.fft.fftfreq(64) * 64, np.arange(33.0), indexing="ij"))
+    inside = l >= 1
+    np.testing.assert_allclose(found[inside], expected[:, :33][inside], rtol=0.01)
+
+
+def test_an_expected_spectrum_is_limbers_and_is_read(tmp_path, monkeypatch):
+    points = [(omega_m, sigma_8) for omega_m in (0.2, 0.3, 0.4) for sigma_8 in (0.6, 0.8, 1.0)]
+    monkeypatch.setattr(
+        "data_pipelines.comparison.limber_spectrum",
+        lambda l, cosmology, source_redshift: source_redshift * cosmology.sigma_8**2 / l,
+    )
+    told = []
+    stored = expected_spectra(points, source_redshift=0.7, progress_fn=told.append)
+    (tmp_path / "f.json").write_text(json.dumps(stored))
+    found, redshift = read_theory(tmp_path / "f.json")
+    assert redshift == 0.7 and len(told) == 9
+    np.testing.assert_allclose(found.log_spectrum[0], np.log(0.7 * 0.64 / THEORY_L), atol=1e-6)
+    np.testing.assert_allclose(found.log_spectrum[2], 2, atol=1e-6)
 
 
 def test_ktng_is_that_of_sources_beyond_redshift_one(shared):

@@ -1,5 +1,7 @@
 """Fields: what is refused, what is mended, and averaging to coarser pixels against sums by hand."""
 
+import re
+
 import numpy as np
 import pytest
 from astropy.io import fits
@@ -40,7 +42,7 @@ def test_a_convergence_map_is_one_plane_with_a_beam(rng):
     "dtype", [">f4", ">f8", np.int16], ids=["big-endian", "big-endian double", "integers"]
 )
 def test_every_kind_of_number_becomes_native_float32(dtype):
-    field = make_field(np.arange(24).reshape(2, 3, 4).astype(dtype), noise=1, pixel_scale=1)
+    field = make_field(np.arange(24).reshape(2, 3, 4).astype(dtype), noise=10, pixel_scale=1)
     assert field.maps.dtype == np.float32 and field.maps[1, 2, 3] == 23
 
 
@@ -68,6 +70,94 @@ def test_bad_pixels_are_masked_in_all_planes_and_counted():
 def test_masked_arrays_bring_their_mask():
     shear = np.ma.array(np.ones((2, 3, 3)), mask=[np.eye(3), np.zeros((3, 3))])
     assert np.array_equal(make_field(shear, noise=1, pixel_scale=1).mask, np.eye(3) > 0)
+
+
+# --- what stands for "nothing here"
+
+
+@pytest.mark.parametrize(
+    "sentinel, words",
+    [
+        (-1.6375e30, r"10 pixels of \|shear\| > 1 \(as -1.638e\+30\) masked"),
+        (-99.0, r"10 pixels of \|shear\| > 1 \(as -99\) masked"),
+        (99.0, r"10 pixels of \|shear\| > 1 \(as 99\) masked"),
+        (1.5, r"10 pixels of \|shear\| > 1"),
+        (0.0, "10 pixels of exactly zero shear masked"),
+        (np.inf, "10 NaN or infinite pixels masked"),
+    ],
+    ids=["unseen", "-99", "99", "1.5", "zero", "infinity"],
+)
+@pytest.mark.parametrize("planes", [(0, 1), (0,), (1,)], ids=["both", "first", "second"])
+def test_values_that_stand_for_nothing_are_masked(sentinel, words, planes, rng):
+    if sentinel == 0 and len(planes) == 1:
+        pytest.skip("one component of zero is a shear")
+    shear = rng.normal(0, 0.03, (2, 10, 10))
+    for plane in planes:
+        shear[plane, :, 3] = sentinel
+    field = make_field(shear, noise=0.03, pixel_scale=2.3)
+    assert np.array_equal(field.mask, np.arange(10) == np.full((10, 1), 3))
+    assert len(field.notes) == 1 and re.fullmatch(words + ".*", field.notes[0])
+    assert np.abs(field.maps).max() < 0.2
+
+
+def test_noise_may_make_a_shear_that_cannot_be(rng):
+    """A pixel of two galaxies has noise of .2: 1.5 is then four standard deviations from none."""
+    shear = rng.normal(0, 0.2, (2, 10, 10))
+    shear[0, 0, 0], shear[1, 5, 5] = 1.5, 2.5
+    field = make_field(shear, noise=0.2, pixel_scale=1)
+    assert not field.mask[0, 0] and field.mask[5, 5] and field.mask.sum() == 1
+
+
+def test_a_convergence_map_has_sentinels_too():
+    kappa = np.zeros((8, 8))
+    kappa[2:4], kappa[0, 0] = 1.2, -99.0
+    field = make_field(kappa, noise=0.1, pixel_scale=1)
+    assert field.mask.sum() == 1 and field.notes == (
+        "1 pixels of |convergence| > 5 (as -99) masked",
+    )
+
+
+def observed(rng):
+    """Shear of a survey in the middle of a field, nothing around it; and where it was observed."""
+    footprint = np.zeros((20, 20), bool)
+    footprint[5:15, 4:16] = True
+    return rng.normal(0, 0.03, (2, 20, 20)) * footprint, footprint
+
+
+@pytest.mark.parametrize("empty", [0.0, np.nan, -99.0], ids=["zero", "NaN", "-99"])
+def test_a_footprint_given_as_mask_is_recognised_by_what_it_leaves(empty, rng):
+    shear, footprint = observed(rng)
+    shear[:, ~footprint] = empty
+    with pytest.raises(ValueError, match="footprint .--footprint.; it seems to be the other one"):
+        make_field(shear, noise=0.03, mask=footprint, pixel_scale=1)
+    field = make_field(shear, noise=0.03, mask=~footprint, pixel_scale=1)
+    assert field.notes == ()
+
+
+def test_a_mask_that_leaves_the_edges_is_said(rng):
+    """Noise all over the field hides what was observed; the shape of the mask does not."""
+    footprint = np.zeros((20, 20), bool)
+    footprint[2:18, 2:18] = True
+    shear = rng.normal(0, 0.03, (2, 20, 20))
+    field = make_field(shear, noise=0.03, mask=footprint, pixel_scale=1)
+    assert "the mask leaves 36% of the pixels, 100% along the edges" in field.notes[0]
+    holes = np.zeros((20, 20), bool)
+    holes[3:6, 3:6] = True
+    few = make_field(shear, noise=0.03, mask=~holes, pixel_scale=1)
+    assert "the mask leaves 2% of the pixels" in few.notes[0]
+    for good in (holes, ~footprint):
+        assert make_field(shear, noise=0.03, mask=good, pixel_scale=1).notes == ()
+
+
+def test_right_ascension_to_the_left_is_said(rng):
+    shear = rng.normal(0, 0.03, (2, 8, 8))
+    words = "right ascension runs to the left in the WCS"
+    assert words in make_field(shear, noise=0.03, wcs=sky(1.0, (8, 8))).notes[0]
+    assert make_field(shear, noise=0.03, wcs=sky(1.0, (8, 8)), flipped=True).notes == ()
+    right = sky(1.0, (8, 8))
+    right.wcs.cdelt = np.abs(right.wcs.cdelt)
+    assert make_field(shear, noise=0.03, wcs=right).notes == ()
+    assert make_field(shear[0], noise=0.03, wcs=sky(1.0, (8, 8))).notes == ()
 
 
 BAD = {

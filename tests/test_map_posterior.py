@@ -11,19 +11,18 @@ from toy_maps import (
     GRID,
     HOLE,
     RANGE,
-    SCALE,
     SIGMA,
     dense_posterior,
     draw_kappa,
+    grid_spectrum,
     seen,
-    spectrum,
     toy_prior,
 )
 
 from astrogen.map_posterior import bounded, gaussian_start, make_target
 from astrogen.priors.correction import Correction
 from astrogen.shear import crop, filtered, shear_kernels
-from astrogen.wiener import from_white, linear_view, multipoles, posterior_draws, to_white
+from astrogen.wiener import from_white, linear_view, posterior_draws, to_white
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +34,7 @@ def field():
 
 def test_constrained_realisations_follow_the_gaussian_posterior(field):
     mean, std = dense_posterior(field)
-    linear = linear_view(field, GRID, spectrum(np.maximum(multipoles(GRID, SCALE), 20)))
+    linear = linear_view(field, GRID, grid_spectrum())
     draws = crop(
         filtered(posterior_draws(tf.constant(field.maps), linear, GRID, (1, 2), 1000), linear.gain),
         GRID,
@@ -73,7 +72,7 @@ def test_the_log_density_is_that_of_its_formula(field):
     )
     target = make_target(prior, GRID, sampled=False)
     latent = from_white(white, evidence.whitening, GRID).numpy().astype(float)
-    gain = np.sqrt(spectrum(np.maximum(multipoles(GRID, SCALE), 20)) / AREA)
+    gain = np.sqrt(grid_spectrum() / AREA)
     transform = np.fft.rfft2(latent) * gain
     shear = np.stack(
         [

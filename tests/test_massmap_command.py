@@ -3,13 +3,16 @@ shear where it is there.
 """
 
 import argparse
+import re
 
 import numpy as np
 import pytest
 from astropy.io import fits
+from conftest import ROOT
 from scipy.ndimage import gaussian_filter
 from toy_maps import HOLE, SCALE, draw_kappa, seen, toy_prior
 
+from astrogen.commands import emulate as emulate_verb
 from astrogen.commands import massmap as verb
 from astrogen.field import make_field, read_field, rebin_field
 from astrogen.massmap import massmap, read_massmap
@@ -165,6 +168,45 @@ def test_the_figure_shows_a_map_that_did_not_converge_and_escapes_names(tmp_path
     assert any("poor fit" in text.get_text() for text in figure.texts)
     page = write_mass_report(result, tmp_path, title="<b>$x$</b>").read_text()
     assert "&lt;b&gt;" in page and "<b>$x$" not in page
+
+
+def test_wrong_axes_stand_in_summary_figure_and_page(files, capsys, tmp_path):
+    """A field of strong lumps whose second component has the other sign."""
+    rng, prior = np.random.default_rng(5), toy_prior("lognormal")
+    kappa = np.mean([draw_kappa(prior, rng) for _ in range(1)], 0)
+    kappa[20:23, 21:24] += 0.3
+    field = seen(kappa, rng, sigma=0.01)
+    for name, plane in (("e1", field.maps[0]), ("e2", -field.maps[1])):
+        fits.PrimaryHDU(plane).writeto(tmp_path / f"{name}_turned.fits")
+    options = ("--shear", tmp_path / "e1_turned.fits", tmp_path / "e2_turned.fits", "--noise", 0.01)
+    common = ("--pixel-scale", SCALE, "--prior", "kappa-gaussian", "--draws", 16, "--chains", 2)
+    assert run(*options, *common, "--out", files["out"]) == 0
+    printed = capsys.readouterr().out
+    assert "B modes as strong as E modes" in printed and "--flip-e2" in printed
+    assert "B modes as strong as E modes" in (files["out"] / "index.html").read_text()
+    assert run(*options, *common, "--flip-e2", "--burn-in", 9, "--out", files["out"]) == 0
+    assert "B modes" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "modules, options_of",
+    [
+        (("field", "massmap", "b_modes", "map_posterior"), verb.add_options),
+        (("emulate", "priors/convergence"), emulate_verb.add_options),
+    ],
+    ids=["massmap", "emulate"],
+)
+def test_advice_names_options_that_the_command_has(modules, options_of):
+    """Every option that a message of these modules names."""
+    parser = argparse.ArgumentParser()
+    options_of(parser)
+    text = "".join((ROOT / "astrogen" / f"{name}.py").read_text() for name in modules)
+    named = set(re.findall(r"--[a-z][a-z0-9-]*", text))
+    kinds = [action for action in parser._actions if isinstance(action.choices, dict)]
+    known = set(parser._option_string_actions).union(
+        *(one._option_string_actions for action in kinds for one in action.choices.values())
+    )
+    assert named and named <= known
 
 
 # --- real shear

@@ -8,11 +8,24 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from map_oracles import AREA, PIXEL_SCALE, SHIFT, row, simulated_maps, small_prior, true_spectrum
+from astropy.io import fits
+from map_oracles import (
+    AREA,
+    PIXEL_SCALE,
+    SHIFT,
+    power_law_theory,
+    row,
+    simulated_maps,
+    small_prior,
+    true_spectrum,
+)
 
+from astrogen import emulate
 from astrogen.priors import load_prior
 from astrogen.priors.convergence import MEMBERS, TERMS, multipoles
-from astrogen.training import kappa, spectra, train_prior, wgan
+from astrogen.priors.correction import Correction
+from astrogen.priors.storage import write_weights
+from astrogen.training import kappa, spectra, symmetry, train_prior, wgan
 from astrogen.training.critic import Critic, critic_loss, generator_loss, gradient_penalty
 from astrogen.training.map_features import (
     CURVATURE_LEVELS,
@@ -199,7 +212,7 @@ def test_polynomials_are_found_again(rng):
 
 def test_the_shift_lies_below_every_void(maps):
     prior = small_prior("lognormal")
-    prior.log_shift = tf.constant(spectra.fit_shift(maps))
+    prior.log_shift = spectra.fit_shift(maps)
     shift = prior.shift(maps["cosmology"]).numpy()
     assert (maps["kappa"] > -shift[:, None, None]).all()
     assert (
@@ -211,124 +224,147 @@ def test_the_shift_lies_below_every_void(maps):
     ).all()
 
 
-@pytest.mark.parametrize("kind", ["gaussian", "lognormal"])
-def test_drawn_maps_get_the_spectrum_of_the_simulations(kind):
-    """From a spectrum that is wrong by a factor of two to that of maps made by NumPy: cutting and
-    the exponential are accounted for.
+def test_without_theory_the_spectrum_is_that_of_the_simulations(maps):
+    """From a spectrum of twice the power and another slope to that of maps made by NumPy, edges
+    accounted for; below the lowest mode of the maps the factor is constant.
     """
-    maps = simulated_maps(24, 20, seed=3, lognormal=kind == "lognormal")
-    prior, target = small_prior(kind), spectra.fit_target(maps)
-    prior.table = prior.table._replace(
-        log_spectrum=prior.table.log_spectrum + np.log(2) * np.eye(TERMS, 1).astype(np.float32)
+    theory = power_law_theory()
+    start = theory._replace(
+        log_spectrum=theory.log_spectrum
+        + np.outer(np.eye(TERMS)[0], np.log(2) + 0.2 * (theory.log_l - 6))
     )
-    left = spectra.match_spectrum(prior, target, num_maps=32, num_iterations=5, seed=1)
-    assert left < 0.05
-    drawn, l = (
-        prior.sample(96, omega_m=0.3, sigma_8=0.8, seed=9).numpy(),
-        spectra.band_multipoles((64, 64), PIXEL_SCALE),
-    )
-    power = spectra.measured_bands(drawn, PIXEL_SCALE).mean(0)
-    np.testing.assert_allclose(power[l > 400], np.exp(target[0])[l > 400], rtol=0.1)
-    assert abs(drawn.mean()) < 6e-4
-    colour = np.exp(prior.log_spectrum(l, tf.constant([[0.3, 0.8]]))[0]) * (
-        1 if kind == "gaussian" else SHIFT**2
-    )
+    found = spectra.fit_theory(maps, start)
+    inside = (theory.log_l > np.log(400)) & (theory.log_l < np.log(4000))
     np.testing.assert_allclose(
-        colour[3:], true_spectrum(l[3:]), rtol=0.15
-    )  # what NumPy coloured its noise with
-
-
-def expected_file(path, **changes):
-    """A file of expected band powers, 1.3 times `true_spectrum`, as `python -m data_pipelines
-    expected-spectrum` writes it.
-    """
-    points, l = (
-        [(omega_m, sigma_8) for omega_m in (0.2, 0.3, 0.4) for sigma_8 in (0.6, 0.8, 1.0)],
-        spectra.band_multipoles((64, 64), PIXEL_SCALE),
+        found.log_spectrum[0, inside], theory.log_spectrum[0, inside], atol=0.12
     )
-    power = [(1.3 * true_spectrum(l, *point)).tolist() for point in points]
-    path.write_text(
-        json.dumps(
-            {
-                "what": "a power law",
-                "pixel_scale": PIXEL_SCALE,
-                "image_shape": [64, 64],
-                "source_redshift": 1.0,
-                "cosmologies": points,
-                "multipoles": l.tolist(),
-                "power": power,
-            }
-            | changes
+    factor = (found.log_spectrum - start.log_spectrum)[:, theory.log_l < np.log(140)]
+    np.testing.assert_allclose(factor, factor[:, :1] * np.ones(factor.shape[1]), atol=1e-9)
+
+
+def test_what_a_network_does_to_the_spectrum_is_taken_out():
+    """A network that doubles the field and breaks its isotropy: afterwards the maps have the
+    spectrum of the lognormal field in all directions, and mean zero.
+    """
+    prior = small_prior("network", scale=0.0)
+    prior.network = lambda field, cosmology: (
+        0.2 * field
+        + 0.03
+        * (
+            tf.roll(field, 1, 1)
+            + tf.roll(field, -1, 1)
+            + tf.roll(field, 1, 2)
+            + tf.roll(field, -1, 2)
         )
     )
+    spectra.match_theory(prior, num_maps=2, num_rounds=6, seed=1, side=128)
+    cosmology, latent = (
+        tf.constant([[0.3, 0.8]]),
+        tf.random.stateless_normal([24, 128, 128], [2, 3]),
+    )
+    maps = [one.decode(latent, cosmology) for one in (prior, small_prior("lognormal"))]
+    ours, theirs = (spectra.measured_bands(kappa.numpy(), PIXEL_SCALE).mean(0) for kappa in maps)
+    np.testing.assert_allclose(ours[:-1], theirs[:-1], rtol=0.02)
+    assert abs(float(tf.reduce_mean(maps[0] - maps[1]))) < 1e-4
+
+
+def theory_file(path, **changes):
+    """A file of spectra, 1.3 times `true_spectrum`, as `python -m data_pipelines
+    expected-spectrum` writes it.
+    """
+    points = [(omega_m, sigma_8) for omega_m in (0.2, 0.3, 0.4) for sigma_8 in (0.6, 0.8, 1.0)]
+    l = np.geomspace(50, 6700, 30)
+    stored = {
+        "what": "a power law",
+        "source_redshift": 1.0,
+        "cosmologies": points,
+        "multipoles": l.tolist(),
+        "spectrum": [(1.3 * true_spectrum(l, *point)).tolist() for point in points],
+    }
+    path.write_text(json.dumps(stored | changes))
     return path
 
 
-def test_an_expected_spectrum_is_read_as_polynomials(tmp_path):
-    coefficients = spectra.read_target(
-        expected_file(tmp_path / "f.json"), shape=(64, 64), pixel_scale=PIXEL_SCALE
+def test_theory_is_read_as_polynomials(tmp_path):
+    theory, redshift = spectra.read_theory(theory_file(tmp_path / "f.json"))
+    assert redshift == 1.0
+    np.testing.assert_allclose(
+        theory.log_spectrum[0], np.log(1.3 * true_spectrum(np.exp(theory.log_l))), atol=1e-6
     )
-    l = spectra.band_multipoles((64, 64), PIXEL_SCALE)
-    np.testing.assert_allclose(coefficients[0], np.log(1.3 * true_spectrum(l)), atol=1e-4)
-    np.testing.assert_allclose(coefficients[1:], row(1.2, 2.3)[:-1, None] * np.ones(20), atol=1e-3)
+    np.testing.assert_allclose(
+        theory.log_spectrum[1:], row(1.2, 2.3)[:-1, None] * np.ones(30), atol=1e-6
+    )
 
 
 @pytest.mark.parametrize(
     "changes, message",
     [
         (
-            {"pixel_scale": 0.3},
-            "of maps of .64, 64. pixels of 2.3 arcmin as the records are, got .64, 64. of 0.3",
+            {"spectrum": [[1.0]]},
+            "positive at rising multipoles, at 9 cosmologies or more, got shape",
         ),
-        (
-            {"power": [[1.0]]},
-            "positive powers in the 20 bands of this release at 9 cosmologies or more, got shape",
-        ),
-        ({"power": "many"}, "be a file of `python -m data_pipelines expected-spectrum`, got"),
+        ({"spectrum": "many"}, "be a file of `python -m data_pipelines expected-spectrum`, got"),
+        ({"source_redshift": None}, "be a file of `python -m data_pipelines expected-spectrum`"),
     ],
-    ids=["pixels", "bands", "none"],
+    ids=["shape", "none", "no redshift"],
 )
-def test_expected_spectra_of_something_else_are_refused(tmp_path, changes, message):
-    with pytest.raises(ValueError, match=f"read_target: spectrum must .*{message}"):
-        spectra.read_target(
-            expected_file(tmp_path / "f.json", **changes), shape=(64, 64), pixel_scale=PIXEL_SCALE
-        )
-    with pytest.raises(ValueError, match="read_target: spectrum must be a file of"):
-        spectra.read_target(tmp_path / "missing.json", shape=(64, 64), pixel_scale=PIXEL_SCALE)
+def test_spectra_of_something_else_are_refused(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=f"read_theory: spectrum must .*{message}"):
+        spectra.read_theory(theory_file(tmp_path / "f.json", **changes))
+    with pytest.raises(ValueError, match="read_theory: spectrum must be a file of"):
+        spectra.read_theory(tmp_path / "missing.json")
 
 
-def test_fields_are_brought_to_an_expected_spectrum(maps, tmp_path, monkeypatch):
-    """Tables of another spectrum become ones whose maps have the powers of the file, of both
-    fields.
+# ---- a symmetric network from one that is not ----
+
+
+def test_the_mean_of_eight_is_symmetric_and_learned(tmp_path, monkeypatch):
+    """Random free kernels: their mean over the orientations commutes with a turn; a network learns
+    it, and the written prior is one of theory's sources and of the teacher's training.
     """
-    monkeypatch.setattr(kappa, "FINAL_MAPS", 96)
-    monkeypatch.setattr(kappa, "FINAL_ITERATIONS", 4)
-    target, log_shift = (
-        spectra.read_target(
-            expected_file(tmp_path / "f.json"), shape=(64, 64), pixel_scale=PIXEL_SCALE
-        ),
-        small_prior().log_shift,
+    monkeypatch.setattr(symmetry, "NUM_FIELDS", 32)
+    monkeypatch.setattr(symmetry, "NUM_APART", 8)
+    monkeypatch.setattr(kappa, "TEACHER_MAPS", 1)
+    monkeypatch.setattr(kappa, "TEACHER_ROUNDS", 1)
+    monkeypatch.setattr(kappa, "FINAL_MAPS", 1)
+    monkeypatch.setattr(kappa, "FINAL_ROUNDS", 1)
+    monkeypatch.setattr(kappa, "NETWORK", {"channels": 4, "dilations": [1], "smoothing": [2.0]})
+    monkeypatch.setattr(spectra, "SIDE", 96)
+    rng = np.random.default_rng(2)
+    weights = [(3, 3, 2, 4), (4, 1), (1,), (5, 4), (4,)]
+    network = {
+        f"weight_{index:02d}": 0.3 * rng.normal(size=shape) for index, shape in enumerate(weights)
+    }
+    card = {
+        "kind": "convergence",
+        "name": "kappa",
+        "pixel_scale": PIXEL_SCALE,
+        "image_shape": [64, 64],
+        "source_redshift": 1.0,
+        "transform": "kappa",
+        "cosmology_range": {"omega_m": [0.2, 0.4], "sigma_8": [0.6, 1.0]},
+        "network": {"dilations": [1], "smoothing": [2.0]},
+        "training": {"num_steps": 7},
+        "metrics": {"step": 7.0},
+    }
+    start = {"network_log_std": row(np.log(0.3)), "log_shift": row(np.log(SHIFT), 0.8, 0.5)}
+    write_weights(tmp_path / "old", card=card, arrays={"network": network, "spectra": start})
+    teacher = symmetry.Teacher(tmp_path / "old", small_prior())
+    field = rng.normal(size=(1, 12, 16)).astype(np.float32)
+    one, turned = (teacher.average(x, [[0.1, -0.2]]) for x in (field, np.rot90(field, 1, (1, 2))))
+    np.testing.assert_allclose(turned, np.rot90(one, 1, (1, 2)), atol=1e-5)
+    alone = teacher.correct(np.rot90(field, 1, (1, 2)).copy(), [[0.1, -0.2]])
+    assert np.abs(alone - np.rot90(teacher.correct(field, [[0.1, -0.2]]), 1, (1, 2))).max() > 0.01
+    path = theory_file(tmp_path / "f.json")
+    written = kappa.symmetrise_kappa(
+        tmp_path / "old", tmp_path / "new", spectrum=path, num_steps=60, seed=1
     )
-    moved = kappa.rematched(
-        {kind: small_prior(kind).table for kind in ("gaussian", "lognormal")},
-        target,
-        log_shift,
-        maps,
-        seed=1,
-    )
-    for kind, table in moved.items():
-        drawn = (
-            kappa.make_prior(kind, table, moved["gaussian"], log_shift, None, maps)
-            .sample(192, omega_m=0.35, sigma_8=0.7, seed=5)
-            .numpy()
-        )
-        expected = 1.3 * true_spectrum(spectra.band_multipoles((64, 64), PIXEL_SCALE), 0.35, 0.7)
-        np.testing.assert_allclose(
-            spectra.measured_bands(drawn, PIXEL_SCALE).mean(0)[2:],
-            expected[2:],
-            rtol=0.1,
-            err_msg=kind,
-        )
+    prior = load_prior(written)
+    assert prior.card["training"]["num_steps"] == 7 and prior.card["source_redshift"] == 1.0
+    assert prior.card["training"]["symmetrised"]["missed_of_the_mean_of_eight"] < 0.5
+    path = theory_file(tmp_path / "g.json", source_redshift=0.7)
+    with pytest.raises(ValueError, match="source_redshift must be one for all maps, got 1.0 in"):
+        kappa.symmetrise_kappa(tmp_path / "old", tmp_path, spectrum=path, num_steps=1, seed=1)
 
 
 # ---- the whole training ----
@@ -337,13 +373,20 @@ def test_fields_are_brought_to_an_expected_spectrum(maps, tmp_path, monkeypatch)
 @pytest.fixture
 def quick(maps, monkeypatch):
     """Training of a few steps on synthetic maps in place of records."""
-    manifest = {"kind": "convergence", "num": len(maps["kappa"]), "seed": 3, "sha256": "0" * 64}
+    manifest = {
+        "kind": "convergence",
+        "num": len(maps["kappa"]),
+        "seed": 3,
+        "sha256": "0" * 64,
+        "pixel_scale": PIXEL_SCALE,
+        "source_redshift": 0.7,
+        "transform": "kappa",
+    }
     monkeypatch.setattr(kappa, "load_maps", lambda directory: maps)
     monkeypatch.setattr(kappa, "read_manifest", lambda directory: manifest)
-    monkeypatch.setattr(kappa, "NUM_MAPS", 32)
-    monkeypatch.setattr(kappa, "FINAL_MAPS", 32)
-    monkeypatch.setattr(kappa, "FINAL_ITERATIONS", 1)
-    monkeypatch.setattr(kappa, "NUM_ITERATIONS", 1)
+    monkeypatch.setattr(kappa, "FINAL_MAPS", 1)
+    monkeypatch.setattr(kappa, "FINAL_ROUNDS", 1)
+    monkeypatch.setattr(spectra, "SIDE", 96)
     monkeypatch.setattr(kappa, "NETWORK", {"channels": 4, "dilations": [1, 2], "smoothing": [2.0]})
     monkeypatch.setattr(wgan, "CHECKPOINT_EVERY", 4)
     monkeypatch.setattr(wgan, "WARM_UP", 2)
@@ -367,6 +410,81 @@ def stop_after(monkeypatch):
         return lambda: monkeypatch.setattr(wgan, "draw_batch", draw)
 
     return stop
+
+
+def test_what_the_records_are_of_goes_to_card_and_header(quick, tmp_path):
+    """Sources, pixels, and the range of the cosmology: from manifest and maps to an emulated cube."""
+    network = Correction(**kappa.NETWORK)
+    few = {name: value[:90] if np.ndim(value) else value for name, value in quick.items()}
+    about = kappa.read_manifest("maps")
+    prior = kappa.make_prior("network", power_law_theory(), row(np.log(SHIFT)), network, few)
+    kappa.write_prior(tmp_path / "weights", prior, about, {}, {}, seed=1)
+    card = load_prior(tmp_path / "weights").card
+    assert (card["source_redshift"], card["pixel_scale"], card["transform"]) == (
+        0.7,
+        PIXEL_SCALE,
+        "kappa",
+    )
+    for (low, high), values in zip(card["cosmology_range"].values(), few["cosmology"].T):
+        assert low <= values.min() <= low + 0.01 and high - 0.01 <= values.max() <= high
+    middle = [float(np.mean(limits)) for limits in card["cosmology_range"].values()]
+    emulate.write_maps(
+        tmp_path / "maps.fits",
+        1,
+        omega_m=middle[0],
+        sigma_8=middle[1],
+        seed=1,
+        prior=str(tmp_path / "weights"),
+    )
+    header = fits.getheader(tmp_path / "maps.fits")
+    assert (header["ZSOURCE"], header["PIXSCALE"]) == (0.7, PIXEL_SCALE)
+
+
+def test_maps_of_one_cosmology_make_a_prior_of_it(maps):
+    one = maps | {"cosmology": np.tile(np.float32([0.31, 0.82]), (len(maps["kappa"]), 1))}
+    prior = kappa.make_prior("lognormal", power_law_theory(), row(np.log(SHIFT)), None, one)
+    assert prior.cosmology_range == {"omega_m": (0.31, 0.31), "sigma_8": (0.82, 0.82)}
+    drawn = prior.sample(8, omega_m=0.31, sigma_8=0.82, seed=1).numpy()
+    assert 0.5 < drawn.var() / small_prior("lognormal").kappa_std([[0.31, 0.82]])[0, 0, 0] ** 2 < 2
+
+
+@pytest.mark.parametrize(
+    "name, value, words",
+    [
+        ("source_redshift", 1.0, "source_redshift must be one for all maps, got 0.7 in maps and"),
+        ("pixel_scale", 1.0, "pixel_scale must be one for all maps, got 2.3 in maps and 1.0 in b"),
+        ("transform", "log", "transform must be one for all maps, got kappa in maps and log in b"),
+        ("corrected", False, "corrected must be one for all maps, got True in maps and False in b"),
+    ],
+    ids=["sources", "pixels", "transform", "corrected"],
+)
+def test_unlike_records_are_refused_with_both_values(
+    quick, monkeypatch, tmp_path, name, value, words
+):
+    """As validation, as theory, and as what an interrupted run was started with."""
+    about = kappa.read_manifest("maps") | {"corrected": True}
+    other = about | {name: value}
+    monkeypatch.setattr(kappa, "read_manifest", lambda path: other if path == "b" else about)
+    with pytest.raises(ValueError, match=words):
+        train_prior("kappa", records="maps", validation="b", out=tmp_path, num_steps=1)
+    start = dict(spectrum=theory_file(tmp_path / "f.json", source_redshift=0.7), out=tmp_path)
+    kappa.start_of_run(quick, about, "maps", **start, resume=False)
+    kappa.start_of_run(quick, about, "maps", **start, resume=True)
+    with pytest.raises(ValueError, match=f"{name} must be one for all maps, got {value} in b and"):
+        kappa.start_of_run(quick, other, "b", **start, resume=True)
+
+
+def test_theory_of_other_sources_is_refused(quick, tmp_path):
+    with pytest.raises(
+        ValueError, match="source_redshift must be one .*got 0.7 in maps and 1.0 in"
+    ):
+        train_prior(
+            "kappa",
+            records="maps",
+            out=tmp_path,
+            spectrum=theory_file(tmp_path / "f.json"),
+            num_steps=1,
+        )
 
 
 @pytest.mark.slow

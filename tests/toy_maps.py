@@ -8,7 +8,8 @@ import numpy as np
 import tensorflow as tf
 
 from astrogen.field import make_field
-from astrogen.priors.convergence import TERMS, ConvergencePrior, Table
+from astrogen.priors.convergence import TERMS, ConvergencePrior, Theory
+from astrogen.training.spectra import no_change
 from astrogen.shear import make_grid, observe, shear_kernels
 
 SCALE = 2.3  # arcmin per pixel
@@ -29,35 +30,19 @@ def spectrum(l):
 
 @lru_cache(maxsize=8)
 def toy_prior(kind, *, network=None):
-    """A prior of the contract: C(l) = `spectrum` (sigma_8 / 0.8)^2 for the Gaussian; the
-    lognormal's g has that over SHIFT^2, and kappa has mean zero on a 48 x 48 grid.
+    """A prior of the contract: C(l) = `spectrum` (sigma_8 / 0.8)^2 of the convergence.
 
     Equal arguments give the same object, whose graphs are built once.
     """
     log_l = np.log(np.geomspace(20, 20000, 120))
-    power = spectrum(np.exp(log_l))
-    k = (
-        2
-        * np.pi
-        / (SCALE * np.pi / 180 / 60)
-        * np.hypot(np.fft.fftfreq(48)[:, None], np.fft.fftfreq(48))
-    )
-    table = _table(np.log(power), 0.0)
-    coloured = (
-        table
-        if kind == "gaussian"
-        else _table(
-            np.log(power / SHIFT**2),
-            np.log(SHIFT) - (spectrum(np.maximum(k, 20)) / SHIFT**2).sum() / 48**2 / AREA / 2,
-        )
-    )
+    knots = np.zeros((TERMS, len(log_l)))
+    knots[0], knots[2] = np.log(spectrum(np.exp(log_l))), 2.0  # the term ln(sigma_8 / 0.8)
     return ConvergencePrior(
         kind=kind,
         name=f"toy-{kind}",
-        log_l=log_l,
-        table=coloured,
-        kappa_table=table,
+        theory=Theory(log_l, knots),
         log_shift=np.eye(TERMS)[0] * np.log(SHIFT),
+        change=no_change() if network else None,
         network=network,
         pixel_scale=SCALE,
         image_shape=(12, 12),
@@ -66,10 +51,9 @@ def toy_prior(kind, *, network=None):
     )
 
 
-def _table(log_power, mean):
-    knots = np.zeros((TERMS, len(log_power)))
-    knots[0], knots[2] = log_power, 2.0  # the term ln(sigma_8 / 0.8)
-    return Table(knots, np.eye(TERMS)[0] * mean, np.zeros(TERMS))
+def grid_spectrum(n=GRID.n, m=GRID.m):
+    """C [n, m // 2 + 1], sr, of the Gaussian toy on a grid; tests/test_grid_power.py has the proof."""
+    return toy_prior("gaussian").kappa_power(n, m, [FIDUCIAL])[0].numpy().astype(float)
 
 
 def seen(kappa, rng, *, sigma, mask=None):
@@ -95,14 +79,8 @@ def dense_posterior(field):
     k = np.fft.fftfreq(n)
     ky, kx = np.meshgrid(k, k, indexing="ij")
     square = np.where(kx**2 + ky**2 == 0, np.inf, kx**2 + ky**2)
-    power = (
-        spectrum(
-            np.maximum(
-                2 * np.pi * np.sqrt(np.where(np.isinf(square), 0, square)) / np.sqrt(AREA), 20
-            )
-        )
-        / AREA
-    )
+    half = grid_spectrum()
+    power = np.concatenate([half, half[(-np.arange(n)) % n][:, -2:0:-1]], 1) / AREA
     angle = [
         np.ones((n, n)),
         (kx**2 - ky**2) / square,

@@ -84,6 +84,15 @@ def add_options(verb):
         "--draws", type=count, default=200, metavar="N", help="posterior draws (default 200)"
     )
     how.add_argument("--chains", type=count, default=4, metavar="N", help="(default 4)")
+    how.add_argument(
+        "--burn-in",
+        type=count,
+        metavar="N",
+        help=(
+            "trajectories of each chain that are thrown away, half as many again for a network"
+            " (default 40, or 120 where the cosmology is sampled)"
+        ),
+    )
     how.add_argument("--seed", type=int, default=1, metavar="N", help="(default 1)")
     how.add_argument(
         "--strict", action="store_true", help="exit with 3 where the chains did not converge"
@@ -115,6 +124,7 @@ def run(options):
         cosmology=cosmology,
         num_draws=options.draws,
         num_chains=options.chains,
+        num_burnin=options.burn_in,
         seed=options.seed,
         progress=_progress,
     )

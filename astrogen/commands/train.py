@@ -9,12 +9,21 @@ TEXT = "Train a prior on records of images."
 
 def add_options(verb):
     verb.add_argument("prior", choices=("galaxy", "galaxy-conv", "kappa"), help="which prior")
-    verb.add_argument(
+    source = verb.add_mutually_exclusive_group(required=True)
+    source.add_argument(
         "--records",
-        required=True,
         type=Path,
         metavar="DIR",
         help="records written by `python -m data_pipelines`",
+    )
+    source.add_argument(
+        "--teacher",
+        type=Path,
+        metavar="DIR",
+        help=(
+            "kappa: weights whose network is not symmetric; one that is learns from the mean of"
+            " its eight orientations (with --spectrum)"
+        ),
     )
     verb.add_argument(
         "--out",
@@ -40,8 +49,8 @@ def add_options(verb):
         type=Path,
         metavar="FILE",
         help=(
-            "kappa: of `python -m data_pipelines expected-spectrum`; the maps are brought to it"
-            " (default: the simulations' own)"
+            "kappa: of `python -m data_pipelines expected-spectrum`; the maps are made of it"
+            " (default: that of the shipped prior, changed as the simulations ask for)"
         ),
     )
     verb.add_argument(
@@ -66,6 +75,19 @@ def add_options(verb):
 
 
 def run(options):
+    if options.teacher:
+        if options.prior != "kappa" or not options.spectrum:
+            options.parser.error("--teacher belongs to kappa, with --spectrum")
+        from astrogen.training.kappa import symmetrise_kappa
+
+        symmetrise_kappa(
+            options.teacher,
+            options.out,
+            spectrum=options.spectrum,
+            num_steps=options.steps or 3000,
+            seed=options.seed,
+        )
+        return DONE
     from astrogen.training import train_prior
 
     train_prior(

@@ -5,9 +5,13 @@ lognormal field, or one that a network has corrected.
     lognormal:  kappa = exp(g) - lambda(cosmology)
     network:    kappa = exp(g + N(g; cosmology)) - lambda(cosmology)
 
-`g` is white noise, one standard normal per pixel of a periodic grid of any size, coloured with the
-spectrum C_g(l; cosmology). With a network of zeros the third field is the second, exactly.
-Everything is a smooth function of the latent and of the cosmology (Omega_m, sigma_8): log C_g, log
+`g` is white noise, one standard normal per pixel of a periodic grid of any size, coloured so that
+the spectrum of kappa is that of theory, from the lowest mode of the grid up (`grid_power`): nothing
+is fitted for the first two. What the network adds to the spectrum is taken out of that of `g` by a
+smooth factor (`Change`); with a network of zeros, and no change, the third field is the second,
+exactly. The network commutes with the eight flips and transposes of a grid, and so do the maps.
+
+Everything is a smooth function of the latent and of the cosmology (Omega_m, sigma_8): log C, log
 lambda and the mean of g are biquadratic polynomials of their logarithms.
 """
 
@@ -19,44 +23,65 @@ import tensorflow as tf
 
 from astrogen.errors import InputError
 from astrogen.priors.correction import Correction
+from astrogen.priors.grid_power import ARCMIN, grid_power, pixel_covariance, pixel_variance
 
 MEMBERS = ("network", "gaussian", "lognormal")
 CENTRE = (0.3, 0.8)  # Omega_m and sigma_8 where the polynomials are expanded
-TERMS, SECOND_ORDER = (
-    9,
-    6,
-)  # of the polynomials: biquadratic, of which the first are those of second order
+# of the polynomials: biquadratic, of which the first are those of second order
+TERMS, SECOND_ORDER = 9, 6
+EXTRAPOLATE = "choose one inside, or extrapolate (--extrapolate) at your own risk"
 MARGIN = 16  # pixels by which the periodic grid is larger than the map that is cut from it
-ARCMIN = np.pi / 180 / 60  # radian
 
 
-class Table(NamedTuple):
-    """Spectrum and numbers of one field: polynomials of the cosmology, see `polynomial_terms`.
-
-    log_spectrum [TERMS, knots] of C_g in steradian at the multipoles exp(log_l), shared by the
-    members; mean [TERMS] of g; log_std [TERMS] of g, the network's unit.
+class Theory(NamedTuple):
+    """The spectrum of the convergence itself, before pixels: log_spectrum [TERMS, knots] at log_l
+    [knots], polynomials (see `polynomial_terms`) of the logarithm of C(l) in steradian.
     """
 
+    log_l: np.ndarray
     log_spectrum: np.ndarray
+
+
+class Change(NamedTuple):
+    """By what the coloured noise of a network's field differs from that of the lognormal field, as
+    polynomials of the cosmology: log_gain [2, TERMS, knots] at log_l [knots], of the power, the
+    same in all directions and times cos 4 phi (phi from an axis of the pixels); mean [TERMS] of g.
+    """
+
+    log_l: np.ndarray
+    log_gain: np.ndarray
+    mean: np.ndarray
+
+
+class GridTable(NamedTuple):
+    """A field on one grid, as polynomials of the cosmology: log_power [TERMS, n, m // 2 + 1] of g
+    and log_kappa_power of the convergence, steradian; mean and log_std [TERMS] of the lognormal
+    field's g; log_kappa_std [TERMS].
+    """
+
+    log_power: np.ndarray
+    log_kappa_power: np.ndarray
     mean: np.ndarray
     log_std: np.ndarray
+    log_kappa_std: np.ndarray
 
 
 class ConvergencePrior:
     """Convergence maps of sources at one redshift, given (Omega_m, sigma_8).
 
     Shapes: latent [batch, n, m] ~ N(0, 1), n and m even; cosmology [batch or 1, 2]; maps [batch, n,
-    m]. Spectra are in steradian, for a flat sky: C(l) = <|FFT|^2> A_pix / N_pix.
+    m]. Spectra are in steradian, for a flat sky: C(l) = <|FFT|^2> A_pix / N_pix. The value of a
+    pixel is the mean over it.
 
     Parameters
     ----------
     kind : str, one of MEMBERS
-    log_l : array [knots]
-    table : Table of g; kappa_table : Table of the convergence itself
+    theory : Theory
     log_shift : array [TERMS], of lambda
+    change : Change, or None without a network
     network : Correction or None
     pixel_scale : float, arcmin per pixel
-    image_shape : (height, width), of the maps that it was fitted to
+    image_shape : (height, width), of the maps that the network learned from
     cosmology_range : {"omega_m": (low, high), "sigma_8": (low, high)}
     card : dict
     """
@@ -66,57 +91,71 @@ class ConvergencePrior:
         *,
         kind,
         name,
-        log_l,
-        table,
-        kappa_table,
+        theory,
         log_shift,
+        change,
         network,
         pixel_scale,
         image_shape,
         cosmology_range,
         card,
     ):
-        self.kind, self.name, self.pixel_scale, self.image_shape = (
-            kind,
-            name,
-            pixel_scale,
-            tuple(image_shape),
-        )
+        self.kind, self.name, self.pixel_scale = kind, name, pixel_scale
+        self.image_shape = tuple(image_shape)
         self.cosmology_range = {
             parameter: tuple(limits) for parameter, limits in cosmology_range.items()
         }
         self.card, self.network = card, network
-        self.log_l, self.log_shift = (
-            np.asarray(log_l, np.float64),
-            tf.constant(log_shift, tf.float32),
-        )
-        self.table, self.kappa_table = (
-            Table(*(tf.constant(x, tf.float32) for x in t)) for t in (table, kappa_table)
-        )
-
-    def log_spectrum(self, l, cosmology):
-        """Log of the spectrum [batch, ...] (steradian) that colours the white noise, at multipoles
-        l [...]; constant beyond the first and last knot.
-        """
-        return self._interpolate(self.table, hat_weights(l, self.log_l), cosmology)
+        self.theory = Theory(*(np.asarray(part, np.float64) for part in theory))
+        self.change = change and Change(*(np.asarray(part, np.float64) for part in change))
+        self.log_shift = np.asarray(log_shift, np.float64)
 
     def kappa_spectrum(self, l, cosmology):
-        """Spectrum [batch, ...] (steradian) of the convergence: what a Wiener filter uses."""
-        return tf.exp(self._interpolate(self.kappa_table, hat_weights(l, self.log_l), cosmology))
+        """Spectrum [batch, ...] (steradian) of the convergence itself, before pixels, at multipoles
+        l [...]; constant beyond the first and last knot.
+        """
+        knots = tf.matmul(polynomial_terms(cosmology), _constant(self.theory.log_spectrum))
+        weights = _constant(hat_weights(l, self.theory.log_l))
+        return tf.exp(tf.einsum("bk,...k->b...", knots, weights))
+
+    def kappa_power(self, n, m, cosmology):
+        """Power [batch, n, m // 2 + 1] (steradian) of the convergence on a periodic grid of pixels:
+        what a Wiener filter uses.
+        """
+        return tf.exp(_polynomial(grid_table(self, n, m).log_kappa_power, cosmology))
 
     def shift(self, cosmology):
         """lambda [batch]: no convergence is below its negative."""
-        return tf.exp(tf.linalg.matvec(polynomial_terms(cosmology), self.log_shift))
+        return tf.exp(_polynomial(self.log_shift, cosmology))
+
+    def moments(self, cosmology, shape=None):
+        """Mean and standard deviation [batch, 1, 1] of the lognormal field's g, the network's unit,
+        on a grid (by default that of the maps it learned from).
+        """
+        table = grid_table(self, *(shape or self.grid_shape))
+        mean, log_std = (_polynomial(part, cosmology) for part in (table.mean, table.log_std))
+        return mean[:, None, None], tf.exp(log_std)[:, None, None]
+
+    def kappa_std(self, cosmology):
+        """Standard deviation [batch, 1, 1] of a pixel."""
+        return tf.exp(_polynomial(grid_table(self, *self.grid_shape).log_kappa_std, cosmology))[
+            :, None, None
+        ]
+
+    @property
+    def grid_shape(self):
+        """Sides of the periodic grid that maps of `image_shape` are cut from."""
+        return tuple(side + MARGIN for side in self.image_shape)
 
     def colour(self, latent, cosmology):
         """The field g [batch, n, m]."""
         n, m = latent.shape[-2:]
-        log_power = self._interpolate(
-            self.table, _grid_weights(n, m, self.pixel_scale, tuple(self.log_l)), cosmology
-        )
+        log_power = _polynomial(grid_table(self, n, m).log_power, cosmology)
+        if self.kind == "network":
+            log_power += self._log_gain(n, m, cosmology)
         gain = tf.exp(0.5 * log_power) / (self.pixel_scale * ARCMIN)
         field = tf.signal.irfft2d(tf.signal.rfft2d(latent) * tf.cast(gain, tf.complex64), [n, m])
-        return field + self._number(self.table.mean, cosmology)
+        return field if self.kind == "gaussian" else field + self.mean_of_log(n, m, cosmology)
 
     def decode(self, latent, cosmology):
         """The convergence [batch, n, m]."""
@@ -133,13 +172,22 @@ class ConvergencePrior:
         """
         if self.kind != "network":
             return field
-        mean, std = (
-            self._number(self.table.mean, cosmology),
-            tf.exp(self._number(self.table.log_std, cosmology)),
-        )
-        return field + std * (network or self.network)(
-            (field - mean) / std, scaled_cosmology(cosmology)
-        )
+        n, m = field.shape[-2:]
+        _, std = self.moments(cosmology, (n, m))
+        unit = (field - self.mean_of_log(n, m, cosmology)) / std
+        return field + std * (network or self.network)(unit, scaled_cosmology(cosmology))
+
+    def mean_of_log(self, n, m, cosmology):
+        """The mean [batch, 1, 1] of g on a grid."""
+        mean, _ = self.moments(cosmology, (n, m))
+        if self.kind == "network":
+            mean += _polynomial(self.change.mean, cosmology)[:, None, None]
+        return mean
+
+    def _log_gain(self, n, m, cosmology):
+        weights = _constant(change_weights(n, m, self.pixel_scale, tuple(self.change.log_l)))
+        knots = _polynomial(np.moveaxis(self.change.log_gain, 1, 0), cosmology)
+        return tf.einsum("bck,cnmk->bnm", knots, weights)
 
     def sample(self, num, *, omega_m, sigma_8, shape=None, seed, extrapolate=False):
         """Draw maps of one cosmology, cut from larger periodic grids so that opposite edges know
@@ -174,8 +222,13 @@ class ConvergencePrior:
             :, : latent.shape[1] - MARGIN, : latent.shape[2] - MARGIN
         ]
 
-    def check_cosmology(self, omega_m, sigma_8, *, extrapolate=False):
+    def check_cosmology(self, omega_m, sigma_8, *, extrapolate=False, advice=EXTRAPOLATE):
         """Is the cosmology inside the range that the prior was fitted in?
+
+        Parameters
+        ----------
+        extrapolate : bool, allow one that is not
+        advice : str, what to do about one that is not
 
         Returns
         -------
@@ -198,28 +251,67 @@ class ConvergencePrior:
                 if not extrapolate:
                     raise InputError(
                         f"check_cosmology: {name} must be within {low} to {high}, got {value};"
-                        " choose one inside, or extrapolate (--extrapolate) at your own risk"
+                        f" {advice}"
                     )
         return inside
-
-    def _interpolate(self, table, weights, cosmology):
-        knots = tf.matmul(polynomial_terms(cosmology), table.log_spectrum)
-        return tf.einsum("bk,...k->b...", knots, tf.constant(weights, tf.float32))
-
-    def _number(self, coefficients, cosmology):
-        return tf.linalg.matvec(polynomial_terms(cosmology), coefficients)[:, None, None]
 
 
 def polynomial_terms(cosmology):
     """The terms 1, x, y, x^2, x y, y^2, x^2 y, x y^2, x^2 y^2 [batch, TERMS] with x = ln(Omega_m /
     0.3), y = ln(sigma_8 / 0.8).
     """
-    x, y = tf.unstack(
-        tf.math.log(tf.convert_to_tensor(cosmology, tf.float32) / tf.constant(CENTRE)), axis=-1
+    scaled = tf.math.log(tf.convert_to_tensor(cosmology, tf.float32) / tf.constant(CENTRE))
+    return tf.stack(_monomials(*tf.unstack(scaled, axis=-1)), -1)
+
+
+def exact_terms(cosmology):
+    """`polynomial_terms` in double precision, by NumPy."""
+    return np.stack(_monomials(*np.log(np.asarray(cosmology, np.float64) / CENTRE).T), -1)
+
+
+def _monomials(x, y):
+    return [x * 0 + 1, x, y, x * x, x * y, y * y, x * x * y, x * y * y, x * x * y * y]
+
+
+def design(cosmology_range):
+    """The nine cosmologies [TERMS, 2] of a range that biquadratic polynomials are fixed by."""
+    limits = [np.linspace(*cosmology_range[name], 3) for name in ("omega_m", "sigma_8")]
+    return np.stack(np.meshgrid(*limits, indexing="ij"), -1).reshape(-1, 2)
+
+
+def _polynomial(coefficients, cosmology):
+    """The value [batch, ...] of polynomials [TERMS, ...]."""
+    return tf.tensordot(polynomial_terms(cosmology), _constant(coefficients), 1)
+
+
+def _constant(array):
+    return tf.constant(array, tf.float32)
+
+
+@lru_cache(maxsize=8)
+def grid_table(prior, n, m):
+    """The GridTable of a prior, exact at the nine cosmologies of its range."""
+    points, shape, scale = design(prior.cosmology_range), (n, m), prior.pixel_scale
+    terms = exact_terms(points)
+    covariance = pixel_covariance(
+        prior.theory.log_l, terms @ prior.theory.log_spectrum, shape, pixel_scale=scale
     )
-    return tf.stack(
-        [tf.ones_like(x), x, y, x * x, x * y, y * y, x * x * y, x * y * y, x * x * y * y], -1
+    kappa_power = grid_power(covariance, pixel_scale=scale)
+    shift = np.exp(terms @ prior.log_shift)
+    # The logarithm of a lognormal field with correlation xi has ln(1 + xi) (Coles & Jones 1991,
+    # equation 9).
+    power = grid_power(np.log1p(covariance / shift[:, None, None] ** 2), pixel_scale=scale)
+    variance = pixel_variance(power, shape, pixel_scale=scale)
+    kappa_variance = pixel_variance(kappa_power, shape, pixel_scale=scale)
+    values = (
+        np.log(kappa_power if prior.kind == "gaussian" else power),
+        np.log(kappa_power),
+        np.log(shift) - 0.5 * variance,
+        0.5 * np.log(variance),
+        0.5 * np.log(kappa_variance),
     )
+    inverse = np.linalg.pinv(terms)  # a range may be a single cosmology
+    return GridTable(*(np.tensordot(inverse, value, 1).astype(np.float32) for value in values))
 
 
 def scaled_cosmology(cosmology):
@@ -257,8 +349,11 @@ def draw_latent(indices, shape, *, seed):
 
 
 @lru_cache(maxsize=8)
-def _grid_weights(n, m, pixel_scale, log_l):
-    return hat_weights(multipoles(n, m, pixel_scale), np.array(log_l))
+def change_weights(n, m, pixel_scale, log_l):
+    """Weights [2, n, m // 2 + 1, knots] of a Change's gains on the modes of a grid."""
+    angle = np.arctan2(np.fft.fftfreq(n)[:, None], np.fft.rfftfreq(m))
+    round_ones = hat_weights(multipoles(n, m, pixel_scale), np.array(log_l))
+    return np.stack([round_ones, round_ones * np.cos(4 * angle)[..., None]]).astype(np.float32)
 
 
 def convergence_prior(card, arrays, member="network"):
@@ -266,20 +361,20 @@ def convergence_prior(card, arrays, member="network"):
     one of MEMBERS.
     """
     spectra = arrays["spectra"]
-    tables = {kind: _stored_table(spectra, kind) for kind in MEMBERS}
-    network = None
+    network = change = None
     if member == "network":
         network = Correction(**card["network"])
         network.set_weights(
             [arrays["network"][f"weight_{index:02d}"] for index in range(len(network.weights))]
         )
+        gains = np.stack([_stored_rows(spectra, name) for name in ("round", "square")])
+        change = Change(spectra["change_log_l"], gains, spectra["change_mean"])
     return ConvergencePrior(
         kind=member,
         name=card["name"] + ("" if member == "network" else f"-{member}"),
-        log_l=spectra["log_l"],
-        table=tables[member],
-        kappa_table=tables["gaussian"],
+        theory=Theory(spectra["log_l"], _stored_rows(spectra, "theory")),
         log_shift=spectra["log_shift"],
+        change=change,
         network=network,
         pixel_scale=card["pixel_scale"],
         image_shape=card["image_shape"],
@@ -288,28 +383,29 @@ def convergence_prior(card, arrays, member="network"):
     )
 
 
-def stored_arrays(log_l, log_shift, tables, network):
-    """Arrays {file: {name: array}} of a prior on disk: what `convergence_prior` reads.
+def stored_arrays(prior):
+    """Arrays {file: {name: array}} of a prior with a network on disk: what `convergence_prior`
+    reads.
 
     Spectra are vectors, which keep single precision.
     """
-    spectra = {"log_l": log_l, "log_shift": log_shift}
-    for kind, table in tables.items():
-        spectra |= {f"{kind}_{term}": row for term, row in enumerate(table.log_spectrum)} | {
-            f"{kind}_mean": table.mean,
-            f"{kind}_log_std": table.log_std,
-        }
+    rows = {
+        "theory": prior.theory.log_spectrum,
+        "round": prior.change.log_gain[0],
+        "square": prior.change.log_gain[1],
+    }
+    spectra = {
+        "log_l": prior.theory.log_l,
+        "log_shift": prior.log_shift,
+        "change_log_l": prior.change.log_l,
+        "change_mean": prior.change.mean,
+    } | {f"{name}_{term}": row for name, part in rows.items() for term, row in enumerate(part)}
+    weights = prior.network.get_weights()
     return {
         "spectra": spectra,
-        "network": {
-            f"weight_{index:02d}": value for index, value in enumerate(network.get_weights())
-        },
+        "network": {f"weight_{index:02d}": value for index, value in enumerate(weights)},
     }
 
 
-def _stored_table(spectra, kind):
-    return Table(
-        np.stack([spectra[f"{kind}_{term}"] for term in range(TERMS)]),
-        spectra[f"{kind}_mean"],
-        spectra[f"{kind}_log_std"],
-    )
+def _stored_rows(spectra, name):
+    return np.stack([spectra[f"{name}_{term}"] for term in range(TERMS)])

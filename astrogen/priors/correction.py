@@ -1,10 +1,13 @@
 """The network that corrects a lognormal field: convolutions at full resolution on a periodic grid,
-so that it commutes with every translation.
+so that it commutes with every translation, by kernels that look alike from all sides, so that it
+commutes with the eight flips and transposes of the grid.
 """
 
 import keras
 import numpy as np
 import tensorflow as tf
+
+ORBITS = ((2, 1, 2), (1, 0, 1), (2, 1, 2))  # which of its three weights a kernel has where
 
 
 class Correction(keras.layers.Layer):
@@ -36,8 +39,8 @@ class Correction(keras.layers.Layer):
         for index in range(len(self.dilations)):
             self.kernels.append(
                 self.add_weight(
-                    shape=(3, 3, depth, self.channels),
-                    initializer="he_normal",
+                    shape=(3, depth, self.channels),  # of the middle, the edges and the corners
+                    initializer=keras.initializers.RandomNormal(stddev=(2 / (9 * depth)) ** 0.5),
                     name=f"kernel_{index}",
                 )
             )
@@ -51,7 +54,8 @@ class Correction(keras.layers.Layer):
         x, y = tf.unstack(cosmology, axis=-1)
         terms = tf.stack([x, y, x * x, x * y, y * y], -1)
         value = tf.stack([field, *smoothed(field, self.smoothing)], -1)
-        for kernel, shift, dilation in zip(self.kernels, self.shifts, self.dilations):
+        for weights, shift, dilation in zip(self.kernels, self.shifts, self.dilations):
+            kernel = tf.gather(tf.convert_to_tensor(weights), ORBITS)
             linear = tf.nn.conv2d(wrapped(value, dilation), kernel, 1, "VALID", dilations=dilation)
             active = squareplus(linear + shift(terms)[:, None, None])
             value = value + active if value.shape[-1] == self.channels else active

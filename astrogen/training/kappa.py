@@ -1,5 +1,5 @@
-"""From simulated convergence maps to the three fields of the prior: shift and spectra, the WGAN-GP,
-the final spectrum, weights and card.
+"""From simulated convergence maps to the three fields of the prior: shift and spectrum, the
+WGAN-GP, what the network does to the spectrum taken out, weights and card.
 """
 
 import json
@@ -7,22 +7,27 @@ from pathlib import Path
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from astrogen.errors import InputError
-from astrogen.priors.convergence import ConvergencePrior, Table, stored_arrays
+from astrogen.priors import load_prior
+from astrogen.priors.convergence import ConvergencePrior, Theory, stored_arrays
 from astrogen.priors.correction import Correction
-from astrogen.priors.storage import write_weights
+from astrogen.priors.storage import read_weights, weights_hash, write_weights
 from astrogen.training.records import load_maps, read_manifest
 from astrogen.training.replicas import scope_of, worker_folder
 from astrogen.training.spectra import (
-    LOG_L,
     fit_shift,
-    fit_target,
-    lognormal_start,
-    match_spectrum,
-    read_target,
-    start_table,
+    fit_theory,
+    match_theory,
+    no_change,
+    read_theory,
+)
+from astrogen.training.symmetry import (
+    TEACHER_MAPS,
+    TEACHER_ROUNDS,
+    Teacher,
+    draw_lessons,
+    learn_symmetric,
 )
 from astrogen.training.wgan import (
     BATCH,
@@ -34,23 +39,14 @@ from astrogen.training.wgan import (
     train_wgan,
 )
 
-NETWORK = {"channels": 16, "dilations": [1, 1, 2, 4], "smoothing": [2.0, 5.0]}
-COSMOLOGY_RANGE = {"omega_m": (0.2, 0.4), "sigma_8": (0.6, 1.0)}
-L_RANGE = (
-    250,
-    3000,
-)  # multipoles for which the drawn maps' spectrum was compared with the simulations'
+NETWORK = {"channels": 16, "dilations": [1, 1, 2, 4], "smoothing": [1.0, 2.0, 5.0]}
+L_RANGE = (30, 3000)  # multipoles for which the drawn maps' spectrum was brought to theory
 HELD_OUT_EVERY = 10  # without a folder of its own, every tenth simulation is kept for validation
-NUM_MAPS, NUM_ITERATIONS = 256, 3
-FINAL_MAPS, FINAL_ITERATIONS = (
-    1024,
-    8,
-    # for the last change of the spectrum: 256 maps and three rounds left errors of up to 7 % in a
-    # band
-)
-FEWEST_SIMULATIONS = (
-    4  # to train on: how the spectrum scatters from one to the other weighs its bands
-)
+FINAL_MAPS, FINAL_ROUNDS = 32, 4  # by which a network's field is brought to theory
+FEWEST_SIMULATIONS = 4  # to train on
+RANGE_STEP = 0.01  # to which the range of the cosmology is widened
+# what sets of maps must share to be learned from together
+ALIKE = ("source_redshift", "pixel_scale", "transform", "corrected", "fixed")
 
 
 def train_kappa(
@@ -72,8 +68,9 @@ def train_kappa(
     records : path, of `python -m data_pipelines convergence`
     out : path; also holds checkpoints, TensorBoard logs and the tables of an interrupted run
     validation : path or None, records of other simulations
-    spectrum : path or None, of `python -m data_pipelines expected-spectrum`: the mean spectrum that
-        all three fields are brought to at the end, instead of the simulations' own
+    spectrum : path or None, of `python -m data_pipelines expected-spectrum`: the spectrum of all
+        three fields; without it that of the shipped prior, times what the simulations' bands ask
+        for
     num_steps : int, of the generator, 16 maps each
     loss : str, "wgan-gp", or "gan" for the loss of the first GAN, to see it fail
     strategy : tf.distribute.Strategy or None; several hosts need a common folder `out` to resume
@@ -84,22 +81,21 @@ def train_kappa(
 
     Raises
     ------
-    ValueError : records of too few simulations; a spectrum of other maps.
+    ValueError : records of too few simulations; validation, spectrum or an interrupted run of other
+        sources or pixels.
     """
     resume_from, out = Path(out) if resume else None, worker_folder(out, strategy)
     out.mkdir(parents=True, exist_ok=True)
     keras.utils.set_random_seed(seed)
+    about = read_manifest(records)
+    if validation:
+        check_alike(about, records, read_manifest(validation), validation)
     maps, held_out = split_maps(load_maps(records), validation and load_maps(validation))
-    expected = spectrum and read_target(
-        spectrum, shape=maps["kappa"].shape[1:], pixel_scale=maps["pixel_scale"]
-    )
-    target, tables, log_shift = tables_of_run(maps, out, seed, resume)
+    theory, log_shift = start_of_run(maps, about, records, spectrum, out, resume=resume)
     with scope_of(strategy):
         network, average = Correction(**NETWORK), Correction(**NETWORK, name="average")
         average.set_weights(network.get_weights())
-        prior = make_prior(
-            "network", tables["lognormal"], tables["gaussian"], log_shift, network, maps
-        )
+        prior = make_prior("network", theory, log_shift, network, maps)
         chosen = train_wgan(
             prior,
             average,
@@ -114,18 +110,11 @@ def train_kappa(
             strategy=strategy,
         )
     network.set_weights(average.get_weights())
-    if spectrum:
-        target, tables = expected, rematched(tables, expected, log_shift, maps, seed)
-        prior.kappa_table = Table(*(tf.constant(x, tf.float32) for x in tables["gaussian"]))
-    left = match_spectrum(
-        prior, target, num_maps=FINAL_MAPS, num_iterations=FINAL_ITERATIONS, seed=seed
-    )
-    manifest = read_manifest(records)
     training = {
         "records": {
-            key: manifest[key]
+            key: about[key]
             for key in ("kind", "num", "seed", "recipe_version", "sha256")
-            if key in manifest
+            if key in about
         },
         "num_simulations": len(np.unique(maps["simulation"])),
         "num_maps": len(maps["kappa"]),
@@ -140,13 +129,71 @@ def train_kappa(
         "loss": loss,
         "seed": seed,
     }
-    return write_prior(
-        out / "weights",
-        prior,
-        tables,
-        training,
-        {**chosen, "largest_band_error_before_last_change": left},
+    return write_prior(out / "weights", prior, about, training, chosen, seed=seed)
+
+
+def symmetrise_kappa(teacher, out, *, spectrum, num_steps, seed):
+    """Learn a symmetric network from weights whose network is not (`astrogen.training.symmetry`),
+    bring its maps to theory, and write the prior to `out`/weights.
+
+    Parameters
+    ----------
+    teacher : path, weights of a convergence prior whose network has free kernels
+    spectrum : path, of `python -m data_pipelines expected-spectrum`
+    num_steps : int, of 8 fields each
+
+    Returns
+    -------
+    path : of the weights
+    """
+    keras.utils.set_random_seed(seed)
+    out, (theory, redshift) = Path(out), read_theory(spectrum)
+    card, arrays = read_weights(teacher)
+    about = {**card, "source_redshift": redshift}
+    check_alike(card, teacher, about, spectrum)
+    prior = ConvergencePrior(
+        kind="network",
+        name="kappa",
+        theory=theory,
+        log_shift=arrays["spectra"]["log_shift"],
+        change=no_change(),
+        network=None,
+        pixel_scale=card["pixel_scale"],
+        image_shape=card["image_shape"],
+        cosmology_range=card["cosmology_range"],
+        card={},
     )
+    prior.network = Teacher(teacher, prior)
+    match_theory(prior, num_maps=TEACHER_MAPS, num_rounds=TEACHER_ROUNDS, seed=seed)
+    lessons = draw_lessons(prior, seed=seed)
+    prior.network = Correction(**NETWORK)
+    missed = learn_symmetric(prior.network, lessons, num_steps=num_steps, seed=seed)
+    training = card["training"] | {
+        "spectrum": json.loads(Path(spectrum).read_text())["what"],
+        "symmetrised": {
+            "teacher": weights_hash(card),
+            "num_steps": num_steps,
+            "seed": seed,
+            "missed_of_the_mean_of_eight": missed,
+        },
+    }
+    return write_prior(out / "weights", prior, about, training, card["metrics"], seed=seed)
+
+
+def check_alike(one, first, other, second):
+    """Refuse two sets of maps, by their manifests, that are not of one kind.
+
+    Raises
+    ------
+    InputError : another redshift of the sources, pixel scale, or anything else of ALIKE that both
+        state.
+    """
+    for name in ALIKE:
+        if name in one and name in other and one[name] != other[name]:
+            raise InputError(
+                f"train_kappa: {name} must be one for all maps, got {one[name]} in {first} and"
+                f" {other[name]} in {second}; make them alike, or train apart"
+            )
 
 
 def split_maps(maps, held_out):
@@ -154,12 +201,10 @@ def split_maps(maps, held_out):
     if held_out is None:
         simulations = np.unique(maps["simulation"])
         kept = np.isin(maps["simulation"], simulations[HELD_OUT_EVERY // 2 :: HELD_OUT_EVERY])
-        held_out = {
-            name: value[kept] if name != "pixel_scale" else value for name, value in maps.items()
-        }
-        maps = {
-            name: value[~kept] if name != "pixel_scale" else value for name, value in maps.items()
-        }
+        held_out, maps = (
+            {name: value[rows] if np.ndim(value) else value for name, value in maps.items()}
+            for rows in (kept, ~kept)
+        )
     num = len(np.unique(maps["simulation"]))
     if num < FEWEST_SIMULATIONS:
         raise InputError(
@@ -169,102 +214,72 @@ def split_maps(maps, held_out):
     return maps, held_out
 
 
-def tables_of_run(maps, out, seed, resume):
-    """Target bands, tables {"gaussian", "lognormal"} and log lambda, kept in `out` so that a
-    resumed run goes on with the same.
+def start_of_run(maps, about, records, spectrum, out, *, resume):
+    """Theory and log lambda, kept in `out` so that a resumed run goes on with the same; a run that
+    another set of maps was learned from is refused.
     """
-    kept = out / "tables.npz"
+    kept, of = out / "start.npz", json.dumps({name: about.get(name) for name in ALIKE})
     if resume and kept.is_file():
         with np.load(kept, allow_pickle=False) as stored:
-            tables = {
-                kind: Table(*(stored[f"{kind}_{field}"] for field in Table._fields))
-                for kind in ("gaussian", "lognormal")
-            }
-            return stored["target"], tables, stored["log_shift"]
-    target, log_shift = fit_target(maps), fit_shift(maps)
-    start = start_table(target, maps["pixel_scale"], maps["kappa"].shape[1:])
-    gaussian = make_prior("gaussian", start, start, log_shift, None, maps)
-    match_spectrum(gaussian, target, num_maps=NUM_MAPS, num_iterations=NUM_ITERATIONS, seed=seed)
-    found = numpy_table(gaussian.table)
-    lognormal = make_prior(
-        "lognormal",
-        lognormal_start(found, log_shift, maps["cosmology"]),
-        found,
-        log_shift,
-        None,
-        maps,
-    )
-    match_spectrum(
-        lognormal, target, num_maps=NUM_MAPS, num_iterations=2 * NUM_ITERATIONS, seed=seed
-    )
-    tables = {"gaussian": found, "lognormal": numpy_table(lognormal.table)}
-    np.savez(
-        kept,
-        target=target,
-        log_shift=log_shift,
-        **{
-            f"{kind}_{field}": value
-            for kind, table in tables.items()
-            for field, value in table._asdict().items()
-        },
-    )
-    return target, tables, log_shift
+            check_alike(about, records, json.loads(str(stored["of"])), out)
+            return Theory(stored["log_l"], stored["log_spectrum"]), stored["log_shift"]
+    if spectrum:
+        theory, redshift = read_theory(spectrum)
+        check_alike(about, records, {"source_redshift": redshift}, spectrum)
+    else:
+        theory = fit_theory(maps, load_prior("kappa-lognormal").theory)
+    log_shift = fit_shift(maps)
+    np.savez(kept, log_shift=log_shift, of=of, **theory._asdict())
+    return theory, log_shift
 
 
-def rematched(tables, target, log_shift, maps, seed):
-    """The tables of the Gaussian and the lognormal field, brought to the bands of another target."""
-    moved = {}
-    for kind, table in tables.items():
-        prior = make_prior(kind, table, moved.get("gaussian", table), log_shift, None, maps)
-        match_spectrum(
-            prior, target, num_maps=FINAL_MAPS, num_iterations=FINAL_ITERATIONS, seed=seed
-        )
-        moved[kind] = numpy_table(prior.table)
-    return moved
+def range_of(maps):
+    """The range of the cosmology of maps, widened to whole RANGE_STEP: {parameter: (low, high)}."""
+    steps = np.round(maps["cosmology"].astype(float), 5) / RANGE_STEP
+    low, high = np.floor(steps.min(0) + 1e-6), np.ceil(steps.max(0) - 1e-6)
+    return {
+        name: (round(float(first) * RANGE_STEP, 6), round(float(last) * RANGE_STEP, 6))
+        for name, first, last in zip(("omega_m", "sigma_8"), low, high, strict=True)
+    }
 
 
-def make_prior(kind, table, kappa_table, log_shift, network, maps):
+def make_prior(kind, theory, log_shift, network, maps):
     """A prior in training."""
     return ConvergencePrior(
         kind=kind,
         name="kappa",
-        log_l=LOG_L,
-        table=table,
-        kappa_table=kappa_table,
+        theory=theory,
         log_shift=log_shift,
+        change=no_change() if network else None,
         network=network,
         pixel_scale=maps["pixel_scale"],
         image_shape=maps["kappa"].shape[1:],
-        cosmology_range=COSMOLOGY_RANGE,
+        cosmology_range=range_of(maps),
         card={},
     )
 
 
-def numpy_table(table):
-    """A table of tensors as one of arrays."""
-    return Table(*(np.asarray(x) for x in table))
+def write_prior(directory, prior, about, training, metrics, *, seed):
+    """Bring a trained prior to theory, and write its card and arrays.
 
-
-def write_prior(directory, prior, tables, training, metrics):
-    """Write the card and the arrays of all three fields."""
+    Parameters
+    ----------
+    about : dict, the manifest of the maps that it learned from, for what they are maps of
+    """
+    left = match_theory(prior, num_maps=FINAL_MAPS, num_rounds=FINAL_ROUNDS, seed=seed)
     card = {
         "kind": "convergence",
         "name": "kappa",
         "pixel_scale": prior.pixel_scale,
         "pixel_scale_unit": "arcmin",
         "image_shape": list(prior.image_shape),
-        "source_redshift": 1.0,
-        "transform": "kappa",
+        "source_redshift": about["source_redshift"],
+        "transform": about["transform"],
         "cosmology_range": {name: list(limits) for name, limits in prior.cosmology_range.items()},
         "l_range": list(L_RANGE),
         "network": NETWORK,
         "training": training,
-        "metrics": metrics,
+        "metrics": {**metrics, "largest_change_of_power_in_the_last_round": left},
     }
-    tables = {**tables, "network": numpy_table(prior.table)}
-    write_weights(
-        directory,
-        card=card,
-        arrays=stored_arrays(LOG_L, np.asarray(prior.log_shift), tables, prior.network),
-    )
+    write_weights(directory, card=card, arrays=stored_arrays(prior))
     return directory

@@ -328,7 +328,9 @@ def load_images(directory, *, pixel_scale=0.1, split=None, max_num=None):
     }
 
 
-def load_maps(directory, *, pixel_scale=2.3, transform="kappa", unfinished=False):
+def load_maps(
+    directory, *, pixel_scale=2.3, source_redshift=None, transform="kappa", unfinished=False
+):
     """Convergence maps as arrays in memory, in order of index (16 kB each).
 
     Parameters
@@ -336,6 +338,7 @@ def load_maps(directory, *, pixel_scale=2.3, transform="kappa", unfinished=False
     directory : path, as written by `python -m data_pipelines convergence` or `maps`
     pixel_scale : float, arcmin per pixel of the prior that will learn from them; records at another
         scale are refused
+    source_redshift : float or None, of the sources; records of others are refused
     transform : str, what the pixels hold ("kappa": physical convergence); records of something else
         are refused
     unfinished : bool, take the shards that are finished while the run that writes them goes on
@@ -354,6 +357,12 @@ def load_maps(directory, *, pixel_scale=2.3, transform="kappa", unfinished=False
         reason = (
             f"load_maps: transform must be {transform!r}, got {manifest.get('transform')!r}; write"
             " the records again from physical convergence"
+        )
+        raise RecordsError(Path(directory) / MANIFEST, reason)
+    if source_redshift is not None and manifest.get("source_redshift") != source_redshift:
+        reason = (
+            f"load_maps: source_redshift must be {source_redshift}, got"
+            f" {manifest.get('source_redshift')}; take records of the same sources as the prior's"
         )
         raise RecordsError(Path(directory) / MANIFEST, reason)
     batches = list(

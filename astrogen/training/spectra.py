@@ -1,13 +1,8 @@
-"""Spectrum and shift of convergence maps from simulations, as smooth functions of the cosmology,
-and fields whose drawn maps have that spectrum.
-
-A map cut from the sky is not periodic, and the exponential changes a spectrum: instead of
-correcting for both, maps are drawn and cut in the same way, measured with the same estimator, and
-the spectrum that colours the noise is changed until the two agree.
+"""What the simulations say of a convergence field (its shift, and where no theory is given its
+spectrum), and what a network does to the spectrum of theory, taken out again.
 """
 
 import json
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,23 +10,26 @@ import tensorflow as tf
 
 from astrogen.errors import InputError
 from astrogen.priors.convergence import (
-    ARCMIN,
     SECOND_ORDER,
     TERMS,
-    Table,
-    draw_latent,
-    hat_weights,
-    polynomial_terms,
+    Change,
+    ConvergencePrior,
+    Theory,
+    change_weights,
+    design,
+    exact_terms,
 )
+from astrogen.priors.grid_power import ARCMIN, mode_counts, pixel_covariance, windowed_power
 from astrogen.training.map_features import band_edges, band_matrix
 
-LOG_L = np.linspace(np.log(50.0), np.log(6700.0), 24)
 NUM_BANDS, LAST = 20, 6700.0
 SHIFT_MARGIN = 1.1  # lambda over the deepest void in the simulations
-# of log C below the first measured band: where the spectrum bends towards its maximum at l of 20 or
-# so
-LOW_SLOPE = -0.6
-BATCH = 32
+LOWEST = 147.0  # multipole of the lowest mode of the maps that a network learns from
+CHANGE_LOG_L = np.linspace(
+    np.log(LOWEST), np.log(5600.0), 14
+)  # beyond, modes lie along diagonals alone
+SQUARE = (700.0, 5000.0)  # multipoles in which the modes tell directions apart
+SIDE = 256  # pixels of the periodic maps by which a network's field is brought to theory
 
 
 def measured_bands(kappa, pixel_scale):
@@ -66,7 +64,7 @@ def fit_polynomial(cosmology, values, *, num_terms=SECOND_ORDER):
     Of second order where the values are those of simulations, with their scatter; all TERMS where
     they are exact.
     """
-    terms = polynomial_terms(cosmology).numpy().astype(np.float64)[:, :num_terms]
+    terms = exact_terms(cosmology)[:, :num_terms]
     found = np.linalg.lstsq(terms, np.asarray(values, np.float64), rcond=None)[0]
     return np.concatenate([found, np.zeros((TERMS - num_terms, *found.shape[1:]))])
 
@@ -86,7 +84,7 @@ def fit_shift(maps):
     """
     cosmology, deepest = by_simulation(maps, lambda kappa: [-kappa.min()])
     coefficients = fit_polynomial(cosmology, np.log(deepest), num_terms=3)
-    above = np.log(deepest) - polynomial_terms(cosmology).numpy() @ coefficients
+    above = np.log(deepest) - exact_terms(cosmology) @ coefficients
     coefficients[0] += above.max() + np.log(SHIFT_MARGIN)
     return coefficients.astype(np.float32)
 
@@ -98,7 +96,7 @@ def fit_target(maps):
     quadratic in log l, which keeps the noise of few boxes out.
     """
     cosmology, power = by_simulation(maps, lambda kappa: measured_bands(kappa, maps["pixel_scale"]))
-    terms, log_power = polynomial_terms(cosmology).numpy().astype(np.float64), np.log(power)
+    terms, log_power = exact_terms(cosmology), np.log(power)
     coefficients = fit_polynomial(
         cosmology, log_power, num_terms=SECOND_ORDER if len(power) >= 3 * SECOND_ORDER else 3
     )
@@ -112,130 +110,165 @@ def fit_target(maps):
     return coefficients
 
 
-def read_target(path, *, shape, pixel_scale):
-    """Coefficients as of `fit_target` from band powers that theory expects (`python -m
-    data_pipelines expected-spectrum`).
+def read_theory(path):
+    """The Theory of a file of `python -m data_pipelines expected-spectrum`, and the redshift of its
+    sources.
 
     Raises
     ------
-    ValueError : the file is of other maps, or none of this kind.
+    InputError : the file is none of this kind.
     """
     try:
         stored = json.loads(Path(path).read_text())
-        cosmologies, power, l = (
-            np.array(stored[name], float) for name in ("cosmologies", "power", "multipoles")
+        points, spectrum, l = (
+            np.array(stored[name], float) for name in ("cosmologies", "spectrum", "multipoles")
         )
-        of = (stored["pixel_scale"], tuple(stored["image_shape"]))
+        redshift = float(stored["source_redshift"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
-            "read_target: spectrum must be a file of `python -m data_pipelines expected-spectrum`,"
-            f" got {path}: {error}"
+            "read_theory: spectrum must be a file of `python -m data_pipelines expected-spectrum`,"
+            f" got {path}: {type(error).__name__}: {error}"
         ) from error
-    if of != (pixel_scale, tuple(shape)):
-        raise InputError(
-            f"read_target: spectrum must be of maps of {tuple(shape)} pixels of {pixel_scale:g}"
-            f" arcmin as the records are, got {of[1]} of {of[0]:g} in {path}"
-        )
     if (
-        power.shape != (len(cosmologies), NUM_BANDS)
-        or len(cosmologies) < TERMS
-        or not np.allclose(l, band_multipoles(shape, pixel_scale))
-        or not np.all(power > 0)
+        spectrum.shape != (len(points), len(l))
+        or len(points) < TERMS
+        or not np.all(spectrum > 0)
+        or not np.all(np.diff(l) > 0)
     ):
         raise InputError(
-            f"read_target: spectrum must have positive powers in the {NUM_BANDS} bands of this"
-            f" release at {TERMS} cosmologies or more, got shape {power.shape} in {path}; make the"
-            " file again"
+            f"read_theory: spectrum must be positive at rising multipoles, at {TERMS} cosmologies"
+            f" or more, got shape {spectrum.shape} for {len(points)} of them and {len(l)}"
+            f" multipoles in {path}; make the file again"
         )
-    return fit_polynomial(cosmologies, np.log(power), num_terms=TERMS)
+    return Theory(np.log(l), fit_polynomial(points, np.log(spectrum), num_terms=TERMS)), redshift
 
 
-def start_table(target, pixel_scale, shape):
-    """A table whose spectrum is that of the bands, extended to lower multipoles, as the first guess
-    of a Gaussian field.
-    """
-    l = band_multipoles(shape, pixel_scale)
-    knots = np.stack([np.interp(LOG_L, np.log(l), row) for row in target])
-    knots[0] += LOW_SLOPE * np.minimum(0.0, LOG_L - np.log(l[0]))
-    return Table(knots, np.zeros(TERMS), np.zeros(TERMS))
-
-
-def match_spectrum(prior, target, *, num_maps, num_iterations, seed):
-    """Change the prior's table, in place, until cut maps have the band powers of the target, at
-    nine cosmologies of its range.
-
-    The mean convergence of the maps becomes zero; with a network it stays as it was learnt,
-    together with the density of pixels.
+def fit_theory(maps, shape_of):
+    """A Theory whose maps have the mean band powers of simulations: that of `shape_of`, another
+    Theory, times a smooth factor, which is constant below the lowest mode of the maps.
 
     Parameters
     ----------
-    prior : ConvergencePrior
-    target : array [TERMS, NUM_BANDS], of `fit_target`
-    num_maps : int, per cosmology
+    maps : dict, of `load_maps`
+    shape_of : Theory
+    """
+    side, scale = maps["kappa"].shape[1], maps["pixel_scale"]
+    points = np.unique(maps["cosmology"], axis=0)
+    covariance = pixel_covariance(
+        shape_of.log_l,
+        exact_terms(points) @ shape_of.log_spectrum,
+        (2 * side, 2 * side),
+        pixel_scale=scale,
+    )[:, :side, :side]
+    power = windowed_power(covariance, np.ones(side), pixel_scale=scale)
+    num_terms = SECOND_ORDER if len(points) >= 3 * SECOND_ORDER else min(3, len(points))
+    expected = fit_polynomial(
+        points, np.log(mean_bands(power, (side, side), scale)), num_terms=num_terms
+    )
+    ratio = fit_target(maps) - expected
+    log_l = np.log(band_multipoles((side, side), scale))
+    return Theory(
+        shape_of.log_l,
+        shape_of.log_spectrum + [np.interp(shape_of.log_l, log_l, row) for row in ratio],
+    )
+
+
+def no_change():
+    """A Change that changes nothing."""
+    return Change(CHANGE_LOG_L, np.zeros((2, TERMS, len(CHANGE_LOG_L))), np.zeros(TERMS))
+
+
+def lognormal_of(prior):
+    """The lognormal field that a prior's network starts from."""
+    return ConvergencePrior(
+        kind="lognormal",
+        name=prior.name,
+        theory=prior.theory,
+        log_shift=prior.log_shift,
+        change=None,
+        network=None,
+        pixel_scale=prior.pixel_scale,
+        image_shape=prior.image_shape,
+        cosmology_range=prior.cosmology_range,
+        card=prior.card,
+    )
+
+
+def match_theory(prior, *, num_maps, num_rounds, seed, side=None):
+    """Change the noise that a network's field is made of, in place, until the maps have the
+    spectrum of theory and mean zero, at the nine cosmologies of its range.
+
+    Whole periodic maps, larger than those that the network learned from, are compared with
+    lognormal maps of the same noise, whose spectrum and mean are known: what both share by chance
+    falls out. The factor is a smooth function of l; below the lowest mode of the network's own maps
+    it is the constant that the network does to long waves.
+
+    Parameters
+    ----------
+    prior : ConvergencePrior with a network
+    num_maps : int, per cosmology and round
+    side : int, pixels of the periodic maps; None: SIDE
 
     Returns
     -------
-    float : the largest relative difference of a band of 250 < l < 3000, before the last change
+    float : the largest change of power, relative, of the last round
     """
-    limits = [np.linspace(*prior.cosmology_range[name], 3) for name in ("omega_m", "sigma_8")]
-    design = np.stack(np.meshgrid(*limits, indexing="ij"), -1).reshape(-1, 2).astype(np.float32)
-    terms, l = (
-        polynomial_terms(design).numpy(),
-        band_multipoles(prior.image_shape, prior.pixel_scale),
-    )
-    wanted = None
-    for _ in range(num_iterations):
-        draw = tf.function(prior.draw)  # traced anew: the table is a constant of the graph
-        summaries = [_summarise(draw, prior, one[None], num_maps, seed) for one in design]
-        power, mean, std = (np.stack(x) for x in zip(*summaries))
-        error = terms @ target - np.log(power)
-        wanted = (mean if prior.kind == "network" else 0 * mean) if wanted is None else wanted
-        _change_table(prior, design, l, error, (mean, wanted), std)
-    return float(np.abs(np.expm1(error[:, (l > 250) & (l < 3000)])).max())
-
-
-def _summarise(draw, prior, cosmology, num_maps, seed):
-    """Mean band powers, mean convergence, and log standard deviation of g, of maps cut from one
-    cosmology.
-    """
-    power, mean, variance = [], [], []
-    for start in range(0, num_maps, BATCH):
-        latent = draw_latent(range(start, start + BATCH), prior.image_shape, seed=seed)
-        kappa = draw(latent, cosmology).numpy()
-        power.append(measured_bands(kappa, prior.pixel_scale).mean(0))
-        mean.append(kappa.mean())
-        variance.append(prior.colour(latent, cosmology).numpy().var())
-    return np.mean(power, 0), np.mean(mean), 0.5 * np.log(np.mean(variance))
-
-
-def _change_table(prior, design, l, error, mean, std):
-    # A shift of the mean of g multiplies the density: what it does to the spectrum is not to be
-    # corrected twice.
-    found, wanted = (x + prior.shift(design).numpy() for x in mean)
-    move = 0 * found if prior.kind == "gaussian" else np.log(wanted / found)
-    # As many terms as cosmologies: the network's own way with the cosmology is followed exactly at
-    # each. Of second order, up to 4 % of power were left.
-    fit = partial(fit_polynomial, design, num_terms=TERMS)
-    correction = fit(error - 2 * move[:, None]) @ hat_weights(np.exp(LOG_L), np.log(l)).T
-    spectrum = prior.table.log_spectrum.numpy() + correction
-    unit = (
-        prior.table.log_std.numpy() if prior.kind == "network" else fit(std)
-    )  # the network goes on in the unit that it learned in
-    prior.table = Table(
-        *(
-            tf.constant(x, tf.float32)
-            for x in (spectrum, prior.table.mean.numpy() + fit(move), unit)
+    side = side or SIDE
+    points, lognormal = design(prior.cosmology_range), lognormal_of(prior)
+    solve = np.linalg.pinv(exact_terms(points))
+    for _ in range(num_rounds):
+        draw = tf.function(prior.decode)  # traced anew: the change is a constant of the graph
+        found = [
+            _power_and_mean(draw, lognormal, one, num_maps, seed=seed, side=side) for one in points
+        ]
+        excess, mean = (np.stack(parts) for parts in zip(*found, strict=True))
+        gain = _log_gain(excess, prior, side)
+        # A shift of the mean of g multiplies the density: what it does to the spectrum is not to be
+        # taken out twice.
+        move = np.log1p(mean / prior.shift(points).numpy())
+        gain[:, 0] -= 2 * move[:, None]
+        change = prior.change
+        prior.change = Change(
+            change.log_l,
+            change.log_gain - np.moveaxis(np.tensordot(solve, gain, 1), 0, 1),
+            change.mean - solve @ move,
         )
-    )
+    return float(np.abs(np.expm1(gain)).max())
 
 
-def lognormal_start(gaussian, log_shift, design):
-    """First guess of the table of a lognormal field: the Gaussian's divided by lambda^2, with the
-    mean that makes the convergence vanish on average.
+def _power_and_mean(draw, lognormal, cosmology, num_maps, *, seed, side):
+    """What a network's maps of one cosmology have more than the lognormal ones of the same noise:
+    power [side, side // 2 + 1] relative to theory, and mean.
     """
-    spectrum, std = gaussian.log_spectrum.copy(), gaussian.log_std.copy()
-    spectrum -= 2 * log_shift[:, None]
-    std = std - log_shift
-    variance = np.exp(2 * polynomial_terms(design).numpy() @ std)
-    mean = polynomial_terms(design).numpy() @ log_shift - 0.5 * variance
-    return Table(spectrum, fit_polynomial(design, mean), std)
+    cosmology = tf.constant(cosmology[None], tf.float32)
+    expected = lognormal.kappa_power(side, side, cosmology)[0].numpy()
+    scale = (lognormal.pixel_scale * ARCMIN / side) ** 2
+    excess, mean = 0.0, 0.0
+    for index in range(num_maps):
+        latent = tf.random.stateless_normal([1, side, side], [seed, index])
+        ours, theirs = (
+            fn(latent, cosmology).numpy()[0].astype(np.float64) for fn in (draw, lognormal.decode)
+        )
+        power = [np.abs(np.fft.rfft2(one)) ** 2 for one in (ours, theirs)]
+        excess = excess + (power[0] - power[1]) * scale / expected / num_maps
+        mean += (ours.mean() - theirs.mean()) / num_maps
+    return excess, mean
+
+
+def _log_gain(excess, prior, side):
+    """Logarithm of the power over theory, as gains [num, 2, knots] of a Change, by least squares
+    over the modes of excess [num, side, side // 2 + 1].
+    """
+    log_l = prior.change.log_l
+    weights = change_weights(side, side, prior.pixel_scale, tuple(log_l))
+    told_apart = (log_l > np.log(SQUARE[0])) & (log_l < np.log(SQUARE[1]))
+    free = np.concatenate([np.ones(len(log_l), bool), told_apart])
+    design_matrix = np.concatenate([*weights], -1).reshape(-1, 2 * len(log_l))[:, free]
+    counts = mode_counts(side, side).reshape(-1, 1).copy()
+    counts[0] = 0  # the mean of a map is no wave
+    normal = design_matrix.T @ (counts * design_matrix)
+    right = design_matrix.T @ (counts * excess.reshape(len(excess), -1).T)
+    gain = np.zeros((len(excess), 2 * len(log_l)))
+    gain[:, free] = np.linalg.solve(normal, right).T
+    gain[:, : len(log_l)] = np.log1p(gain[:, : len(log_l)])
+    return gain.reshape(len(excess), 2, -1)

@@ -53,18 +53,13 @@ def standardise(prior, log_map, cosmology):
     """Map log(kappa + lambda) [batch, n, m] in units of the coloured field's mean and standard
     deviation.
     """
-    mean, std = (
-        tf.linalg.matvec(polynomial_terms(cosmology), x)[:, None, None]
-        for x in (prior.table.mean, prior.table.log_std)
-    )
-    return (log_map - mean) / tf.exp(std)
+    mean, std = prior.moments(cosmology)
+    return (log_map - mean) / std
 
 
 def summaries(prior, kappa, log_map, cosmology):
     """Features [batch, F] of maps in physical units and of their standardised logarithm."""
-    std = tf.exp(tf.linalg.matvec(polynomial_terms(cosmology), prior.kappa_table.log_std))[
-        :, None, None
-    ]
+    std = prior.kappa_std(cosmology)
     return map_features(kappa / std, log_map, pixel_scale=prior.pixel_scale)
 
 
