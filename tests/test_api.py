@@ -78,7 +78,11 @@ CLASSES = {  # class: what a user reads of it
     "JointResult": "sources flux_covariance models residuals deblended table summary write_fits",
     "LensingField": "",
     "MassMap": "mean std draws",
+    "AstrogenError": "",
+    "InputError": "",
     "InputFileError": "",
+    "SurveyError": "",
+    "WeightsError": "",
     "PoorInputWarning": "",
 }
 
