@@ -8,17 +8,29 @@ errors.
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 
 import numpy as np
 from astropy.table import Table
+from astropy.units import Unit
 
-from astrogen.images import write_planes
+from astrogen.errors import InputFileError
+from astrogen.images import read_plane_wcs, read_planes, write_planes
+from astrogen.observation import Observation
+from astrogen.psf import PSF
 from astrogen.result import QUANTITIES, Quantities, deconvolved_wcs, format_value, measure
+from astrogen.result import read_result as read_single
 from astrogen.verdict import edge_significance, format_p, goodness_of_fit, judge
 
-FORMAT = "astrogen joint result 1"
+FORMAT = "astrogen joint result 2"
+# What a file says of each source and each exposure beside its images.
+ABOUT_SOURCE = (
+    *("name", "bands", "reference", "place", "x", "y", "prior_scale", "target_fwhm"),
+    *("colour", "residual_amplitude"),
+)
+ABOUT_EXPOSURE = ("name", "pixel_scale", "notes", "status")
+ABOUT_FIT = ("bands", "chi2", "p_values", "chi2_all", "method", "status", "converged")
 CENTRE_SIGMA = 2.5  # deconvolved pixels, of the weight that says where a galaxy is
 
 
@@ -202,10 +214,11 @@ class JointResult:
     def write_fits(self, path, *, num_draws_kept=None):
         """Write everything to one FITS file, whole or not at all.
 
-        For each source n: IMAGEn, IMAGE_STDn, cubes [band, h, w] with their WCS, and DRAWSn_BAND,
-        cubes [draw, h, w]. For each exposure m: OBSERVEDm, VARIANCEm, MASKm, MODELm, RESIDUALm, and
-        SOURCEn_m, the light of source n. Tables: SOURCES (`table`), COVARIANCE (of all fluxes),
-        DRAWS (fluxes, shifts and backgrounds), ABOUT (name, value as JSON).
+        For each source n: IMAGEn, IMAGE_STDn, cubes [band, h, w] with their WCS, and DRAWSn_b,
+        cubes [draw, h, w] of band b. For each exposure m: OBSERVEDm, VARIANCEm, MASKm, MODELm, RESIDUALm,
+        PSFm, and SOURCEn_m, the light of source n. Tables: SOURCES (`table`), COVARIANCE (of all
+        fluxes), DRAWS (fluxes, shifts and backgrounds), LATENTn, ABOUT (name, value as JSON).
+        `astrogen.read_result` reads it.
 
         num_draws_kept : int or None, how many draws of the images to write; None: all
         """
@@ -213,8 +226,8 @@ class JointResult:
         for number, source in enumerate(self.sources, 1):
             ours = {f"IMAGE{number}": source.images, f"IMAGE_STD{number}": source.image_std}
             ours |= {
-                f"DRAWS{number}_{band}".rstrip("_"): source.draws[:num_draws_kept, index]
-                for index, band in enumerate(source.bands)
+                f"DRAWS{number}_{index + 1}": source.draws[:num_draws_kept, index]
+                for index in range(len(source.bands))
             }
             planes, wcs = planes | ours, wcs | dict.fromkeys(ours, source.wcs)
         for number, observation in enumerate(self.observations, 1):
@@ -231,6 +244,7 @@ class JointResult:
                 for index, source in enumerate(self.sources, 1)
             }
             planes, wcs = planes | ours, wcs | dict.fromkeys(ours, observation.wcs)
+            planes[f"PSF{number}"] = observation.psf.image
         labels = [
             f"{source.name} {band}".strip() for source in self.sources for band in source.bands
         ]
@@ -244,21 +258,18 @@ class JointResult:
         )
         about = {
             "format": FORMAT,
-            "bands": list(self.bands),
-            "exposures": [observation.name for observation in self.observations],
-            "sources": [source.name for source in self.sources],
-            "reference_bands": [source.reference for source in self.sources],
-            "chi2": self.chi2,
-            "chi2_all": self.chi2_all,
-            "p_values": self.p_values,
-            "method": self.method,
-            "status": list(self.status),
-            "converged": self.converged,
+            "exposures": [_about_exposure(observation) for observation in self.observations],
+            "sources": [_about_source(source) for source in self.sources],
+            **{name: getattr(self, name) for name in ABOUT_FIT},
             "diagnostics": self.diagnostics,
             "provenance": self.provenance,
         }
         tables = {
             "SOURCES": self.table(),
+            **{
+                f"LATENT{number}": Table({"latent": source.latent_draws})
+                for number, source in enumerate(self.sources, 1)
+            },
             "COVARIANCE": covariance,
             "DRAWS": draws,
             "ABOUT": Table(
@@ -268,7 +279,7 @@ class JointResult:
         unit = {
             name: self.observations[0].unit
             for name in planes
-            if not name.startswith(("VARIANCE", "MASK"))
+            if not name.startswith(("VARIANCE", "MASK", "PSF"))
         }
         header = {
             "OBJECT": self.name,
@@ -286,6 +297,110 @@ class JointResult:
             | {f"STATUS{number}": sentence for number, sentence in enumerate(self.status, 1)},
             tables=tables,
         )
+
+
+def _about_exposure(observation):
+    return {name: getattr(observation, name) for name in ABOUT_EXPOSURE} | {
+        "unit": observation.unit.to_string(),
+        "psf": [observation.psf.pixel_scale, observation.psf.pixel_response],
+    }
+
+
+def _about_source(source):
+    return {name: getattr(source, name) for name in ABOUT_SOURCE} | {
+        "quantities": asdict(source.quantities)
+    }
+
+
+def read_result(path):
+    """Read what `Result.write_fits` or `JointResult.write_fits` wrote.
+
+    Parameters
+    ----------
+    path : path
+
+    Returns
+    -------
+    Result or JointResult, with the draws of images that were kept and the quantities of all
+
+    Raises
+    ------
+    InputFileError : the file is damaged, or no result of astrogen.
+    """
+    planes, _, tables = read_planes(path)
+    try:
+        about = {str(row["name"]): json.loads(row["value"]) for row in tables["ABOUT"]}
+        if about["format"] == FORMAT:
+            return _assemble(path, planes, tables, about)
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise InputFileError(
+            path, f"is no result of astrogen, or a damaged one ({type(error).__name__}: {error})"
+        ) from error
+    return read_single(path)
+
+
+def _assemble(path, planes, tables, about):
+    observations = tuple(
+        _read_exposure(path, planes, number, told)
+        for number, told in enumerate(about["exposures"], 1)
+    )
+    draws = tables["DRAWS"]
+    sources = tuple(
+        _read_source(path, planes, tables, number, told, len(observations))
+        for number, told in enumerate(about["sources"], 1)
+    )
+    numbers = range(1, len(observations) + 1)
+    return JointResult(
+        observations=observations,
+        sources=sources,
+        models=tuple(planes[f"MODEL{number}"] for number in numbers),
+        residuals=tuple(planes[f"RESIDUAL{number}"] for number in numbers),
+        background_draws=np.asarray(draws["background"], np.float32),
+        diagnostics=about["diagnostics"],
+        provenance=about["provenance"],
+        **{name: _tuple(about[name]) for name in ABOUT_FIT},
+    )
+
+
+def _read_exposure(path, planes, number, told):
+    return Observation(
+        image=planes[f"OBSERVED{number}"],
+        variance=planes[f"VARIANCE{number}"],
+        mask=planes[f"MASK{number}"].astype(bool),
+        psf=PSF(planes[f"PSF{number}"], *told["psf"]),
+        wcs=read_plane_wcs(path, f"OBSERVED{number}"),
+        unit=Unit(told["unit"], parse_strict="silent"),
+        **{name: _tuple(told[name]) for name in ABOUT_EXPOSURE},
+    )
+
+
+def _read_source(path, planes, tables, number, told, num_exposures):
+    images = planes[f"IMAGE{number}"]
+    nothing = np.zeros((0, *images.shape[1:]), np.float32)
+    draws = [
+        planes.get(f"DRAWS{number}_{band}", nothing) for band in range(1, len(told["bands"]) + 1)
+    ]
+    quantities = {name: _tuple(value) for name, value in told["quantities"].items()}
+    quantities["covariance"] = tuple(map(tuple, quantities["covariance"]))
+    return Source(
+        wcs=read_plane_wcs(path, f"IMAGE{number}"),
+        images=images,
+        image_std=planes[f"IMAGE_STD{number}"],
+        draws=np.stack(draws, 1),
+        flux_draws=np.asarray(tables["DRAWS"]["flux"][:, number - 1]),
+        shift_draws=np.asarray(tables["DRAWS"]["shift"][:, number - 1]),
+        latent_draws=np.asarray(tables[f"LATENT{number}"]["latent"]),
+        models=tuple(
+            planes[f"SOURCE{number}_{exposure}"] for exposure in range(1, num_exposures + 1)
+        ),
+        measured=Quantities(**quantities),
+        **{name: _tuple(told[name]) for name in ABOUT_SOURCE},
+    )
+
+
+def _tuple(value):
+    """JSON has no tuples."""
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _counted(number, noun):

@@ -21,6 +21,7 @@ from astrogen.joint.plans import check_overlap, plan_alone, plan_several
 from astrogen.joint.scene import Scene, light_of, make_galaxy, tensor, whole_light
 from astrogen.joint_result import make_joint_result, make_source
 from astrogen.priors import load_prior
+from astrogen.spawn import refuse_fork
 
 
 def deconvolve_jointly(
@@ -136,6 +137,7 @@ def _fit(
     prior_scale,
     background,
 ):
+    refuse_fork(caller)
     check_options(caller, method, background, num_draws)
     observations = list(observations)
     bands = _check_exposures(caller, observations, bands)
