@@ -20,7 +20,9 @@ from astrogen.joint.mode import begin, climb_in_turn
 from astrogen.joint.plans import check_overlap, plan_alone, plan_several
 from astrogen.joint.scene import Scene, light_of, make_galaxy, tensor, whole_light
 from astrogen.joint_result import make_joint_result, make_source
+from astrogen.observation import to_unit
 from astrogen.priors import load_prior
+from astrogen.units import is_known
 
 
 def deconvolve_jointly(
@@ -44,8 +46,8 @@ def deconvolve_jointly(
 
     Parameters
     ----------
-    observations : sequence of Observation, of one unit; each with a WCS unless there is one, or
-        `aligned`
+    observations : sequence of Observation, each with a WCS unless there is one, or `aligned`; what
+        has another unit than the first is converted
     bands : sequence of str, one for each observation, or None: all of one band
     aligned : bool, the exposures share their pixel grid, and no WCS is asked for
     prior, method, num_draws, seed, background : as in `astrogen.deconvolve`
@@ -57,7 +59,8 @@ def deconvolve_jointly(
 
     Raises
     ------
-    ValueError : an option is wrong, exposures do not overlap, lack a WCS, or differ in unit.
+    ValueError : an option is wrong, exposures do not overlap, lack a WCS, or have units of which
+        one cannot be converted to the other.
     """
     return _fit(
         "deconvolve_jointly",
@@ -139,6 +142,7 @@ def _fit(
     check_options(caller, method, background, num_draws)
     observations = list(observations)
     bands = _check_exposures(caller, observations, bands)
+    observations = [to_unit(observation, observations[0].unit) for observation in observations]
     prior = load_prior(prior) if not hasattr(prior, "components") else prior
     scene = Scene(
         observations, bands, find_frames(observations, aligned=aligned), prior, background
@@ -182,11 +186,13 @@ def _check_exposures(caller, observations, bands):
             f"{caller}: bands must be one for each of the {len(observations)} observations, got"
             f" {len(bands)}; repeat a band for each of its exposures"
         )
-    if len(units := list(dict.fromkeys(str(observation.unit) for observation in observations))) > 1:
-        raise InputError(
-            f"{caller}: observations must have one unit, got"
-            f" {' and '.join(unit or 'none' for unit in units)}; convert them to one flux scale"
-        )
+    first = observations[0].unit
+    for unit in dict.fromkeys(observation.unit for observation in observations):
+        if unit != first and not (is_known(unit) and is_known(first) and unit.is_equivalent(first)):
+            raise InputError(
+                f"{caller}: observations must have one unit, got {str(first) or 'none'} and"
+                f" {str(unit) or 'none'}; convert them to one flux scale"
+            )
     for observation in observations:
         if observation.status != "ok":
             raise InputError(
