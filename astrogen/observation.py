@@ -589,8 +589,8 @@ def read_observation(
     ----------
     path : path, FITS (plain or gzip) or .npy, or FILE[HDU]
     psf : PSF
-    variance, sigma, weight : path or float, at most one; `weight` is the inverse variance, 0 =
-        masked
+    variance, sigma, weight : path, float or Quantity, at most one; `weight` is the inverse
+        variance, 0 = masked
     mask : path
     bad_bits : sequence of names and values (1, 2, 4, ...: as the survey prints them, sums allowed;
         codes where the mask holds

@@ -8,11 +8,13 @@ import contextlib
 import math
 import re
 import warnings
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from astropy.units import (
     Jy,
+    Quantity,
     Unit,
     UnitBase,
     UnitConversionError,
@@ -27,6 +29,7 @@ from astropy.units import (
 )
 
 from astrogen.errors import InputError
+from astrogen.files import number_or_path
 
 # What the text of a unit may say that makes the sum of its pixels no flux.
 PER_BEAM = r"\bbeam"
@@ -158,6 +161,18 @@ def _refuse_sums_without_meaning(caller, unit):
     raise InputError(
         f"{caller}: unit must be one whose sum over pixels is a flux, got {text!r}; {reason}"
     )
+
+
+def level_or_path(text):
+    """What a user gives as a noise level: a number, or one with its unit ("0.5 nJy"), unless a file
+    of that name exists.
+    """
+    level = number_or_path(text)
+    match = re.fullmatch(r"([-+.\deE]+)\s+(\S.*)", text)
+    if isinstance(level, str) and match and not Path(text).exists():
+        with contextlib.suppress(ValueError):
+            return Quantity(float(match[1]), read_unit(match[2]))
+    return level
 
 
 def unit_text(unit, power=1):

@@ -384,6 +384,30 @@ def test_an_output_that_cannot_be_written_is_4(folder, capsys):
     assert "file: File exists" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("odd")])
+def test_a_result_that_cannot_be_written_leaves_the_others_alone(
+    folder, capsys, monkeypatch, error
+):
+    write = astrogen.Result.write_fits
+
+    def refuse(result, path, **options):
+        if result.name == "hard":
+            raise error
+        write(result, path, **options)
+
+    monkeypatch.setattr(astrogen.Result, "write_fits", refuse)
+    images = ("one.fits", "hard.fits", "two.npy")
+    assert deconvolve(folder, *images, "--psf", "psf.fits", "--pixel-scale", "0.2") == 3
+    out, err = capsys.readouterr()
+    assert "hard.fits: could not be written" in err and "2 of 3 objects" in out
+    table = Table.read(folder / "out/results.ecsv")
+    assert list(table["file"][:2]) == ["one.fits", "two.fits"]
+    assert table["status"][2].startswith("failed: could not be written: ")
+    for name in ("one", "two"):
+        assert read_result(folder / f"out/{name}.fits").name == name
+    assert "hard.fits" in (folder / "out/index.html").read_text()
+
+
 def test_an_interrupt_is_130(folder, capsys, monkeypatch):
     def interrupt(name):
         raise KeyboardInterrupt

@@ -20,7 +20,6 @@ from astrogen.commands.words import (
     progress,
     short_warnings,
 )
-from astrogen.files import number_or_path
 
 TEXT = "Deconvolve images of galaxies and say how far the result can be trusted."
 NOISE = ("variance", "sigma", "weight")
@@ -278,8 +277,9 @@ def _mask_neighbours(observations, options):
 def _read_one(task, options):
     from astrogen.observation import read_observation
     from astrogen.psf import make_psf, read_psf
+    from astrogen.units import level_or_path
 
-    planes = {kind: number_or_path(task[kind]) for kind in NOISE if kind in task}
+    planes = {kind: level_or_path(task[kind]) for kind in NOISE if kind in task}
     read = partial(
         read_observation,
         task["image"],
