@@ -331,7 +331,7 @@ def test_all_bad_is_4_with_one_line(folder, capsys, words, message):
 
 def test_a_prior_that_cannot_be_loaded_is_one_line(folder, capsys, monkeypatch):
     def refuse(name):
-        raise ValueError(
+        raise astrogen.InputError(
             f"load_prior: name must be galaxy or a folder, got {name!r}; train one with `astrogen"
             " train`"
         )

@@ -2,6 +2,8 @@
 several exposures.
 """
 
+import re
+
 import astropy.units as u
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from astropy.wcs import WCS
 
 from astrogen.errors import InputError
 from astrogen.images import read_planes, write_planes
+from astrogen.joint.fit import unlike_scales
 from astrogen.observation import make_observation, make_psf, read_observation, to_unit
 from astrogen.result import make_result, read_result, results_table
 from astrogen.units import flux_unit, read_unit, unit_text
@@ -246,3 +249,24 @@ def test_exposures_are_converted_to_one_unit():
 @pytest.mark.parametrize("power, text", [(1, "adu pix-1"), (2, "adu2 pix-2")])
 def test_powers_of_units_as_a_header_says_them(power, text):
     assert unit_text(u.adu / u.pix, power) == text
+
+
+@pytest.mark.parametrize(
+    "factor, bands, said",
+    [
+        (2.5, ("", ""), "A is 1.00 and B 2.50 times the model"),
+        (0.8, ("r", "r"), r"one band \(r\) differ in flux, B is 0.80 and A 1.00"),
+        (1.03, ("", ""), None),
+        (2.5, ("g", "r"), None),
+    ],
+)
+def test_exposures_of_one_band_with_other_zero_points_are_named(factor, bands, said):
+    y, x = np.mgrid[-12:12, -12:12] + 0.5
+    light = 50 * np.exp(-(x**2 + y**2) / 20)
+    noise = np.random.default_rng(2).normal(0, 0.5, (2, 24, 24))
+    seen = [
+        observe(light + 3 + noise[0]),
+        observe(factor * light - 2 + noise[1], name="B"),
+    ]
+    found = unlike_scales(seen, bands, [light + 3, light - 2], [np.full(9, 3.0), np.full(9, -2.0)])
+    assert (len(found) == 1 and re.search(said, found[0])) if said else not found

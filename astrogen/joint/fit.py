@@ -24,6 +24,10 @@ from astrogen.observation import to_unit
 from astrogen.priors import load_prior
 from astrogen.units import is_known
 
+# Scales of exposures of one band that differ by so much, and so many sigma, are no matter of noise
+# or of the PSF.
+SCALES_APART, SCALE_SIGMAS = 0.1, 5.0
+
 
 def deconvolve_jointly(
     observations,
@@ -170,7 +174,9 @@ def _fit(
         )
     draws.told["map_converged"] = min(draws.told["map_converged"], float(settled))
     provenance = provenance_of(prior, draws.method, num_draws, seed, background)
-    return _result(scene, galaxies, draws, provenance | {"bands": list(dict.fromkeys(bands))})
+    return _result(
+        scene, galaxies, draws, bands, provenance | {"bands": list(dict.fromkeys(bands))}
+    )
 
 
 def _check_exposures(caller, observations, bands):
@@ -271,6 +277,43 @@ def _result(scene, galaxies, draws, provenance):
         num_fitted=followed,
         method=draws.method,
         diagnostics=draws.told,
-        status=draws.status,
+        status=(*unlike_scales(scene.observations, scene.bands, models, levels), *draws.status),
         provenance=provenance,
     )
+
+
+def unlike_scales(observations, bands, models, levels):
+    """A sentence for each band whose exposures do not have one flux scale.
+
+    An exposure's scale is the factor of the light of all galaxies, beside a free level, that fits
+    it best: inverse-variance weighted least squares.
+
+    Parameters
+    ----------
+    observations, bands : sequences of Observation and of str
+    models, levels : sequences of array [h, w], and of the draws of its background, flux per pixel
+
+    Returns
+    -------
+    list of str
+    """
+    found = {}
+    for observation, band, model, level in zip(observations, bands, models, levels, strict=True):
+        weight = np.where(observation.mask, 0.0, 1 / observation.variance.astype(float))
+        light = model - level.mean()
+        light = light - np.sum(light * weight) / np.sum(weight)
+        norm = np.sum(light**2 * weight)
+        scale = np.sum(light * weight * observation.image) / norm if norm > 0 else 1.0
+        found.setdefault(band, []).append((scale, norm**-0.5 if norm > 0 else np.inf, observation))
+    sentences = []
+    for band, scales in found.items():
+        low, high = min(scales, key=lambda s: s[0]), max(scales, key=lambda s: s[0])
+        apart = high[0] - low[0]
+        if apart > SCALES_APART and apart > SCALE_SIGMAS * np.hypot(low[1], high[1]):
+            sentences.append(
+                f"zero_point: exposures of one band{band and f' ({band})'} differ in flux,"
+                f" {low[2].name} is {low[0]:.2f} and {high[2].name} {high[0]:.2f} times the model:"
+                " their units or zero points are not one flux scale; convert them to one, or name"
+                " them as different bands"
+            )
+    return sentences
