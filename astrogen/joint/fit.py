@@ -174,9 +174,7 @@ def _fit(
         )
     draws.told["map_converged"] = min(draws.told["map_converged"], float(settled))
     provenance = provenance_of(prior, draws.method, num_draws, seed, background)
-    return _result(
-        scene, galaxies, draws, bands, provenance | {"bands": list(dict.fromkeys(bands))}
-    )
+    return _result(scene, galaxies, draws, provenance | {"bands": list(dict.fromkeys(bands))})
 
 
 def _check_exposures(caller, observations, bands):
