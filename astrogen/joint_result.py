@@ -8,19 +8,19 @@ errors.
 
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 
 import numpy as np
 from astropy.table import Table
-from astropy.units import Unit
 
 from astrogen.errors import InputFileError
 from astrogen.images import read_plane_wcs, read_planes, write_planes
-from astrogen.observation import Observation
+from astrogen.observation import Observation, as_given
 from astrogen.psf import PSF
 from astrogen.result import QUANTITIES, Quantities, deconvolved_wcs, format_value, measure
 from astrogen.result import read_result as read_single
+from astrogen.units import Brightness, read_unit
 from astrogen.verdict import edge_significance, format_p, goodness_of_fit, judge
 
 FORMAT = "astrogen joint result 2"
@@ -215,21 +215,25 @@ class JointResult:
         """Write everything to one FITS file, whole or not at all.
 
         For each source n: IMAGEn, IMAGE_STDn, cubes [band, h, w] with their WCS, and DRAWSn_b,
-        cubes [draw, h, w] of band b. For each exposure m: OBSERVEDm, VARIANCEm, MASKm, MODELm, RESIDUALm,
-        PSFm, and SOURCEn_m, the light of source n. Tables: SOURCES (`table`), COVARIANCE (of all
-        fluxes), DRAWS (fluxes, shifts and backgrounds), LATENTn, ABOUT (name, value as JSON).
-        `astrogen.read_result` reads it.
+        cubes [draw, h, w] of band b. For each exposure m: OBSERVEDm, VARIANCEm, MASKm, MODELm,
+        RESIDUALm, PSFm, and SOURCEn_m, the light of source n. Tables: SOURCES (`table`), COVARIANCE
+        (of all fluxes), DRAWS (fluxes, shifts and backgrounds), LATENTn, ABOUT (name, value as
+        JSON). Images that were given as surface brightness have their planes (those of sources in
+        that of the first) as such; fluxes are in FLUXUNIT. `astrogen.read_result` reads it.
 
         num_draws_kept : int or None, how many draws of the images to write; None: all
         """
-        planes, wcs = {}, {}
+        planes, wcs, unit = {}, {}, {}
         for number, source in enumerate(self.sources, 1):
             ours = {f"IMAGE{number}": source.images, f"IMAGE_STD{number}": source.image_std}
             ours |= {
                 f"DRAWS{number}_{index + 1}": source.draws[:num_draws_kept, index]
                 for index in range(len(source.bands))
             }
-            planes, wcs = planes | ours, wcs | dict.fromkeys(ours, source.wcs)
+            factor, given = as_given(self.observations[0], source.prior_scale)
+            planes |= {name: plane * np.float32(factor) for name, plane in ours.items()}
+            wcs |= dict.fromkeys(ours, source.wcs)
+            unit |= dict.fromkeys(ours, given)
         for number, observation in enumerate(self.observations, 1):
             seen = {
                 "OBSERVED": observation.image,
@@ -243,7 +247,12 @@ class JointResult:
                 f"SOURCE{index}_{number}": source.models[number - 1]
                 for index, source in enumerate(self.sources, 1)
             }
+            factor, given = as_given(observation)
+            for name in ours:
+                power = 0 if name.startswith("MASK") else 2 if name.startswith("VARIANCE") else 1
+                ours[name] = ours[name] * np.float32(factor**power) if power else ours[name]
             planes, wcs = planes | ours, wcs | dict.fromkeys(ours, observation.wcs)
+            unit |= dict.fromkeys(ours, given)
             planes[f"PSF{number}"] = observation.psf.image
         labels = [
             f"{source.name} {band}".strip() for source in self.sources for band in source.bands
@@ -276,17 +285,13 @@ class JointResult:
                 {"name": list(about), "value": [json.dumps(value) for value in about.values()]}
             ),
         }
-        unit = {
-            name: self.observations[0].unit
-            for name in planes
-            if not name.startswith(("VARIANCE", "MASK", "PSF"))
-        }
         header = {
             "OBJECT": self.name,
             "METHOD": self.method,
             "CONVERGD": self.converged,
             "NUMSRC": len(self.sources),
             "NUMEXP": len(self.observations),
+            "FLUXUNIT": str(self.observations[0].unit),
         }
         write_planes(
             path,
@@ -301,7 +306,8 @@ class JointResult:
 
 def _about_exposure(observation):
     return {name: getattr(observation, name) for name in ABOUT_EXPOSURE} | {
-        "unit": observation.unit.to_string(),
+        "unit": str(observation.unit),
+        "brightness": observation.brightness,
         "psf": [observation.psf.pixel_scale, observation.psf.pixel_response],
     }
 
@@ -346,15 +352,18 @@ def _assemble(path, planes, tables, about):
     )
     draws = tables["DRAWS"]
     sources = tuple(
-        _read_source(path, planes, tables, number, told, len(observations))
+        _read_source(path, planes, tables, number, told, observations)
         for number, told in enumerate(about["sources"], 1)
     )
-    numbers = range(1, len(observations) + 1)
+    models, residuals = (
+        tuple(_fluxes(planes[f"{name}{m}"], seen) for m, seen in enumerate(observations, 1))
+        for name in ("MODEL", "RESIDUAL")
+    )
     return JointResult(
         observations=observations,
         sources=sources,
-        models=tuple(planes[f"MODEL{number}"] for number in numbers),
-        residuals=tuple(planes[f"RESIDUAL{number}"] for number in numbers),
+        models=models,
+        residuals=residuals,
         background_draws=np.asarray(draws["background"], np.float32),
         diagnostics=about["diagnostics"],
         provenance=about["provenance"],
@@ -363,18 +372,31 @@ def _assemble(path, planes, tables, about):
 
 
 def _read_exposure(path, planes, number, told):
-    return Observation(
+    brightness = told["brightness"]
+    seen = Observation(
         image=planes[f"OBSERVED{number}"],
         variance=planes[f"VARIANCE{number}"],
         mask=planes[f"MASK{number}"].astype(bool),
         psf=PSF(planes[f"PSF{number}"], *told["psf"]),
         wcs=read_plane_wcs(path, f"OBSERVED{number}"),
-        unit=Unit(told["unit"], parse_strict="silent"),
+        unit=read_unit(told["unit"]),
+        brightness=brightness and Brightness(*brightness),
         **{name: _tuple(told[name]) for name in ABOUT_EXPOSURE},
+    )
+    return replace(
+        seen, image=_fluxes(seen.image, seen), variance=_fluxes(seen.variance, seen, power=2)
     )
 
 
-def _read_source(path, planes, tables, number, told, num_exposures):
+def _fluxes(plane, observation, pixel_scale=None, power=1):
+    """Fluxes of a plane that a file holds as surface brightness, where the image was given as such."""
+    return plane / np.float32(as_given(observation, pixel_scale)[0] ** power)
+
+
+def _read_source(path, planes, tables, number, told, observations):
+    def scaled(plane):
+        return _fluxes(plane, observations[0], told["prior_scale"])
+
     images = planes[f"IMAGE{number}"]
     nothing = np.zeros((0, *images.shape[1:]), np.float32)
     draws = [
@@ -384,14 +406,14 @@ def _read_source(path, planes, tables, number, told, num_exposures):
     quantities["covariance"] = tuple(map(tuple, quantities["covariance"]))
     return Source(
         wcs=read_plane_wcs(path, f"IMAGE{number}"),
-        images=images,
-        image_std=planes[f"IMAGE_STD{number}"],
-        draws=np.stack(draws, 1),
+        images=scaled(images),
+        image_std=scaled(planes[f"IMAGE_STD{number}"]),
+        draws=scaled(np.stack(draws, 1)),
         flux_draws=np.asarray(tables["DRAWS"]["flux"][:, number - 1]),
         shift_draws=np.asarray(tables["DRAWS"]["shift"][:, number - 1]),
         latent_draws=np.asarray(tables[f"LATENT{number}"]["latent"]),
         models=tuple(
-            planes[f"SOURCE{number}_{exposure}"] for exposure in range(1, num_exposures + 1)
+            _fluxes(planes[f"SOURCE{number}_{m}"], seen) for m, seen in enumerate(observations, 1)
         ),
         measured=Quantities(**quantities),
         **{name: _tuple(told[name]) for name in ABOUT_SOURCE},
