@@ -6,6 +6,7 @@ import inspect
 import re
 import sys
 import types
+from types import SimpleNamespace
 
 import galsim
 import numpy as np
@@ -41,14 +42,14 @@ API = {  # function: its parameters, in their order
     "mask_neighbours": "observation place",
     "load_prior": "name",
     "deconvolve": (
-        "observations psf observed_scale prior method num_draws seed pixel_scale background"
+        "observations psf pixel_scale prior method num_draws seed prior_scale background"
         " num_chains batch_size progress"
     ),
     "deconvolve_jointly": (
-        "observations bands aligned prior method num_draws seed pixel_scale background"
+        "observations bands aligned prior method num_draws seed prior_scale background"
     ),
     "deblend": (
-        "observations sources bands aligned prior method num_draws seed pixel_scale background"
+        "observations sources bands aligned prior method num_draws seed prior_scale background"
     ),
     "read_result": "path",
     "results_table": "results",
@@ -78,7 +79,11 @@ CLASSES = {  # class: what a user reads of it
     "JointResult": "sources flux_covariance models residuals deblended table summary write_fits",
     "LensingField": "",
     "MassMap": "mean std draws",
+    "AstrogenError": "",
+    "InputError": "",
     "InputFileError": "",
+    "SurveyError": "",
+    "WeightsError": "",
     "PoorInputWarning": "",
 }
 
@@ -172,7 +177,7 @@ def test_from_ccddata_to_ccddata_and_table(ccddata, result):
     )
     assert row["name"] == "NGC 1" and row["half_light_radius"] == result.half_light_radius[0]
     table = result.to_table()
-    assert (table["flux"].unit, table["half_light_radius_err"].unit, table["pixel_scale"].unit) == (
+    assert (table["flux"].unit, table["half_light_radius_err"].unit, table["prior_scale"].unit) == (
         units.nJy,
         units.arcsec,
         units.Unit("arcsec/pix"),
@@ -207,6 +212,17 @@ def test_draws_go_to_arviz(result):
     )
     summary = arviz.summary(found, var_names=["flux", "shift"])
     assert summary.loc["flux", "mean"] == pytest.approx(result.flux_draws.mean(), rel=1e-2)
+
+
+def test_draws_go_to_arviz_1_as_a_tree(result, monkeypatch):
+    """Its InferenceData is there, but is only a name for xarray's DataTree, which takes no groups."""
+    xarray = pytest.importorskip("xarray")
+    one = SimpleNamespace(__version__="1.3.0", InferenceData=xarray.DataTree)
+    monkeypatch.setitem(sys.modules, "arviz", one)
+    found = result.to_arviz()
+    assert isinstance(found, xarray.DataTree)
+    assert set(found.children) == {"posterior", "observed_data", "constant_data"}
+    np.testing.assert_array_equal(found["posterior/flux"].values[0], result.flux_draws)
 
 
 def test_without_arviz_the_command_is_named(result, monkeypatch):
@@ -311,7 +327,7 @@ def test_arrays_and_one_psf_each():
         (
             lambda: make_observation(draw(), psf=psf_image(), sigma=1.0, pixel_scale=SCALE),
             {"psf": psf_image()},
-            "psf and observed_scale must be None for Observations",
+            "psf and pixel_scale must be None for Observations",
         ),
     ],
     ids=["none", "number", "twice"],

@@ -24,6 +24,7 @@ import tensorflow as tf
 from astrogen.errors import InputError
 from astrogen.priors.correction import Correction
 from astrogen.priors.grid_power import ARCMIN, grid_power, pixel_covariance, pixel_variance
+from astrogen.priors.storage import refuse_change
 
 MEMBERS = ("network", "gaussian", "lognormal")
 CENTRE = (0.3, 0.8)  # Omega_m and sigma_8 where the polynomials are expanded
@@ -85,6 +86,8 @@ class ConvergencePrior:
     cosmology_range : {"omega_m": (low, high), "sigma_8": (low, high)}
     card : dict
     """
+
+    __setattr__ = refuse_change
 
     def __init__(
         self,

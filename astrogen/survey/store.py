@@ -24,10 +24,11 @@ from astrogen.files import whole_file, write_whole
 from astrogen.joint_result import JointResult, Source
 from astrogen.observation import make_observation, make_psf
 from astrogen.result import QUANTITIES, Quantities, Result, poor_shape
+from astrogen.units import Brightness
 
-FORMAT = "astrogen survey 2"
+FORMAT = "astrogen survey 3"
 MANIFEST, CATALOGUE, FAILURES = "manifest.json", "catalogue.parquet", "failures.ecsv"
-SCALES = ("pixel_scale", "target_fwhm")
+SCALES = ("prior_scale", "target_fwhm")
 DIAGNOSTICS = ("k_hat", "ess", "r_hat", "num_divergent", "residual_amplitude")
 JOINT_SOURCE = ("name", "bands", "reference", "place", "x", "y", "colour", "residual_amplitude")
 JOINT_FIT = ("chi2", "p_values", "chi2_all")
@@ -42,7 +43,7 @@ UNITS = {
     "half_light_radius": "arcsec",
     "half_light_radius_err": "arcsec",
     "target_fwhm": "arcsec",
-    "pixel_scale": "arcsec",
+    "prior_scale": "arcsec",
 }
 
 
@@ -143,6 +144,7 @@ def pack(result, seen, *, bands, num_kept):
                 ],
                 "pixel_scale": observation.pixel_scale,
                 "notes": observation.notes,
+                "brightness": observation.brightness,
             }
             for observation in observations
         ],
@@ -269,7 +271,7 @@ def read_object(out, ident, *, image=None):
     ------
     SurveyError : no such object, or several exposures to choose from.
     """
-    found = []
+    found, reasons = [], []
     for path in sorted((Path(out) / "chunks").glob("*.h5")):
         with _opened(path) as file:
             names, images = (
@@ -281,9 +283,11 @@ def read_object(out, ident, *, image=None):
                 for row in np.flatnonzero(names == str(ident))
                 if image in (None, *images[row].split(SEPARATOR))
             ]
-            reason = dict(file["failures"].asstr()[:]).get(str(ident))
-        if reason:
-            raise SurveyError(out, f"read_object: object {ident!r} has no result: {reason}")
+            reasons += [why for name, why in file["failures"].asstr()[:] if name == str(ident)]
+    if not found and reasons:
+        raise SurveyError(
+            out, f"read_object: object {ident!r} has no result: {'; '.join(dict.fromkeys(reasons))}"
+        )
     if not found:
         raise SurveyError(
             out, f"read_object: ident must be an object of the run, got {ident!r}; see {CATALOGUE}"
@@ -386,7 +390,8 @@ def _observations(row, arrays, about):
             unit=row["unit"] or None,
             name=row["id"],
         )
-        made.append(replace(seen, notes=tuple(told["notes"])))
+        brightness = told["brightness"] and Brightness(*told["brightness"])
+        made.append(replace(seen, notes=tuple(told["notes"]), brightness=brightness))
     return tuple(made)
 
 
