@@ -66,20 +66,24 @@ def measure_modes(field, grid, power, expected_shear, *, seed):
     def noise():
         return rng.normal(size=field.maps.shape) * spread * good
 
-    def contrast(shear, axes):
-        e_mode, b_mode = _modes(np.tensordot(axes, shear, 1), grid, kernels)
-        return e_mode - b_mode
+    def modes(shear, axes):
+        return _modes(np.tensordot(axes, shear, 1), grid, kernels)
 
-    here = _modes(field.maps, grid, kernels)
-    possible = [_modes((one + noise()) * good, grid, kernels)[1] for one in expected_shear]
+    every = [np.eye(2), *(axes for axes, _ in OTHER_AXES)]
     alone = [noise() for _ in range(NUM_NOISE)]
-    better = []
-    for axes, _ in OTHER_AXES:
-        found = contrast(field.maps, axes) - (here[0] - here[1])
-        by_chance = [contrast(one, axes) - contrast(one, np.eye(2)) for one in alone]
-        better.append(float(found / np.std(by_chance)))
-    excess = (here[1] - np.mean(possible)) / np.std(possible, ddof=1)
-    return Modes(float(excess), float(here[1] / here[0]), tuple(better))
+    by_chance = np.array([[modes(one, axes) for one in alone] for axes in every])
+    found = np.array([modes(field.maps, axes) for axes in every])
+    # Where noise is stated too small it is so for all axes: the right ones have the least B modes.
+    louder = max(1.0, found[:, 1].min() / by_chance[0, :, 1].mean())
+    more, more_by_chance = (x[..., 0] - x[..., 1] for x in (found, by_chance))
+    scatter = louder * np.std(more_by_chance[1:] - more_by_chance[0], axis=1)
+    possible = [modes((one + noise()) * good, np.eye(2))[1] for one in expected_shear]
+    e_mode, b_mode = found[0]
+    return Modes(
+        float((b_mode - np.mean(possible)) / np.std(possible, ddof=1)),
+        float(b_mode / max(e_mode, np.finfo(float).tiny)),
+        tuple(float(value) for value in (more[1:] - more[0]) / scatter),
+    )
 
 
 def _modes(shear, grid, kernels):

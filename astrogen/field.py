@@ -210,7 +210,7 @@ def _useless(planes, noise, kind):
     """
     with np.errstate(over="ignore", invalid="ignore"):
         lost = ~np.isfinite(planes.astype(np.float32)).all(0)
-        limit = LARGEST[kind] + 5 * np.where(np.isfinite(noise), noise, 0)
+        limit = LARGEST[kind] + 5 * np.where(np.isfinite(noise) & (noise > 0), noise, 0)
         impossible = (np.abs(planes) > limit).any(0) & ~lost
     name = "|shear|" if kind == "shear" else "|convergence|"
     example = planes[(np.abs(planes) > limit) & ~lost][:1]

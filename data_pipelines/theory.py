@@ -10,7 +10,7 @@ from data_pipelines.cosmology import distance, nonlinear_spectrum, scale_factor_
 from data_pipelines.lightcone import ARCMIN, lensing_weight
 
 NUM_DISTANCES = 400  # of Limber's integral, by the midpoint rule: right to 1e-3
-ALIASES = (-1, 0, 1)  # of the pixel grid's sampling frequency that are folded back
+ALIASES = (-2, -1, 0, 1, 2)  # of the pixel grid's sampling frequency that are folded back
 TABLE_L = np.geomspace(1, 1e5, 300)
 
 

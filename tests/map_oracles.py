@@ -10,19 +10,21 @@ from astrogen.training.spectra import no_change
 
 PIXEL_SCALE = 2.3  # arcmin
 AREA = (PIXEL_SCALE * np.pi / 180 / 60) ** 2  # of a pixel, sr
-LOG_L = np.linspace(np.log(50), np.log(6700), 24)
+LOG_L = np.linspace(np.log(50), np.log(40000), 36)
 SHIFT = 0.04
 NETWORK = {"channels": 4, "dilations": [1, 2], "smoothing": [2.0]}
 
 
 def true_spectrum(l, omega_m=0.3, sigma_8=0.8):
-    """C_kappa(l) in sr: a power law that scales with the cosmology."""
+    """C_kappa(l) in sr: a power law that bends where pixels end, and scales with the cosmology."""
+    l = np.clip(l, 50, 40000)
     return (
         1e-4
         * 2
         * np.pi
         / 1000**2
-        * (np.clip(l, 50, 6700) / 1000) ** -1.2
+        * (l / 1000) ** -1.2
+        / (1 + (l / 5000) ** 2)
         * (omega_m / 0.3) ** 1.2
         * (sigma_8 / 0.8) ** 2.3
     )

@@ -84,3 +84,10 @@ def test_chance_and_holes_do_not_raise_the_alarm():
         )
         modes = measure_modes(field, GRID, grid_spectrum() / AREA, [seen] * 32, seed=(1, 2))
         assert sentences_of(modes, None) == [] and seen.shape == (2, *SHAPE)
+
+
+def test_noise_that_is_stated_too_small_is_no_matter_of_axes(rng):
+    """A tenth of the true noise: all axes have B modes, none is better for it."""
+    modes = modes_of(rng.normal(0, 0.02, (2, 48, 48)), noise=0.002)
+    (sentence,) = sentences_of(modes, None)
+    assert "noise that is too small" in sentence and max(modes.better) < 4

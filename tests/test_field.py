@@ -78,7 +78,7 @@ def test_masked_arrays_bring_their_mask():
 @pytest.mark.parametrize(
     "sentinel, words",
     [
-        (-1.6375e30, r"10 pixels of \|shear\| > 1 \(as -1.638e\+30\) masked"),
+        (-1.6375e30, r"10 pixels of \|shear\| > 1 \(as -1.63[78]e\+30\) masked"),
         (-99.0, r"10 pixels of \|shear\| > 1 \(as -99\) masked"),
         (99.0, r"10 pixels of \|shear\| > 1 \(as 99\) masked"),
         (1.5, r"10 pixels of \|shear\| > 1"),
@@ -329,8 +329,8 @@ def test_equal_scales_change_nothing_and_larger_pixels_are_refused():
 def files(tmp_path, rng):
     """Two maps, two noise maps, a mask and its opposite, written as FITS."""
     planes = {
-        "e1": rng.normal(size=(6, 8)),
-        "e2": rng.normal(size=(6, 8)),
+        "e1": 0.1 * rng.normal(size=(6, 8)),
+        "e2": 0.1 * rng.normal(size=(6, 8)),
         "std1": np.full((6, 8), 0.1),
         "std2": np.full((6, 8), 0.2),
         "mask": (rng.random((6, 8)) < 0.3).astype(float),

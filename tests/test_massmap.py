@@ -279,7 +279,7 @@ def test_what_makes_no_sense_is_refused(gaussian, options, words):
 def test_a_prior_of_something_else_is_refused(gaussian):
     with pytest.raises(
         ValueError,
-        match=r"prior must be one of convergence maps, got 'galaxy'; load_prior\('kappa'\)",
+        match=r"prior must be one of convergence maps, got 'galaxy'; take load_prior\('kappa'\)",
     ):
         massmap(gaussian[0], prior="galaxy", seed=1)
 

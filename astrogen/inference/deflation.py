@@ -5,7 +5,7 @@ after a cheap preconditioner.
 import numpy as np
 
 SPARE = 1.2  # vectors iterated per vector kept
-NUM_ITERATIONS = 2
+NUM_ITERATIONS = 3
 
 
 def far_from_one(apply_fn, size, *, rank, seed):

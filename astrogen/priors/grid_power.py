@@ -11,7 +11,7 @@ from scipy import fft
 from scipy.interpolate import CubicSpline
 
 ARCMIN = np.pi / 180 / 60  # radian
-ALIASES = (-1, 0, 1)  # of the pixel grid's sampling frequency that are folded back
+ALIASES = (-2, -1, 0, 1, 2)  # of the pixel grid's sampling frequency that are folded back
 FEWEST, BEYOND = 512, 256  # pixels of a side on which covariances are computed, and those that keep
 # its mirror images away
 NUM_FINE = 4000  # of the spectrum's interpolation, linear in log l
@@ -39,20 +39,24 @@ def pixel_covariance(log_l, log_spectrum, shape, *, pixel_scale):
     sides = [max(FEWEST, 2 * side + BEYOND) for side in shape]
     cycles = [np.arange(side // 2 + 1) / side for side in sides]
     fine = np.linspace(log_l[0], log_l[-1], NUM_FINE)
-    table = np.exp(CubicSpline(log_l, log_spectrum, axis=-1)(fine))
-    power = 0.0
+    table = np.exp(CubicSpline(log_l, log_spectrum, axis=-1)(fine)).reshape(-1, NUM_FINE)
+    power = np.zeros((len(table), *(len(axis) for axis in cycles)))
     for i in ALIASES:
         for j in ALIASES:
             first, second = (cycles[0] + i)[:, None], (cycles[1] + j)[None]
             l = 2 * np.pi / (pixel_scale * ARCMIN) * np.hypot(first, second)
             l[0, 0] = l[0, 0] or MIDDLE * np.sqrt(l[0, 1] * l[1, 0])
-            place = np.interp(np.log(l), fine, np.arange(NUM_FINE))
-            low = np.minimum(place.astype(int), NUM_FINE - 2)
-            looked_up = table[..., low] + (place - low) * (table[..., low + 1] - table[..., low])
-            power = power + looked_up * (np.sinc(first) * np.sinc(second)) ** 2
-    area = (pixel_scale * ARCMIN) ** 2
-    covariance = fft.dctn(power, type=1, axes=(-2, -1)) / (sides[0] * sides[1] * area)
-    return covariance[..., : shape[0] // 2 + 1, : shape[1] // 2 + 1]
+            place = (np.log(l) - fine[0]) * ((NUM_FINE - 1) / (fine[-1] - fine[0]))
+            place = np.clip(place, 0, NUM_FINE - 1)
+            low = np.minimum(place.astype(np.int32), NUM_FINE - 2)
+            place -= low
+            window = (np.sinc(first) * np.sinc(second)) ** 2
+            for row, values in zip(power, table, strict=True):
+                row += window * (values[low] + place * (values[low + 1] - values[low]))
+    scale = 1 / (sides[0] * sides[1] * (pixel_scale * ARCMIN) ** 2)
+    kept = np.s_[: shape[0] // 2 + 1, : shape[1] // 2 + 1]
+    covariance = np.stack([fft.dctn(row, type=1)[kept] * scale for row in power])
+    return covariance.reshape(*np.shape(log_spectrum)[:-1], *covariance.shape[1:])
 
 
 def grid_power(covariance, *, pixel_scale):
