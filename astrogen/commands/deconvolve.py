@@ -19,7 +19,7 @@ from astrogen.commands.words import (
     progress,
     short_warnings,
 )
-from astrogen.files import number_or_path
+from astrogen.files import number_or_path, write_table
 
 TEXT = "Deconvolve images of galaxies and say how far the result can be trusted."
 NOISE = ("variance", "sigma", "weight")
@@ -352,9 +352,7 @@ def _write_all(results, failures, options):
     plain = [result for _, result in results]
     for name, result in progress(list(zip(file_names(plain), plain, strict=True)), "writing"):
         result.write_fits(options.out / f"{name}.fits", num_draws_kept=options.keep_draws)
-    _table(results, failures).write(
-        options.out / "results.ecsv", format="ascii.ecsv", overwrite=True
-    )
+    write_table(options.out / "results.ecsv", _table(results, failures))
     write_report(
         plain,
         options.out,

@@ -14,8 +14,10 @@ from astrogen.commands.words import (
     complain,
     count,
     number_or_name,
+    short_warnings,
 )
 from astrogen.errors import InputError
+from astrogen.processes import raise_at_sigterm
 
 TEXT = "Deconvolve every object of a catalogue; resumable, in parallel, nothing lost."
 
@@ -160,24 +162,25 @@ def run(options):
         mask_neighbours=options.mask_neighbours,
         seed=options.seed,
     )
-    done = run_survey(
-        options.catalogue,
-        _expanded(options.images),
-        out=options.out,
-        fit=fit,
-        chunk=options.chunk,
-        num_workers=options.workers,
-        scheduler=options.scheduler,
-        shard=options.shard,
-        resume=options.resume,
-        force=options.force,
-        progress=sys.stderr.isatty(),
-        **{
-            kind: _expanded(getattr(options, kind))
-            for kind in ("psf", "variance", "sigma", "weight", "mask")
-        },
-        band=options.bands,
-    )
+    with raise_at_sigterm(), short_warnings(options.out):
+        done = run_survey(
+            options.catalogue,
+            _expanded(options.images),
+            out=options.out,
+            fit=fit,
+            chunk=options.chunk,
+            num_workers=options.workers,
+            scheduler=options.scheduler,
+            shard=options.shard,
+            resume=options.resume,
+            force=options.force,
+            progress=sys.stderr.isatty(),
+            **{
+                kind: _expanded(getattr(options, kind))
+                for kind in ("psf", "variance", "sigma", "weight", "mask")
+            },
+            band=options.bands,
+        )
     if done.num_unfinished:
         print(f"{done.num_unfinished} chunks are left to the other shards: {options.out}")
         return DONE

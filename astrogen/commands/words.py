@@ -8,7 +8,7 @@ import warnings
 
 from astrogen.errors import AstrogenError
 
-DONE, SOME_FAILED, ALL_FAILED, INTERRUPTED = 0, 3, 4, 130
+DONE, SOME_FAILED, ALL_FAILED, INTERRUPTED, TERMINATED = 0, 3, 4, 130, 143
 
 
 def count(text):

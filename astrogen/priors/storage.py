@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from astrogen.errors import WeightsError
+from astrogen.files import npz_bytes, write_whole
 
 FORMAT, VERSION, CARD = "astrogen prior", 1, "card.json"
 LARGEST = 64 * 2**20  # bytes of one file of arrays
@@ -28,24 +29,22 @@ def write_weights(directory, *, card, arrays):
     dict : the card as written, with the sha256, shapes and dtypes of every file
     """
     directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
     files = {}
     for name, content in arrays.items():
         content = {
             key: np.asarray(value, np.float16 if np.ndim(value) > 1 else np.float32)
             for key, value in content.items()
         }
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, **content)
-        (directory / f"{name}.npz").write_bytes(buffer.getvalue())
+        written = npz_bytes(content)
+        write_whole(directory / f"{name}.npz", written)
         files[f"{name}.npz"] = {
-            "sha256": hashlib.sha256(buffer.getvalue()).hexdigest(),
+            "sha256": hashlib.sha256(written).hexdigest(),
             "arrays": {
                 key: [list(value.shape), str(value.dtype)] for key, value in content.items()
             },
         }
     card = {"format": FORMAT, "version": VERSION, **card, "files": files}
-    (directory / CARD).write_text(json.dumps(card, indent=1) + "\n")
+    write_whole(directory / CARD, json.dumps(card, indent=1) + "\n")
     return card
 
 

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 
 from astrogen.errors import RecordsError
+from astrogen.files import npz_bytes, write_array, write_whole
 from astrogen.priors import load_prior
 from astrogen.priors.galaxy import BasisPrior
 from astrogen.priors.storage import write_weights
@@ -116,9 +117,8 @@ def basis_of_run(records, out, seed, resume):
     basis, white = fit_basis(
         load_images(records, split="train")["image"], num_components=NUM_COMPONENTS, seed=seed
     )
-    np.save(coefficients, white)
-    np.savez(out / "unfinished.npz", origin=origin, **basis._asdict())
-    (out / "unfinished.npz").replace(kept)
+    write_array(coefficients, white)
+    write_whole(kept, npz_bytes({"origin": origin, **basis._asdict()}))
     return basis, white
 
 

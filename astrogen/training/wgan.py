@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
+from astrogen.files import npz_bytes, write_whole
 from astrogen.priors.convergence import MARGIN, draw_latent, polynomial_terms, scaled_cosmology
 from astrogen.statistics import diversity
 from astrogen.training.critic import Critic, critic_loss, generator_loss, gradient_penalty
@@ -313,12 +314,10 @@ def train_wgan(
                     and index + 1 > CHOOSE_FROM * num_steps
                 ):
                     step.best.assign(told["statistic"])
-                    np.savez(
-                        out / "best.npz",
-                        *average.get_weights(),
-                        step=index + 1,
-                        **{name: told[name] for name in TOLD[1:]},
-                    )
+                    weights = enumerate(average.get_weights())
+                    best = {f"arr_{number}": value for number, value in weights}
+                    best |= {"step": index + 1} | {name: told[name] for name in TOLD[1:]}
+                    write_whole(out / "best.npz", npz_bytes(best))
                 manager.save()
                 with logs.as_default(step=index + 1):
                     for name, value in told.items():
