@@ -190,3 +190,288 @@ def test_pages_of_the_catalogue_have_checksums(whole):
     with pytest.raises(OSError, match="CRC|checksum"):
         parquet.read_table(damaged, page_checksum_verification=True)
     assert Table.read(whole / store.CATALOGUE)["half_light_radius"].unit == "arcsec"
+
+
+# Kills
+
+
+def _left(process):
+    """The processes of a group that still run; what only waits to be collected does not."""
+    found = []
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, group = status.read_text().rpartition(")")[2].split()[:3]
+        except OSError:  # it has just gone
+            continue
+        if int(group) == process.pid and state != "Z":
+            found.append(status.parent.name)
+    return found
+
+
+def _wait_until_gone(process, seconds=10):
+    deadline = time.monotonic() + seconds
+    while _left(process) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not _left(process)
+
+
+def _wait_for(path, process, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not path.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+def _kill_and_resume(folder, whole, out, number, rng):
+    """The parent alone is killed, at a random moment after the first chunk; then the run goes on."""
+    with _started(folder, out, "--workers", "2", STAND_IN_SECONDS="0.2") as process:
+        _wait_for(store.chunk_path(out, 0), process)
+        time.sleep(rng.uniform(0, 1.2))
+        process.send_signal(number)
+        told = process.communicate(timeout=60)[1]
+        _wait_until_gone(process)
+    if number == signal.SIGTERM and process.returncode:
+        assert process.returncode == 143
+        assert told.splitlines() == ["astrogen: terminated"]
+    with _started(folder, out, "--resume") as process:
+        assert process.wait(120) == 0
+    assert _bytes(out) == _bytes(whole)
+
+
+proc = pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="looks up processes in /proc")
+NUMBERS = pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["KILL", "TERM"])
+
+
+@proc
+@NUMBERS
+def test_a_killed_parent_leaves_nothing_and_a_resumed_run_has_the_same_bytes(
+    folder, whole, tmp_path, number
+):
+    _kill_and_resume(folder, whole, tmp_path / "run", number, np.random.default_rng())
+
+
+@proc
+@NUMBERS
+@pytest.mark.slow
+def test_ten_killed_parents(folder, whole, tmp_path, number):
+    rng = np.random.default_rng()
+    for index in range(10):
+        _kill_and_resume(folder, whole, tmp_path / str(index), number, rng)
+
+
+@pytest.mark.parametrize("stop", range(8), ids="{} steps".format)
+def test_what_a_kill_between_two_steps_of_writing_leaves(
+    folder, whole, tmp_path, here, monkeypatch, stop
+):
+    """Before the n-th file is put in its place the process is gone: temporary file and lock stay."""
+    out, replace, left = tmp_path / "run", os.replace, [stop]
+
+    class Gone(BaseException):
+        pass
+
+    def replace_or_go(source, target):
+        if not left[0]:
+            raise Gone
+        left[0] -= 1
+        replace(source, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", replace_or_go)
+        patched.setattr(os, "unlink", lambda path: None)
+        with pytest.raises(Gone):
+            _command(folder, out)
+    assert any(name.endswith(files.TEMPORARY) for name in _bytes(out))
+    assert _command(folder, out, "--resume") == 0
+    assert _bytes(out) == _bytes(whole)
+
+
+# Disks
+
+
+@pytest.mark.parametrize("room", [0, 300, 9000, 30000, 70000, 137000, 145000], ids="{} B".format)
+def test_a_full_disk_ends_the_run_in_words(
+    folder, whole, tmp_path, here, monkeypatch, capsys, room
+):
+    """A disk of so many bytes (137 kB: the catalogue is what does not fit)."""
+    out = tmp_path / "run"
+    with monkeypatch.context() as patched:
+        _fill_after(patched, room)
+        assert _command(folder, out) == 4
+    (told,) = capsys.readouterr().err.splitlines()
+    assert "No space left on device" in told and str(out) in told and "--resume" in told
+    assert all(whole_bytes == _bytes(whole)[name] for name, whole_bytes in _bytes(out).items())
+    assert _command(folder, out, "--resume") == 0
+    assert _bytes(out) == _bytes(whole)
+
+
+def _fill_after(patched, room):
+    """After so many bytes what is written does not reach the disk."""
+    left = [room]
+
+    class Stream:
+        def __init__(self, stream):
+            self.stream = stream
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *told):
+            self.stream.close()
+
+        def __getattr__(self, name):
+            return getattr(self.stream, name)
+
+        def write(self, content):
+            fits = min(len(content), left[0])
+            left[0] -= fits
+            self.stream.write(content[:fits])
+            if fits < len(content):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    new_file = files._new_file
+    patched.setattr(files, "_new_file", lambda *told: Stream(new_file(*told)))
+
+
+@pytest.mark.slow
+def test_at_20_sizes_of_a_real_disk(folder, whole, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    for size in np.linspace(4, 172, 20).astype(int) * 1024:
+        made = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", disk], capture_output=True
+        )
+        if made.returncode:
+            pytest.skip("may not mount a file system")
+        try:
+            with _started(folder, disk / "run", "--workers", "2") as process:
+                told = process.communicate(timeout=120)[1]
+            assert process.returncode == 4, told
+            (line,) = told.splitlines()
+            assert "No space left on device" in line and str(disk / "run") in line
+            subprocess.run(["mount", "-o", "remount,size=16m", disk], check=True)
+            with _started(folder, disk / "run", "--resume") as process:
+                assert process.wait(120) == 0
+            assert _bytes(disk / "run") == _bytes(whole)
+        finally:
+            subprocess.run(["umount", disk], check=True)
+
+
+# Two at once
+
+
+def test_a_folder_belongs_to_one_run_at_a_time(folder, tmp_path, here, capsys):
+    out = tmp_path / "run"
+    with files.hold_folder(out, error=SurveyError):
+        assert _command(folder, out) == 4
+        told = capsys.readouterr().err
+        assert f"got another that is at work: process {os.getpid()} on " in told
+        assert _command(folder, out, "--shard", "1/2") == 4
+    assert not list(out.iterdir())
+    with files.hold_folder(out, error=SurveyError, part="1-of-2"):
+        assert _command(folder, out) == 4 and _command(folder, out, "--shard", "1/2") == 4
+        assert _command(folder, out, "--shard", "2/2") == 0
+    assert _command(folder, out, "--shard", "1/2", "--resume") == 0
+    assert len(read_survey(out)) == stand_in.NUM
+
+
+def test_a_lock_that_a_dead_process_left_holds_nobody_up(tmp_path):
+    (tmp_path / files.LOCK).write_text("process 1 on elsewhere\n")
+    with files.hold_folder(tmp_path, error=SurveyError):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_file_systems_without_locks_are_written_to(tmp_path, monkeypatch):
+    def flock(descriptor, kind):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(files.fcntl, "flock", flock)
+    with files.hold_folder(tmp_path / "run", error=SurveyError):
+        files.write_whole(tmp_path / "run" / "a", "text")
+    assert (tmp_path / "run" / "a").read_text() == "text"
+
+
+# Faults that pass
+
+
+def _failing(monkeypatch, error_fn, ident="o3"):
+    """An object that the fit fails on, with the error that `error_fn(calls)` gives, if any."""
+    fit, calls = work._fit_each, []
+
+    def fit_each(told, cuts):
+        if any(cut.seen.ident == ident for cut in cuts):
+            calls.append(ident)
+            if error := error_fn(len(calls)):
+                raise error
+        return fit(told, cuts)
+
+    monkeypatch.setattr(work, "_fit_each", fit_each)
+    return calls
+
+
+def _read_error():
+    """As a reader raises that met a bad sector."""
+    error = ValueError("image must be readable")
+    error.__cause__ = OSError(errno.EIO, "Input/output error")
+    return error
+
+
+FAULTS = pytest.mark.parametrize(
+    "error_fn",
+    [
+        lambda: MemoryError("no memory"),
+        lambda: ImportError("libcuda.so: cannot open shared object file"),
+        lambda: OSError(errno.ENOSPC, "No space left on device"),
+        _read_error,
+    ],
+    ids=["memory", "import", "disk", "read"],
+)
+
+
+@FAULTS
+def test_a_fault_of_the_machine_that_passes_leaves_no_trace(
+    folder, whole, tmp_path, here, monkeypatch, error_fn
+):
+    calls = _failing(monkeypatch, lambda count: error_fn() if count < 3 else None)
+    assert _command(folder, tmp_path / "run") == 0 and len(calls) == 3
+    assert _bytes(tmp_path / "run") == _bytes(whole)
+
+
+@FAULTS
+def test_a_fault_of_the_machine_that_stays_is_tried_again_by_resume(
+    folder, whole, tmp_path, here, monkeypatch, error_fn
+):
+    out = tmp_path / "run"
+    with monkeypatch.context() as patched:
+        _failing(patched, lambda count: error_fn())
+        assert _command(folder, out) == 3
+    (row,) = Table.read(out / store.FAILURES)
+    assert row["id"] == "o3" and "fault of the machine: --resume tries again" in row["reason"]
+    assert _command(folder, out, "--resume") == 0
+    assert _bytes(out) == _bytes(whole)
+
+
+def test_a_fault_of_an_object_stays(folder, tmp_path, here, monkeypatch):
+    out = tmp_path / "run"
+    calls = _failing(monkeypatch, lambda count: ValueError("no galaxy"))
+    assert (
+        _command(folder, out) == 3 and len(calls) == 2
+    )  # both objects of the chunk, then it alone
+    assert _command(folder, out, "--resume") == 3 and len(calls) == 2
+
+
+def test_a_machine_that_lets_nothing_be_done_ends_the_run(
+    folder, whole, tmp_path, here, monkeypatch, capsys
+):
+    out = tmp_path / "run"
+
+    def fit_each(fit, cuts):
+        raise MemoryError("no memory")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(work, "_fit_each", fit_each)
+        assert _command(folder, out) == 4
+    (told,) = capsys.readouterr().err.splitlines()
+    assert "000000.npz: run_survey: machine must have memory" in told and "3 tries" in told
+    assert not (out / "chunks").exists()
+    assert _command(folder, out, "--resume") == 0
+    assert _bytes(out) == _bytes(whole)
