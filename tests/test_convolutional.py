@@ -17,6 +17,7 @@ from astrogen.priors.convolutional import ConvPrior, make_networks
 from astrogen.priors.networks import ResidualMLP
 from astrogen.training import convolutional, train_prior
 from astrogen.training.basis import Basis
+from astrogen.training.galaxy import write_basis
 from astrogen.training.records import read_manifest
 from data_pipelines.__main__ import main
 
@@ -281,15 +282,8 @@ def tiny(basis, records, monkeypatch, tmp_path):
         "NUM_VALIDATION": 8,
     }.items():
         monkeypatch.setattr(convolutional, name, value)
-    np.savez(
-        tmp_path / "basis.npz",
-        origin=f"{read_manifest(records)['sha256']} seed 1",
-        **basis._asdict(),
-    )
-    np.save(
-        tmp_path / "coefficients.npy",
-        np.random.default_rng(6).normal(size=(8, 40, NUM)).astype(np.float16),
-    )
+    white = np.random.default_rng(6).normal(size=(8, 40, NUM)).astype(np.float16)
+    write_basis(tmp_path, basis, white, f"{read_manifest(records)['sha256']} seed 1")
     return tmp_path
 
 

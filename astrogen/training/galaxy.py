@@ -7,15 +7,16 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from astrogen.errors import RecordsError
+from astrogen.errors import RecordsError, WeightsError
 from astrogen.files import npz_bytes, write_array, write_whole
 from astrogen.priors import load_prior
 from astrogen.priors.galaxy import BasisPrior
 from astrogen.priors.storage import write_weights
 from astrogen.report import write_contact_sheet
 from astrogen.training.basis import Basis, fit_basis, whiten
+from astrogen.training.checkpoints import read_arrays
 from astrogen.training.real import compress_real
-from astrogen.training.records import load_images, read_manifest
+from astrogen.training.records import load_images, read_manifest, sha256_of
 from astrogen.training.replicas import scope_of, worker_folder
 from astrogen.training.vae import (
     FLOOR,
@@ -103,23 +104,37 @@ def basis_of_run(records, out, seed, resume):
     kept, coefficients = out / "basis.npz", out / "coefficients.npy"
     origin = f"{read_manifest(records)['sha256']} seed {seed}"
     if resume and kept.is_file():  # written last: where it is whole, so are the coefficients
-        with np.load(kept, allow_pickle=False) as stored:
-            if str(stored["origin"]) != origin:
-                raise RecordsError(
-                    Path(records),
-                    f"train_galaxy: records and seed must be those of the run in {out}"
-                    f" ({stored['origin']}), got {origin}; resume with those, or train in another"
-                    " folder",
-                )
-            return Basis(
-                stored["images"], stored["mean"], stored["std"], float(stored["residual"])
-            ), np.load(coefficients, mmap_mode="r", allow_pickle=False)
+        stored = read_arrays(kept)
+        if str(stored["origin"]) != origin:
+            raise RecordsError(
+                Path(records),
+                f"train_galaxy: records and seed must be those of the run in {out}"
+                f" ({stored['origin']}), got {origin}; resume with those, or train in another"
+                " folder",
+            )
+        if not coefficients.is_file() or sha256_of(coefficients) != str(
+            stored["coefficients_sha256"]
+        ):
+            raise WeightsError(
+                coefficients,
+                f"train_galaxy: coefficients must be as they were written, got others; delete"
+                f" {kept} to make them again",
+            )
+        return Basis(
+            stored["images"], stored["mean"], stored["std"], float(stored["residual"])
+        ), np.load(coefficients, mmap_mode="r", allow_pickle=False)
     basis, white = fit_basis(
         load_images(records, split="train")["image"], num_components=NUM_COMPONENTS, seed=seed
     )
-    write_array(coefficients, white)
-    write_whole(kept, npz_bytes({"origin": origin, **basis._asdict()}))
+    write_basis(out, basis, white, origin)
     return basis, white
+
+
+def write_basis(out, basis, white, origin):
+    """Keep the basis and the whitened coefficients of records and seed, `origin`."""
+    write_array(out / "coefficients.npy", white)
+    told = {"origin": origin, "coefficients_sha256": sha256_of(out / "coefficients.npy")}
+    write_whole(out / "basis.npz", npz_bytes(told | basis._asdict()))
 
 
 def _real_stamps(real, basis, networks):

@@ -14,6 +14,7 @@ from astrogen.files import npz_bytes, write_whole
 from astrogen.priors.convergence import ConvergencePrior, Table, stored_arrays
 from astrogen.priors.correction import Correction
 from astrogen.priors.storage import write_weights
+from astrogen.training.checkpoints import read_arrays
 from astrogen.training.records import load_maps, read_manifest
 from astrogen.training.replicas import scope_of, worker_folder
 from astrogen.training.spectra import (
@@ -176,12 +177,12 @@ def tables_of_run(maps, out, seed, resume):
     """
     kept = out / "tables.npz"
     if resume and kept.is_file():
-        with np.load(kept, allow_pickle=False) as stored:
-            tables = {
-                kind: Table(*(stored[f"{kind}_{field}"] for field in Table._fields))
-                for kind in ("gaussian", "lognormal")
-            }
-            return stored["target"], tables, stored["log_shift"]
+        stored = read_arrays(kept)
+        tables = {
+            kind: Table(*(stored[f"{kind}_{field}"] for field in Table._fields))
+            for kind in ("gaussian", "lognormal")
+        }
+        return stored["target"], tables, stored["log_shift"]
     target, log_shift = fit_target(maps), fit_shift(maps)
     start = start_table(target, maps["pixel_scale"], maps["kappa"].shape[1:])
     gaussian = make_prior("gaussian", start, start, log_shift, None, maps)

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from astrogen.files import npz_bytes, write_whole
 from astrogen.priors.convergence import MARGIN, draw_latent, polynomial_terms, scaled_cosmology
 from astrogen.statistics import diversity
+from astrogen.training.checkpoints import keep_checkpoints, read_arrays
 from astrogen.training.critic import Critic, critic_loss, generator_loss, gradient_penalty
 from astrogen.training.map_features import map_features
 from astrogen.training.replicas import averaged, mean_here, parts
@@ -294,9 +295,7 @@ def train_wgan(
         `astrogen.statistics.diversity`)
     """
     step = Step(prior, average, target, loss=loss, seed=seed, strategy=strategy)
-    manager = tf.train.CheckpointManager(step.checkpoint, str(out / "checkpoints"), max_to_keep=2)
-    if resume_from and (latest := tf.train.latest_checkpoint(str(resume_from / "checkpoints"))):
-        step.checkpoint.restore(latest).assert_existing_objects_matched()
+    manager = keep_checkpoints(step.checkpoint, out, resume_from=resume_from)
     logs = tf.summary.create_file_writer(str(out / "logs"))
     warm_up = min(WARM_UP, num_steps // 2) if loss == "wgan-gp" else 0
     validate = validator(prior, average, validation, target.scatter, seed)
@@ -325,9 +324,9 @@ def train_wgan(
                 progress.set_postfix_str(
                     ", ".join(f"{name} {float(value):.3g}" for name, value in told.items())
                 )
-    with np.load(out / "best.npz", allow_pickle=False) as best:
-        average.set_weights([best[f"arr_{index}"] for index in range(len(average.weights))])
-        return {name: float(best[name]) for name in TOLD}
+    best = read_arrays(out / "best.npz")
+    average.set_weights([best[f"arr_{index}"] for index in range(len(average.weights))])
+    return {name: float(best[name]) for name in TOLD}
 
 
 def learning_rates(index, num_steps, warm_up):
