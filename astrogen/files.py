@@ -17,6 +17,7 @@ import numpy as np
 
 TEMPORARY = ".astrogen-tmp"  # the end of the name of a file that is being written
 LOCK = ".astrogen-lock"
+NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 # What file systems without locks answer: writing is as safe as before, two at a time are not seen.
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 
@@ -72,9 +73,8 @@ def _new_file(folder, start):
     """A stream to a new file, which is locked while it is open: it is not left behind."""
     while True:
         name = str(folder / f"{start}{secrets.token_hex(8)}{TEMPORARY}")
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         # With the permissions of the process, as `open` gives them.
-        stream = open(name, "wb", opener=lambda name, _: os.open(name, flags, 0o666))  # noqa: SIM115
+        stream = open(name, "wb", opener=lambda name, _: os.open(name, NEW, 0o666))  # noqa: SIM115
         _lock(stream.fileno(), fcntl.LOCK_EX)
         if os.fstat(stream.fileno()).st_nlink:  # nobody took it for left behind in between
             return stream

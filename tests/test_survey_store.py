@@ -3,13 +3,14 @@ faults that pass. The fit is a stand-in.
 """
 
 import errno
+import io
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-import warnings
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -475,3 +476,58 @@ def test_a_machine_that_lets_nothing_be_done_ends_the_run(
     assert not (out / "chunks").exists()
     assert _command(folder, out, "--resume") == 0
     assert _bytes(out) == _bytes(whole)
+
+
+# Files of a run that somebody made
+
+
+def _signed_anew(path, content):
+    """A chunk's file with other content, and an index that vouches for it."""
+    path.write_bytes(content)
+    index = store.read_signed(store.index_path(path), format=store.FORMAT)
+    index["content"] = store.sha256_of(content)
+    store.write_signed(store.index_path(path), index)
+
+
+def _huge_member():
+    """An array that would fill the memory, in a few kB."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+        with archive.open("row/id.npy", "w", force_zip64=True) as member:
+            member.write(bytes(2**24))
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    "content_fn",
+    [
+        lambda: b"",
+        lambda: b"\x89HDF\r\n\x1a\n" + bytes(100),
+        lambda: files.npz_bytes({"row/id": ["o2"]}),
+        lambda: files.npz_bytes({"row/id": [1, 2], "about": np.zeros(3, np.uint8)}),
+        _huge_member,
+    ],
+    ids=["empty", "HDF5", "less", "other", "bomb"],
+)
+def test_a_chunk_that_others_made_is_refused(whole, tmp_path, monkeypatch, content_fn):
+    monkeypatch.setattr(store, "LARGEST", 2**22)
+    out = shutil.copytree(whole, tmp_path / "run")
+    _signed_anew(store.chunk_path(out, 1), content_fn())
+    with pytest.raises(SurveyError, match="000001.npz: file must hold what astrogen writes"):
+        read_object(out, "o2")
+
+
+@pytest.mark.parametrize("name", [store.MANIFEST, store.LEDGER, store.CATALOGUE])
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(whole, tmp_path, name):
+    out = shutil.copytree(whole, tmp_path / "run")
+    (out / name).unlink()
+    os.mkfifo(out / name)
+    with pytest.raises(SurveyError, match=f"{name}: file must be there and readable"):
+        read_survey(out)
+
+
+def test_json_that_nests_without_end_is_refused(whole, tmp_path):
+    out = shutil.copytree(whole, tmp_path / "run")
+    (out / store.MANIFEST).write_text("[" * 100_000)
+    with pytest.raises(SurveyError, match="must be JSON"):
+        store.read_manifest(out / store.MANIFEST)

@@ -6,6 +6,8 @@ are compared with it before a parser sees them: a damaged file can make one hang
 
 import hashlib
 import json
+import os
+import stat
 from pathlib import Path
 
 from astrogen.errors import SurveyError
@@ -56,7 +58,7 @@ def read_signed(path, *, format, advice=AGAIN):
             path, f"format must be {format!r}, got {told!r}; use the release that wrote it"
         )
     digest = found.pop(DIGEST, None)
-    if signed(found) != content:
+    if signed(found) != content:  # byte for byte
         raise SurveyError(
             path,
             f"sha256 must be {digest}, got {sha256_of(_text(found))}: the file was changed or"
@@ -84,6 +86,8 @@ def read_hashed(path, digest, *, advice=AGAIN):
 
 def _read(path, advice):
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for
+            raise OSError("no regular file")
         return Path(path).read_bytes()
     except OSError as error:
         raise SurveyError(

@@ -356,7 +356,9 @@ def _pool(num_workers):
     before = dict(os.environ)
     os.environ.update(ONE_THREAD)
     try:
+        # Killed before the pool waits for them, and where it is interrupted while it waits.
         with (
+            kill_children_at_interrupt(),
             ProcessPoolExecutor(
                 num_workers,
                 mp_context=multiprocessing.get_context("spawn"),

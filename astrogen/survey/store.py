@@ -11,10 +11,13 @@ DIR/ledger.json          written last: sha256 of all of them
 Nothing is parsed before its sha256 is right; the JSON files carry their own.
 """
 
+import contextlib
 import io
 import itertools
 import json
 import warnings
+import zipfile
+import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -34,6 +37,20 @@ from astrogen.survey.ledger import read_hashed, read_signed, sha256_of, signed, 
 FORMAT = "astrogen survey 3"
 MANIFEST, CATALOGUE, FAILURES = "manifest.json", "catalogue.parquet", "failures.ecsv"
 LEDGER = "ledger.json"
+LARGEST = 2**28  # bytes of one object in memory: more is an archive that was made to burst
+NOT_OURS = (
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    NotImplementedError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 SCALES = ("pixel_scale", "target_fwhm")
 DIAGNOSTICS = ("k_hat", "ess", "r_hat", "num_divergent", "residual_amplitude")
 JOINT_SOURCE = ("name", "bands", "reference", "place", "x", "y", "colour", "residual_amplitude")
@@ -230,27 +247,52 @@ def read_index(path):
     failures [(identifier, reason)], unsettled.
     """
     index = read_signed(index_path(path), format=FORMAT)
-    if index["chunk"] != Path(path).stem:
+    with _as_written(index_path(path)):
+        index |= {
+            name: [(str(ident), str(text)) for ident, text in index[name]]
+            for name in ("objects", "failures")
+        }
+        found = index["chunk"], index["content"], index["unsettled"]
+    if found[0] != Path(path).stem:
         raise SurveyError(
             index_path(path),
             f"chunk must be {Path(path).stem}, got that of {index['chunk']}: the file was moved;"
             " delete it and run again with --resume",
         )
-    return index | {name: [tuple(pair) for pair in index[name]] for name in ("objects", "failures")}
+    return index
 
 
-def _read_arrays(path, index):
-    """The arrays of a chunk's file, read when they are asked for."""
+@contextlib.contextmanager
+def _as_written(path):
+    """A file whose sha256 is right, and which holds something else than is written: not ours."""
+    try:
+        yield
+    except (*NOT_OURS, MemoryError) as error:
+        told = " ".join(f"{type(error).__name__}: {error}".split())
+        raise SurveyError(
+            path, f"file must hold what astrogen writes, got {told}; it was made by something else"
+        ) from error
+
+
+def _read_arrays(path, index, *, kind=""):
+    """The arrays of a chunk's file, {name: array}; of those whose name begins with `kind`."""
     content = read_hashed(path, index["content"])
-    return np.load(io.BytesIO(content), allow_pickle=False)
+    with _as_written(path):
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+        if size > LARGEST * (1 + len(index["objects"])):
+            raise ValueError(f"{size} bytes of {len(index['objects'])} objects")
+        with np.load(io.BytesIO(content), allow_pickle=False) as stored:
+            return {name: stored[name] for name in stored.files if name.startswith(kind)}
 
 
 def read_rows(path):
     """(Table of the chunk's catalogue rows, list of (identifier, reason) that failed)."""
     index = read_index(path)
-    with _read_arrays(path, index) as stored:
-        names = [name for name in stored.files if name.startswith("row/")]
-        return Table({name.removeprefix("row/"): stored[name] for name in names}), index["failures"]
+    rows = _read_arrays(path, index, kind="row/")
+    with _as_written(path):
+        table = Table({name.removeprefix("row/"): values for name, values in rows.items()})
+    return table, index["failures"]
 
 
 def is_whole(path, objects=None):
@@ -314,19 +356,21 @@ def read_object(out, ident, *, image=None):
             f"read_object: image must be given for {ident!r}, which is in"
             f" {', '.join(str(name) for *_, name in found)}",
         )
-    return _unpack(*found[0][:2])
+    path, number, _ = found[0]
+    stored = _read_arrays(path, read_index(path))
+    with _as_written(path):
+        return _unpack(stored, number)
 
 
-def _unpack(path, number):
-    with _read_arrays(path, read_index(path)) as stored:
-        kinds = [name.split("/", 1) for name in stored.files if "/" in name]
-        row = {name: stored[f"row/{name}"][number].item() for kind, name in kinds if kind == "row"}
-        arrays = {
-            name: _one_of(stored[f"shape/{name}"], stored[f"values/{name}"], number)
-            for kind, name in kinds
-            if kind == "values"
-        }
-        about = json.loads(stored["about"].tobytes())[number]
+def _unpack(stored, number):
+    kinds = [name.split("/", 1) for name in stored if "/" in name]
+    row = {name: stored[f"row/{name}"][number].item() for kind, name in kinds if kind == "row"}
+    arrays = {
+        name: _one_of(stored[f"shape/{name}"], stored[f"values/{name}"], number)
+        for kind, name in kinds
+        if kind == "values"
+    }
+    about = json.loads(stored["about"].tobytes())[number]
     observations = _observations(row, arrays, about)
     residuals = tuple(
         np.where(observation.mask, 0, observation.image - model).astype(np.float32)
@@ -438,16 +482,17 @@ def read_survey(out):
         raise SurveyError(
             path, "read_survey: run must have finished, got no ledger; go on with --resume"
         )
-    files = read_signed(Path(out) / LEDGER, format=FORMAT)["files"]
+    with _as_written(Path(out) / LEDGER):
+        files = dict(read_signed(Path(out) / LEDGER, format=FORMAT)["files"])
     if CATALOGUE not in files:
         raise SurveyError(
             path, f"read_survey: run must have results, got failures alone; see {FAILURES}"
         )
-    for name in files:
-        content = read_hashed(Path(out) / name, files[name])
-        if name == CATALOGUE:
-            catalogue = content
-    return Table.read(io.BytesIO(catalogue), format="parquet")
+    for name in (MANIFEST, FAILURES):
+        read_hashed(Path(out) / name, files.get(name))
+    content = read_hashed(path, files[CATALOGUE])
+    with _as_written(path):
+        return Table.read(io.BytesIO(content), format="parquet")
 
 
 def write_catalogue(out, num_chunks, lost):
@@ -566,8 +611,9 @@ def warn_of_damage(out):
     if not (Path(out) / LEDGER).exists():
         return
     try:
-        for name, digest in read_signed(Path(out) / LEDGER, format=FORMAT)["files"].items():
-            read_hashed(Path(out) / name, digest)
+        files = read_signed(Path(out) / LEDGER, format=FORMAT)["files"]
+        for name in files.keys() & {MANIFEST, CATALOGUE, FAILURES}:
+            read_hashed(Path(out) / name, files[name])
     except SurveyError as error:
         warnings.warn(f"written again: {error}", DamageWarning, stacklevel=2)
 
