@@ -36,7 +36,7 @@ def _result(stamp, fit):
     draws = rng.normal(size=(fit.num_draws, SIZE, SIZE)).astype(np.float32)
     return Result(
         observation=stamp,
-        pixel_scale=SCALE,
+        prior_scale=SCALE,
         target_fwhm=2 * SCALE,
         image=draws.mean(0),
         image_std=draws.std(0),

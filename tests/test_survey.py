@@ -923,7 +923,7 @@ def test_workers_of_others_have_the_same_code(tmp_path):
     ) as caught:
         remote.infer_remotely("another", str(tmp_path / "c.npz"), [], [], FIT)
     arrived = pickle.loads(pickle.dumps(caught.value))
-    assert str(arrived) == str(caught.value) and arrived.path == tmp_path / "c.npz"
+    assert str(arrived) == str(caught.value) and arrived.path == str(tmp_path / "c.npz")
 
 
 def test_command_line_faults(folder, tmp_path, capsys):

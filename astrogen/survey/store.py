@@ -51,7 +51,7 @@ NOT_OURS = (
     zipfile.BadZipFile,
     zlib.error,
 )
-SCALES = ("pixel_scale", "target_fwhm")
+SCALES = ("prior_scale", "target_fwhm")
 DIAGNOSTICS = ("k_hat", "ess", "r_hat", "num_divergent", "residual_amplitude")
 JOINT_SOURCE = ("name", "bands", "reference", "place", "x", "y", "colour", "residual_amplitude")
 JOINT_FIT = ("chi2", "p_values", "chi2_all")
@@ -66,7 +66,7 @@ UNITS = {
     "half_light_radius": "arcsec",
     "half_light_radius_err": "arcsec",
     "target_fwhm": "arcsec",
-    "pixel_scale": "arcsec",
+    "prior_scale": "arcsec",
 }
 
 

@@ -246,7 +246,7 @@ def _fit_each(fit, cuts):
         method=fit.method,
         num_draws=fit.num_draws,
         seed=fit.seed,
-        pixel_scale=fit.prior_scale,
+        prior_scale=fit.prior_scale,
         background=fit.background,
         num_chains=fit.num_chains,
         batch_size=BATCH,
@@ -267,7 +267,7 @@ def _fit_jointly(fit, cuts):
                 method=fit.method,
                 num_draws=fit.num_draws,
                 seed=fit.seed,
-                pixel_scale=fit.prior_scale,
+                prior_scale=fit.prior_scale,
                 background=fit.background,
             ),
         )
