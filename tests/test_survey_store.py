@@ -222,15 +222,18 @@ def _wait_for(path, process, seconds=60):
         time.sleep(0.01)
 
 
-def _kill_and_resume(folder, whole, out, number, rng):
-    """The parent alone is killed, at a random moment after the first chunk; then the run goes on."""
+def _kill_and_resume(folder, whole, out, number, rng, *, after=store.chunk_path):
+    """The parent alone is killed, at a random moment after the first chunk, or (`after` None) after
+    its start; then the run goes on.
+    """
     with _started(folder, out, "--workers", "2", STAND_IN_SECONDS="0.2") as process:
-        _wait_for(store.chunk_path(out, 0), process)
-        time.sleep(rng.uniform(0, 1.2))
+        if after:
+            _wait_for(after(out, 0), process)
+        time.sleep(rng.uniform(0, 1.2 if after else 8))
         process.send_signal(number)
         told = process.communicate(timeout=60)[1]
         _wait_until_gone(process)
-    if number == signal.SIGTERM and process.returncode:
+    if number == signal.SIGTERM and process.returncode not in (0, -number):  # done; not yet begun
         assert process.returncode == 143
         assert told.splitlines() == ["astrogen: terminated"]
     with _started(folder, out, "--resume") as process:
@@ -256,7 +259,8 @@ def test_a_killed_parent_leaves_nothing_and_a_resumed_run_has_the_same_bytes(
 def test_ten_killed_parents(folder, whole, tmp_path, number):
     rng = np.random.default_rng()
     for index in range(10):
-        _kill_and_resume(folder, whole, tmp_path / str(index), number, rng)
+        after = None if index % 2 else store.chunk_path
+        _kill_and_resume(folder, whole, tmp_path / str(index), number, rng, after=after)
 
 
 @pytest.mark.parametrize("stop", range(8), ids="{} steps".format)

@@ -146,6 +146,12 @@ def add_options(verb):
 
 
 def run(options):
+    with raise_at_sigterm(), short_warnings(options.out):
+        done = _run(options)
+    return _report(done, options)
+
+
+def _run(options):
     from astrogen.survey import run_survey
     from astrogen.survey.work import Fit
 
@@ -162,25 +168,28 @@ def run(options):
         mask_neighbours=options.mask_neighbours,
         seed=options.seed,
     )
-    with raise_at_sigterm(), short_warnings(options.out):
-        done = run_survey(
-            options.catalogue,
-            _expanded(options.images),
-            out=options.out,
-            fit=fit,
-            chunk=options.chunk,
-            num_workers=options.workers,
-            scheduler=options.scheduler,
-            shard=options.shard,
-            resume=options.resume,
-            force=options.force,
-            progress=sys.stderr.isatty(),
-            **{
-                kind: _expanded(getattr(options, kind))
-                for kind in ("psf", "variance", "sigma", "weight", "mask")
-            },
-            band=options.bands,
-        )
+    return run_survey(
+        options.catalogue,
+        _expanded(options.images),
+        out=options.out,
+        fit=fit,
+        chunk=options.chunk,
+        num_workers=options.workers,
+        scheduler=options.scheduler,
+        shard=options.shard,
+        resume=options.resume,
+        force=options.force,
+        progress=sys.stderr.isatty(),
+        **{
+            kind: _expanded(getattr(options, kind))
+            for kind in ("psf", "variance", "sigma", "weight", "mask")
+        },
+        band=options.bands,
+    )
+
+
+def _report(done, options):
+    """Say what became of the run; the exit code."""
     if done.num_unfinished:
         print(f"{done.num_unfinished} chunks are left to the other shards: {options.out}")
         return DONE
