@@ -177,7 +177,9 @@ def test_chunks_of_another_size_are_not_taken_for_their_own(folder, whole, tmp_p
     out = tmp_path / "run"
     shutil.copytree(whole, out)
     assert _command(folder, out, "--resume", "--force", "--chunk", "3") == 0
-    assert list(read_survey(out)["id"]) == [f"o{number}" for number in range(stand_in.NUM)]
+    names = [f"o{number}" for number in range(stand_in.NUM)]
+    assert list(read_survey(out)["id"]) == names
+    assert [read_object(out, name).name for name in names] == names
 
 
 def test_pages_of_the_catalogue_have_checksums(whole):

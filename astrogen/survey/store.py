@@ -499,7 +499,11 @@ def write_catalogue(out, num_chunks, lost):
     """The rows of all chunks as one table, the failures as another, and the ledger; returns the
     numbers of rows, of failures, and of rows that lack something.
     """
-    parts = [read_rows(chunk_path(out, number)) for number in range(num_chunks)]
+    paths = [chunk_path(out, number) for number in range(num_chunks)]
+    for path in set((Path(out) / "chunks").glob("*.npz")) - set(paths):  # of a run that was forced
+        for file in (index_path(path), path):
+            file.unlink(missing_ok=True)
+    parts = [read_rows(path) for path in paths]
     tables, failures = (
         [table for table, _ in parts if len(table)],
         [pair for _, some in parts for pair in some] + list(lost),
@@ -519,7 +523,7 @@ def write_catalogue(out, num_chunks, lost):
     ledger = {
         "format": FORMAT,
         "files": {name: sha256_of((Path(out) / name).read_bytes()) for name in names},
-        "chunks": [read_index(chunk_path(out, number))["content"] for number in range(num_chunks)],
+        "chunks": [read_index(path)["content"] for path in paths],
     }
     write_signed(Path(out) / LEDGER, ledger)
     return (
