@@ -33,6 +33,7 @@ from astrogen.joint_result import JointResult, Source
 from astrogen.observation import make_observation, make_psf
 from astrogen.result import QUANTITIES, Quantities, Result, poor_shape
 from astrogen.survey.ledger import read_hashed, read_signed, sha256_of, signed, write_signed
+from astrogen.units import Brightness
 
 FORMAT = "astrogen survey 3"
 MANIFEST, CATALOGUE, FAILURES = "manifest.json", "catalogue.parquet", "failures.ecsv"
@@ -171,6 +172,7 @@ def pack(result, seen, *, bands, num_kept):
                 ],
                 "pixel_scale": observation.pixel_scale,
                 "notes": observation.notes,
+                "brightness": observation.brightness,
             }
             for observation in observations
         ],
@@ -452,7 +454,8 @@ def _observations(row, arrays, about):
             unit=row["unit"] or None,
             name=row["id"],
         )
-        made.append(replace(seen, notes=tuple(told["notes"])))
+        brightness = told["brightness"] and Brightness(*told["brightness"])
+        made.append(replace(seen, notes=tuple(told["notes"]), brightness=brightness))
     return tuple(made)
 
 
