@@ -70,7 +70,7 @@ def cannot_write(path, error):
     """The SurveyError of a file of a run that an OSError keeps from being written."""
     return SurveyError(
         path,
-        f"run_survey: folder must have room and let files be written, got"
+        "run_survey: machine must let files be written and processes be started, got"
         f" {error.strerror or error}; mend that and go on with --resume: finished chunks are kept",
     )
 
