@@ -3,11 +3,11 @@
 Only what is light is imported here, so that a worker holds nothing but what it draws with.
 """
 
-import multiprocessing
 import os
 from concurrent.futures import ProcessPoolExecutor
 
 from astrogen.processes import follow_parent, kill_children_at_interrupt
+from astrogen.spawn import fresh_context
 
 ONE_THREAD = {
     "OMP_NUM_THREADS": "1",
@@ -40,7 +40,7 @@ def map_ranges(draw_fn, ranges, *, num_workers):
     concurrent.futures.process.BrokenProcessPool : a worker died.
     """
     executor = ProcessPoolExecutor(
-        num_workers, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker
+        num_workers, mp_context=fresh_context("map_ranges"), initializer=_start_worker
     )
     try:
         with kill_children_at_interrupt():

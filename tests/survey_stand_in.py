@@ -1,10 +1,8 @@
 """A survey run whose fit takes no time: for tests of what is written, and of what is left after
 kills.
 
-As a program, `python survey_stand_in.py ARGUMENTS` is `astrogen survey ARGUMENTS` with that fit;
-its workers import this file again and so have it too. The environment may say how long an object
-takes (STAND_IN_SECONDS), and after how many bytes written to files the disk is full
-(STAND_IN_DISK).
+As a program, `python survey_stand_in.py ARGUMENTS` is `astrogen survey ARGUMENTS` with that fit; an
+object then takes STAND_IN_SECONDS of the environment.
 """
 
 import os
@@ -93,10 +91,22 @@ def arguments(folder, out):
     return [str(folder / "objects.ecsv"), *files, *sizes, "--out", str(out)]
 
 
-if __name__ in ("__main__", "__mp_main__"):
+def infer_chunk(*told):
+    """That of a worker, which knows nothing of what its parent has put in places."""
     use()
+    return work.infer_chunk(*told)
+
+
+def main():
+    """The command line with the stand-ins, in its workers too; the exit code."""
+    from astrogen import cli
+
+    use()
+    run.infer_chunk = infer_chunk
+    return cli.main(["survey", *sys.argv[1:]])
+
 
 if __name__ == "__main__":
-    from astrogen.cli import main
+    import survey_stand_in  # what workers are sent stands in a module that has a name
 
-    sys.exit(main(["survey", *sys.argv[1:]]))
+    sys.exit(survey_stand_in.main())

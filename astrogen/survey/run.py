@@ -4,7 +4,6 @@ Progress counts objects (without --joint, each in each of its exposures).
 """
 
 import contextlib
-import multiprocessing
 import os
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -19,6 +18,7 @@ from astrogen.errors import InputError, SurveyError
 from astrogen.files import hold_folder
 from astrogen.processes import follow_parent, kill_children_at_interrupt
 from astrogen.quiet import keep_tensorflow_quiet
+from astrogen.spawn import fresh_context
 from astrogen.survey.inputs import (
     as_objects,
     file_hash,
@@ -349,7 +349,7 @@ def _alone(function, *arguments):
 
 @contextlib.contextmanager
 def _pool(num_workers):
-    """Spawned processes, never forked: TensorFlow does not survive a fork.
+    """Spawned processes, see `fresh_context`.
 
     They inherit an environment of one thread, which libraries read when they are loaded.
     """
@@ -361,7 +361,7 @@ def _pool(num_workers):
             kill_children_at_interrupt(),
             ProcessPoolExecutor(
                 num_workers,
-                mp_context=multiprocessing.get_context("spawn"),
+                mp_context=fresh_context("run_survey"),
                 initializer=_start_worker,
             ) as pool,
             kill_children_at_interrupt(),

@@ -336,7 +336,7 @@ def read_object(out, ident, *, image=None):
     ------
     SurveyError : no such object, or several exposures to choose from.
     """
-    found = []
+    found, reasons = [], []
     for path in sorted((Path(out) / "chunks").glob("*.json")):
         path = path.with_suffix(".npz")
         index = read_index(path)
@@ -345,9 +345,11 @@ def read_object(out, ident, *, image=None):
             for row, (name, images) in enumerate(index["objects"])
             if name == str(ident) and image in (None, *images.split(SEPARATOR))
         ]
-        reason = dict(index["failures"]).get(str(ident))
-        if reason:
-            raise SurveyError(out, f"read_object: object {ident!r} has no result: {reason}")
+        reasons += [why for name, why in index["failures"] if name == str(ident)]
+    if not found and reasons:
+        raise SurveyError(
+            out, f"read_object: object {ident!r} has no result: {'; '.join(dict.fromkeys(reasons))}"
+        )
     if not found:
         raise SurveyError(
             out, f"read_object: ident must be an object of the run, got {ident!r}; see {CATALOGUE}"
