@@ -365,7 +365,7 @@ def test_damaged_manifests_raise_nothing_but_records_errors(written, copy, rng):
         try:
             assert read_manifest(copy) == read_manifest(written)  # the bit was one of white space
         except RecordsError as error:
-            assert error.path == copy / "manifest.json" and error.reason
+            assert error.path == str(copy / "manifest.json") and error.reason
 
 
 # The command line
