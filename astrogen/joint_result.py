@@ -14,6 +14,7 @@ from functools import cached_property
 import numpy as np
 from astropy.table import Table
 
+from astrogen.errors import printable
 from astrogen.images import write_planes
 from astrogen.result import QUANTITIES, Quantities, deconvolved_wcs, format_value, measure
 from astrogen.verdict import edge_significance, format_p, goodness_of_fit, judge
@@ -197,7 +198,8 @@ class JointResult:
                 f"  {observation.name} {band}: reduced chi2 {chi2:.2f} inside the galaxies"
                 f" ({format_p(p_value)}), {everywhere:.2f} over all good pixels"
             )
-        return "\n".join(lines + ([f"  {sentence}" for sentence in self.status] or ["  ok"]))
+        lines += [f"  {sentence}" for sentence in self.status] or ["  ok"]
+        return "\n".join(map(printable, lines))
 
     def write_fits(self, path, *, num_draws_kept=None):
         """Write everything to one FITS file, whole or not at all.

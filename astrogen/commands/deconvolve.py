@@ -17,6 +17,7 @@ from astrogen.commands.words import (
     number_or_name,
     positive,
     progress,
+    say,
     short_warnings,
 )
 from astrogen.files import number_or_path
@@ -405,9 +406,9 @@ def _table(results, failures):
 def _finish(results, failures, options):
     """Print what was found, and choose the exit code."""
     for result in results:
-        print(result.summary())
+        say(result.summary())
     if results:
-        print(
+        say(
             f"{len(results)} of {len(results) + len(failures)} objects:"
             f" {options.out / 'index.html'}"
         )

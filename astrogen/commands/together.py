@@ -4,7 +4,15 @@ galaxies of each image.
 
 from functools import partial
 
-from astrogen.commands.words import ALL_FAILED, DONE, SOME_FAILED, complain, note_failure, progress
+from astrogen.commands.words import (
+    ALL_FAILED,
+    DONE,
+    SOME_FAILED,
+    complain,
+    note_failure,
+    progress,
+    say,
+)
 
 
 def check_together(options):
@@ -41,7 +49,7 @@ def fit_together(observations, failures, options):
     for name, result in zip(file_names(results), results, strict=True):
         result.write_fits(options.out / f"{name}.fits", num_draws_kept=options.keep_draws)
         picture = write_joint_figure(result, options.out / f"{name}.png")
-        print(f"{result.summary()}\n{picture}")
+        say(f"{result.summary()}\n{picture}")
     if not results:
         return ALL_FAILED
     vstack([result.table() for result in results], metadata_conflicts="silent").write(

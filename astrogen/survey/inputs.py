@@ -12,12 +12,12 @@ from typing import NamedTuple
 
 import numpy as np
 from astropy.coordinates import SkyCoord
-from astropy.table import Table
 
-from astrogen.errors import InputError
+from astrogen.errors import InputError, InputFileError
 from astrogen.files import number_or_path
-from astrogen.images import read_psfex, split_path
+from astrogen.images import list_extents, read_psfex, split_path
 from astrogen.observation import Frame, check_frame, cut_frame, make_psf, read_frame, read_psf
+from astrogen.tables import read_table
 
 NAMES = {  # column names that catalogues use, in the order in which they are looked for
     "id": ("id", "object_id", "objid", "objectid", "source_id", "number", "name", "ident"),
@@ -57,11 +57,11 @@ class Target(NamedTuple):
 
 
 def read_catalogue(path):
-    """The objects of a table that Astropy reads: identifiers, and positions.
+    """The objects of a table: identifiers, and positions.
 
     Parameters
     ----------
-    path : path of FITS, ECSV, CSV, Parquet, VOTable, ...
+    path : path of FITS (or FILE[HDU]), VOTable, Parquet, ECSV, CSV or other text with names
 
     Returns
     -------
@@ -70,9 +70,10 @@ def read_catalogue(path):
 
     Raises
     ------
-    ValueError : the file is no table, has no positions, or an identifier occurs twice.
+    InputFileError : the file is damaged or no table. InputError : it has no positions, or an
+        identifier occurs twice.
     """
-    table = _read_table(path, "read_catalogue: catalogue must be a table that Astropy reads")
+    table = read_table(path, as_text=NAMES["id"])
     found = {role: _column(table, names) for role, names in NAMES.items()}
     ident = [
         str(value) for value in (table[found["id"]] if found["id"] else range(1, len(table) + 1))
@@ -110,15 +111,6 @@ def read_catalogue(path):
         "read_catalogue: catalogue must have ra and dec, or x and y, got the columns"
         f" {', '.join(table.colnames)} in {path}; rename two"
     )
-
-
-def _read_table(path, wanted):
-    try:
-        return Table.read(path)
-    except FileNotFoundError:
-        raise
-    except Exception as error:
-        raise InputError(f"{wanted}, got {path}: {error}; see `Table.read`") from error
 
 
 def _column(table, names):
@@ -192,15 +184,14 @@ def _is_image(path):
     if not re.search(r"\.(fits?|fts|npy)(\.(gz|fz))?(\[.*\])?$", path, re.IGNORECASE):
         return False
     try:
-        return "image" not in Table.read(path).colnames
-    except Exception:  # no table: an image, or a file that will be refused as one
+        tables = [extent for extent in list_extents(split_path(path)[0]) if extent.is_table]
+        return not tables or "image" not in read_table(path).colnames
+    except InputFileError:  # no table: an image, or a file that will be refused as one
         return True
 
 
 def _exposures_of_table(path, companions):
-    table = _read_table(
-        path, "list_exposures: images must be FITS or .npy files, or a table of them"
-    )
+    table = read_table(path, as_text=Exposure._fields)
     if "image" not in table.colnames or not len(table):
         raise InputError(
             "list_exposures: a table of images must have the column image, and rows, got"
@@ -215,7 +206,8 @@ def _exposures_of_table(path, companions):
             if kind in table.colnames and str(row[kind]).strip() not in ("", "--")
         }
         fields |= {
-            kind: name if kind == "band" else _beside(path, name) for kind, name in given.items()
+            kind: name if kind == "band" else _beside(path, kind, name)
+            for kind, name in given.items()
         }
         exposures.append(_absolute(Exposure(**{"psf": "", **fields})))
     if not all(exposure.psf for exposure in exposures):
@@ -227,11 +219,21 @@ def _exposures_of_table(path, companions):
     return exposures
 
 
-def _beside(table, name):
-    """A number stays one; a path that is not there is looked for beside the table."""
-    return (
-        name if Path(name).exists() or _is_number(name) or ":" in name else str(table.parent / name)
-    )
+def _beside(table, kind, name):
+    """A number stays one; a path that is not there is looked for beside the table.
+
+    Code is never run because a file says so.
+    """
+    if Path(name).exists() or _is_number(name):
+        return name
+    beside = table.parent / name
+    if is_callable(name) and not beside.exists():
+        raise InputFileError(
+            table,
+            f"list_exposures: {kind} must be a file in a table of images, got {name!r}; a function"
+            " is taken from the option psf (--psf) alone",
+        )
+    return str(beside)
 
 
 def match(catalogue, exposures):
