@@ -16,7 +16,7 @@ import zipfile
 
 import numpy as np
 
-from astrogen.errors import InputFileError
+from astrogen.errors import AstrogenError, InputFileError
 
 CHUNK_BYTES = 2**20
 GZIP_MAGIC = b"\x1f\x8b"
@@ -32,7 +32,7 @@ def only_input_errors(path):
     """Turn whatever a damaged file makes the libraries raise into InputFileError."""
     try:
         yield
-    except InputFileError:
+    except AstrogenError:
         raise
     except Exception as error:  # libraries raise a dozen kinds, some of them bare
         raise InputFileError(path, f"cannot be read ({type(error).__name__}: {error})") from error

@@ -10,11 +10,13 @@ import io
 import math
 import re
 from itertools import chain, islice
+from pathlib import Path
+from typing import NamedTuple
 from xml.parsers import expat
 
 import numpy as np
 import yaml
-from astropy.table import Column, MaskedColumn, Table
+from astropy.table import Table
 
 from astrogen.errors import InputFileError
 from astrogen.fits_layout import MAX_COLUMNS, MAX_ROWS
@@ -27,56 +29,96 @@ MAX_HEADER = 2**18  # letters of a YAML header
 MAX_ALIASES = 10  # of YAML: so few cannot multiply much
 MAX_DEPTH = 32  # of XML elements
 BATCH = 65_536  # rows
-PARQUET_MAGIC, ECSV_MAGIC = b"PAR1", "# %ECSV"
+MAGIC = {
+    "fits": rb"SIMPLE  =",
+    "parquet": rb"PAR1",
+    "ecsv": rb"(\xef\xbb\xbf)?# %ECSV",
+    "votable": rb"(\xef\xbb\xbf)?\s*<|\xff\xfe|\xfe\xff",
+}
+HDF5_MAGIC = b"\x89HDF"
+ECSV_DELIMITER = re.compile(r"#\s*delimiter:\s*['\"]?(.)")
 DELIMITERS = ",\t;|"
 YAML_TAGS = re.compile(
     r"tag:yaml\.org,2002:(omap|str|int|float|bool|seq|map|null|binary|set)"
-    r"|!astropy\.units\.Unit|!astropy\.table\.SerializedColumn|!"
+    r"|!astropy\.units\.(Unit|Quantity)|!astropy\.table\.SerializedColumn"
+    r"|!astropy\.coordinates\.(angles\.)?(Angle|Latitude|Longitude)|!"
 )
 VOTABLE_BYTES = {"unicodeChar": 4, "char": 4, "floatComplex": 8, "doubleComplex": 16}
 
 
-def read_table(path, *, as_text=()):
-    """A table, whichever of the formats it is in.
+class Source(NamedTuple):
+    """A file that holds a table and has been looked through: kind is "fits", "parquet", "votable",
+    "ecsv" or "text"; hdu as in FILE[HDU], or None."""
+
+    path: Path
+    hdu: int | str | None
+    kind: str
+    content: bytes
+
+
+def open_table(path):
+    """The content of a file with a table, once nothing in it can blow up.
 
     Parameters
     ----------
     path : path, FILE or FILE[HDU]; plain or gzip
-    as_text : names of columns in lower case, whose text stays as it stands in the file where the
-        format is one of text: `007` is not 7
 
     Returns
     -------
-    astropy Table; text as str, what is missing masked
+    Source
 
     Raises
     ------
-    InputFileError : damaged, too large, of another format, or several tables to choose from.
+    InputFileError : damaged, too large, or of another format.
     """
     file, hdu = split_path(path)
     content = read_bytes(file, max_bytes=MAX_BYTES, advice="cut the table into several")
+    kind = next((kind for kind, magic in MAGIC.items() if re.match(magic, content)), "text")
+    if hdu is not None and kind != "fits":
+        raise InputFileError(file, f"is no FITS file, of which [{hdu}] could be chosen")
+    if content.startswith(HDF5_MAGIC):  # which can name other files, and hang its library
+        raise InputFileError(file, "is HDF5, which is not read; write it as FITS or Parquet")
+    source = Source(file, hdu, kind, content)
     with only_input_errors(file):
-        if content.startswith(b"SIMPLE  ="):
-            table = _read_fits(file, content, hdu)
-        elif hdu is not None:
-            raise InputFileError(file, f"is no FITS file, of which [{hdu}] could be chosen")
-        elif content.startswith(PARQUET_MAGIC):
-            table = _read_parquet(file, content)
-        elif re.match(rb"(\xef\xbb\xbf)?\s*<", content) or content[:2] in (
-            b"\xff\xfe",
-            b"\xfe\xff",
-        ):
-            table = _read_votable(file, content)
-        else:
-            table = _read_text(file, content, as_text)
-        table.convert_bytestring_to_unicode()
+        if kind in CHECKS:
+            CHECKS[kind](source)
+    return source
+
+
+def read_table(path):
+    """A table, whichever of the formats it is in; of a format of text without types all as text.
+
+    Raises
+    ------
+    InputFileError : as `open_table`; several tables to choose from.
+    """
+    source = open_table(path)
+    with only_input_errors(source.path):
+        if source.kind == "text":
+            names, cells = split_text(source)
+            return Table(list(cells), names=names)
+        return typed_table(source)
+
+
+def typed_table(source):
+    """The astropy Table of a Source whose format says the types of its columns."""
+    if source.kind == "fits":
+        table = _read_fits(source)
+    elif source.kind == "parquet":
+        table = Table.read(io.BytesIO(source.content), format="parquet")
+    elif source.kind == "votable":
+        table = Table.read(io.BytesIO(source.content), format="votable")
+    else:
+        table = Table.read(source.content.decode("utf-8-sig").splitlines(), format="ascii.ecsv")
+    table.convert_bytestring_to_unicode()
     return table
 
 
-def _read_fits(path, content, hdu):
+def _read_fits(source):
+    path, hdu = source.path, source.hdu
     tables = [
         (number, found)
-        for number, found in enumerate(parse_fits(path, content, max_pixels=MAX_PIXELS))
+        for number, found in enumerate(parse_fits(path, source.content, max_pixels=MAX_PIXELS))
         if not found.is_image and hasattr(found, "columns")
     ]
     named = [found for number, found in tables if hdu in (number, found.name)]
@@ -95,27 +137,25 @@ def _read_fits(path, content, hdu):
 # --- Parquet
 
 
-def _read_parquet(path, content):
-    """Columns of plain values; a few bytes may stand for billions of rows, or for one long text in
+def _check_parquet(source):
+    """A few bytes may stand for billions of rows, or for one long text in
     each of many rows.
     """
     from pyarrow import parquet
 
+    path, content = source.path, source.content
     file = parquet.ParquetFile(io.BytesIO(content))
     layout, schema = file.metadata, file.schema_arrow
     _check_size(path, layout.num_rows, layout.num_columns)
-    flat = [
-        field.name
-        for field in schema
-        if not hasattr(field.type, "num_fields") or not field.type.num_fields
-    ]
     size = sum(layout.row_group(group).total_byte_size for group in range(layout.num_row_groups))
     if not 0 <= size <= MAX_MEMORY:
         raise InputFileError(path, f"holds {size} bytes when decompressed, more than {MAX_MEMORY}")
     for text in (schema.metadata or {}).get(b"table_meta_yaml", b"").split(b"\x00"):
         check_yaml(path, text.decode())
-    _check_texts(path, content, [name for name in flat if _is_text(schema.field(name).type)])
-    return Table.read(io.BytesIO(content), format="parquet", include_names=flat)
+    nested = [field.name for field in schema if field.type.num_fields]
+    if nested:
+        raise InputFileError(path, f"must have columns of plain values, got {nested[0]!r}")
+    _check_texts(path, content, [field.name for field in schema if _is_text(field.type)])
 
 
 def _is_text(kind):
@@ -153,15 +193,11 @@ def _check_size(path, num_rows, num_columns, row_bytes=1):
 # --- VOTable
 
 
-def _read_votable(path, content):
-    _check_xml(path, content)
-    return Table.read(io.BytesIO(content), format="votable")
-
-
-def _check_xml(path, content):
+def _check_xml(source):
     """Refuse what a VOTable needs not have: entities, which multiply, data elsewhere or compressed
     inside; and rows that would not fit.
     """
+    path, content = source.path, source.content
     depth, tables, fields = 0, [], []
 
     def refuse(what):
@@ -213,32 +249,24 @@ def _votable_bytes(given):
 # --- text
 
 
-def _read_text(path, content, as_text):
-    text = content.decode("utf-8-sig")
+def split_text(source):
+    """(names, cells): the columns of a text table, one array of str each, as they are written."""
+    path, text = source.path, source.content.decode("utf-8-sig")
     if "\0" in text:
         raise InputFileError(
             path, "is no table that is read: FITS, VOTable, Parquet, ECSV, or text with names"
         )
-    if text.startswith(ECSV_MAGIC):
-        return _read_ecsv(path, text, as_text)
-    names, columns = _split_columns(path, *_find_names(path, text))
-    return Table(
-        {
-            name: _column(values, number=name.lower() not in as_text)
-            for name, values in zip(names, columns, strict=True)
-        }
-    )
+    if source.kind == "ecsv":
+        comments, lines = _parts(text)
+        told = [match[1] for line in comments if (match := ECSV_DELIMITER.match(line))]
+        return _split_columns(path, None, told[0] if told else " ", lines)
+    return _split_columns(path, *_find_names(path, text))
 
 
-def _read_ecsv(path, text, as_text):
-    comments, lines = _parts(text)
-    check_yaml(path, "\n".join(line[2:] for line in comments[1:]))
-    names, columns = _split_columns(path, None, _delimiter(lines[0] if lines else ""), lines)
-    table = Table.read(text.splitlines(), format="ascii.ecsv")
-    for name, values in zip(names, columns, strict=True):
-        if name.lower() in as_text and name in table.colnames and len(values) == len(table):
-            table[name] = _column(values, number=False)
-    return table
+def _check_ecsv(source):
+    comments, _ = _parts(source.content.decode("utf-8-sig"))
+    check_yaml(source.path, "\n".join(line[2:] for line in comments[1:]))
+    split_text(source)
 
 
 def check_yaml(path, text):
@@ -307,24 +335,24 @@ def _is_number(text):
 
 def _rows(lines, delimiter):
     lines = (line.strip(" ") if delimiter == " " else line for line in lines)
-    rows = csv.reader(lines, delimiter=delimiter, skipinitialspace=True, strict=True)
-    return ([cell.strip() for cell in row] for row in rows if row)
+    rows = csv.reader(lines, delimiter=delimiter, skipinitialspace=True)
+    return (row for row in rows if row)
 
 
 def _split_columns(path, names, delimiter, lines):
     """(names, one array of str for each column)."""
     rows = _rows(lines, delimiter)
-    names = next(rows, []) if names is None else names
+    names = [name.strip() for name in (next(rows, []) if names is None else names)]
     if not all(names) or len(set(names)) < len(names) or not names:
         raise InputFileError(path, f"must have a different name for each column, got {names[:20]}")
     parts, num_rows, longest = [], 0, 0
     while batch := list(islice(rows, BATCH)):
-        wrong = next((row for row in batch if len(row) != len(names)), None)
-        if wrong is not None:
-            number = num_rows + batch.index(wrong) + 1
-            raise InputFileError(
-                path, f"row {number} must have {len(names)} columns, got {len(wrong)}"
-            )
+        for number, row in enumerate(batch, num_rows + 1):
+            if len(row) > len(names):
+                raise InputFileError(
+                    path, f"row {number} has {len(row)} cells for {len(names)} columns"
+                )
+            row += [""] * (len(names) - len(row))
         num_rows += len(batch)
         longest = max(longest, max(map(len, chain(*batch))))
         _check_size(path, num_rows, len(names), 4 * longest)
@@ -334,15 +362,4 @@ def _split_columns(path, names, delimiter, lines):
     return names, [np.concatenate(column) for column in zip(*parts, strict=True)]
 
 
-def _column(values, *, number):
-    """Values as numbers where all of them are and `number` allows; empty ones masked."""
-    empty = values == ""
-    if number and not empty.all():
-        filled = np.where(empty, "0", values)
-        for kind in (np.int64, np.float64):
-            try:
-                values = filled.astype(kind)
-                break
-            except (ValueError, OverflowError):
-                continue
-    return MaskedColumn(values, mask=empty) if empty.any() else Column(values)
+CHECKS = {"parquet": _check_parquet, "votable": _check_xml, "ecsv": _check_ecsv}

@@ -36,21 +36,17 @@ def test_a_table_is_the_same_in_every_format(tmp_path, name, zipped):
     table.write(tmp_path / name, format=FORMATS[name])
     if zipped:
         (tmp_path / name).write_bytes(gzip.compress((tmp_path / name).read_bytes()))
-    found = read_table(tmp_path / name, as_text=("id",))
+    found = read_table(tmp_path / name)
     assert list(found["id"]) == ident and list(found["band"]) == list("griz")
-    assert found["ra"].tolist() == table["ra"].tolist() and found["n"].tolist() == [
-        2**53 + 1,
-        2,
-        3,
-        4,
-    ]
+    assert [float(value) for value in found["ra"]] == table["ra"].tolist()
+    assert [int(value) for value in found["n"]] == [2**53 + 1, 2, 3, 4]
 
 
-def test_text_keeps_its_words_and_masks_what_is_missing(tmp_path):
-    (tmp_path / "a.csv").write_text('ID,ra,name\n"0, 1",3.5,\n2,,"x\ny"\n')
-    table = read_table(tmp_path / "a.csv", as_text=("id",))
-    assert list(table["ID"]) == ["0, 1", "2"] and table["ra"].mask.tolist() == [False, True]
-    assert table["name"][1] == "x\ny" and table["name"].mask.tolist() == [True, False]
+def test_text_keeps_its_words(tmp_path):
+    (tmp_path / "a.csv").write_text('ID,ra,name\n"0, 1",3.5,\n2,,"x\ny"\n3\n')
+    table = read_table(tmp_path / "a.csv")
+    assert list(table["ID"]) == ["0, 1", "2", "3"] and list(table["ra"]) == ["3.5", "", ""]
+    assert list(table["name"]) == ["", "x\ny", ""]
 
 
 def test_the_catalogues_of_sextractor(tmp_path):
@@ -58,7 +54,7 @@ def test_the_catalogues_of_sextractor(tmp_path):
         "#   1 NUMBER     Running object number\n#   2 X_IMAGE    Position [pixel]\n"
         "    1   3.5\n    2   4.5\n"
     )
-    assert read_table(tmp_path / "a.cat")["X_IMAGE"].tolist() == [3.5, 4.5]
+    assert read_table(tmp_path / "a.cat")["X_IMAGE"].tolist() == ["3.5", "4.5"]
     header = fits.BinTableHDU(Table({"Field Header Card": ["SIMPLE = T"]}), name="LDAC_IMHEAD")
     objects = fits.BinTableHDU(Table({"NUMBER": [1, 2]}), name="LDAC_OBJECTS")
     fits.HDUList([fits.PrimaryHDU(), header, objects]).writeto(tmp_path / "a.ldac")
@@ -175,7 +171,7 @@ BOMBS = {
     ),
     "npz": (lambda _: b"PK\x03\x04" + bytes(100), "is no table that is read"),
     "binary": (lambda _: struct.pack("<8d", *range(8)), "is no table|cannot be read"),
-    "uneven": (lambda _: b"a,b\n1,2\n1\n", "row 2 must have 2 columns, got 1"),
+    "uneven": (lambda _: b"a,b\n1,2\n1,2,3\n", "row 2 has 3 cells for 2 columns"),
     "twice": (lambda _: b"a,a\n1,2\n", "a different name for each column"),
     "empty": (lambda _: b"", "is empty"),
 }
