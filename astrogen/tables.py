@@ -109,7 +109,7 @@ def typed_table(source):
     elif source.kind == "votable":
         table = Table.read(io.BytesIO(source.content), format="votable")
     else:
-        table = Table.read(source.content.decode("utf-8-sig").splitlines(), format="ascii.ecsv")
+        return Table.read(source.content.decode("utf-8-sig").splitlines(), format="ascii.ecsv")
     table.convert_bytestring_to_unicode()
     return table
 
