@@ -22,6 +22,7 @@ from astrogen.joint.scene import Scene, light_of, make_galaxy, tensor, whole_lig
 from astrogen.joint_result import make_joint_result, make_source
 from astrogen.observation import to_unit
 from astrogen.priors import load_prior
+from astrogen.spawn import refuse_fork
 from astrogen.units import is_known
 
 # Scales of exposures of one band that differ by so much, and so many sigma, are no matter of noise
@@ -143,6 +144,7 @@ def _fit(
     prior_scale,
     background,
 ):
+    refuse_fork(caller)
     check_options(caller, method, background, num_draws)
     observations = list(observations)
     bands = _check_exposures(caller, observations, bands)
@@ -174,9 +176,7 @@ def _fit(
         )
     draws.told["map_converged"] = min(draws.told["map_converged"], float(settled))
     provenance = provenance_of(prior, draws.method, num_draws, seed, background)
-    return _result(
-        scene, galaxies, draws, bands, provenance | {"bands": list(dict.fromkeys(bands))}
-    )
+    return _result(scene, galaxies, draws, provenance | {"bands": list(dict.fromkeys(bands))})
 
 
 def _check_exposures(caller, observations, bands):
