@@ -319,7 +319,7 @@ def _psf_image(folder):
 def _read_psf(folder):
     from astrogen.observation import read_psf
 
-    return [read_psf(folder / "a.psf", pixel_scale=0.2, position=(3.0, 4.0)).image]
+    return [read_psf(folder / "a.psf", pixel_scale=0.2, position=(9.0, 8.0)).image]
 
 
 CATALOGUE = {"id": ["07", "a b", "c"], "ra": [1.0, 2.0, 3.0], "dec": [4.0, 5.0, 6.0]}
