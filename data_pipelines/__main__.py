@@ -8,6 +8,7 @@ from collections import Counter
 from functools import partial
 from pathlib import Path
 
+from astrogen.errors import AstrogenError, printable
 from astrogen.processes import Terminated, raise_at_sigterm
 from astrogen.quiet import keep_tensorflow_quiet
 from data_pipelines import map_commands
@@ -109,7 +110,10 @@ def _report(manifest, directory):
     for reason, count in Counter(entry["reason"] for entry in skipped).most_common(5):
         idents = [entry["ident"] for entry in skipped if entry["reason"] == reason]
         print(
-            f"  {count} x {reason} (ident {', '.join(idents[:5])}{', ...' if count > 5 else ''})",
+            printable(
+                f"  {count} x {reason} (ident {', '.join(idents[:5])}"
+                f"{', ...' if count > 5 else ''})"
+            ),
             file=sys.stderr,
         )
     return 3 if num else 4
@@ -140,9 +144,6 @@ def _write_galaxies(options):
 
 def _run(options):
     keep_tensorflow_quiet()
-    # Heavy, and needed by neither --help nor the workers, which import this module again.
-    from astrogen.errors import AstrogenError
-
     try:
         manifest = (
             map_commands.run(options)

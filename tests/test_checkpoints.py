@@ -6,15 +6,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from astrogen.errors import RecordsError, WeightsError
-from astrogen.files import hold_folder, npz_bytes, write_whole
+from astrogen.errors import InputFileError, RecordsError, WeightsError
+from astrogen.files import hold_folder
 from astrogen.training import train_prior
 from astrogen.training.basis import Basis
 from astrogen.training.checkpoints import (
     FOLDER,
     POINTER,
     keep_checkpoints,
-    read_arrays,
     restore_last,
 )
 from astrogen.training.galaxy import basis_of_run, write_basis
@@ -98,17 +97,6 @@ def test_a_checkpoint_of_other_networks_is_refused(out):
         restore_last(_checkpoint(0.0, size=4), out)
 
 
-def test_arrays_of_a_run_are_whole(tmp_path):
-    path = tmp_path / "tables.npz"
-    content = npz_bytes({"target": np.arange(100.0)})
-    write_whole(path, content)
-    np.testing.assert_array_equal(read_arrays(path)["target"], np.arange(100.0))
-    for damaged in (content[:-40], content[:60] + b"\x7f" + content[61:]):
-        path.write_bytes(damaged)
-        with pytest.raises(WeightsError, match="tables.npz: train: arrays must be whole"):
-            read_arrays(path)
-
-
 def test_coefficients_that_were_changed_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("astrogen.training.galaxy.read_manifest", lambda path: {"sha256": "0"})
     basis = Basis(np.ones((2, 4, 4)), np.zeros(2), np.ones(2), 0.1)
@@ -119,7 +107,7 @@ def test_coefficients_that_were_changed_are_refused(tmp_path, monkeypatch):
         basis_of_run(tmp_path, tmp_path, 2, True)
     path = tmp_path / "coefficients.npy"
     path.write_bytes(path.read_bytes()[:-2] + b"\0\0")
-    with pytest.raises(WeightsError, match="coefficients must be as they were written"):
+    with pytest.raises(InputFileError, match="coefficients must be as they were written"):
         basis_of_run(tmp_path, tmp_path, 1, True)
 
 

@@ -2,11 +2,8 @@
 word.
 """
 
-import zipfile
-import zlib
 from pathlib import Path
 
-import numpy as np
 import tensorflow as tf
 
 from astrogen.errors import WeightsError
@@ -65,22 +62,6 @@ def restore_last(checkpoint, out):
             f" {' '.join(str(error).split())[:300]}; {ADVICE}",
         ) from error
     return True
-
-
-def read_arrays(path):
-    """{name: array} of a .npz file of the run; its members carry checksums.
-
-    Raises
-    ------
-    WeightsError : the file is cut or damaged.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            return {name: stored[name] for name in stored.files}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise WeightsError(
-            path, f"train: arrays must be whole, got {error}; delete the file to make it again"
-        ) from error
 
 
 def _words(pointer):

@@ -15,10 +15,12 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
+from astrogen.errors import InputFileError
 from astrogen.files import npz_bytes, write_whole
 from astrogen.priors.convergence import MARGIN, draw_latent, polynomial_terms, scaled_cosmology
+from astrogen.reading import read_npz
 from astrogen.statistics import diversity
-from astrogen.training.checkpoints import keep_checkpoints, read_arrays
+from astrogen.training.checkpoints import keep_checkpoints
 from astrogen.training.critic import Critic, critic_loss, generator_loss, gradient_penalty
 from astrogen.training.map_features import map_features
 from astrogen.training.replicas import averaged, mean_here, parts
@@ -39,6 +41,7 @@ CHECKPOINT_EVERY = 100
 # chance
 CHOOSE_FROM = 0.75
 NUM_VALIDATION = 512
+MAX_BEST = 2**26  # bytes of the file of the best network, which has 4e4
 TOLD = ("step", "statistic", "spread", "nearest")
 
 
@@ -324,9 +327,16 @@ def train_wgan(
                 progress.set_postfix_str(
                     ", ".join(f"{name} {float(value):.3g}" for name, value in told.items())
                 )
-    best = read_arrays(out / "best.npz")
-    average.set_weights([best[f"arr_{index}"] for index in range(len(average.weights))])
-    return {name: float(best[name]) for name in TOLD}
+    best = read_npz(out / "best.npz", max_bytes=MAX_BEST)
+    try:
+        average.set_weights([best[f"arr_{index}"] for index in range(len(average.weights))])
+        return {name: float(best[name]) for name in TOLD}
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputFileError(
+            out / "best.npz",
+            f"train_wgan: file must hold the network of this run, got {type(error).__name__}:"
+            f" {error}; train in another folder",
+        ) from error
 
 
 def learning_rates(index, num_steps, warm_up):
