@@ -15,6 +15,7 @@ import numpy as np
 from astropy.table import Table
 
 from astrogen.images import write_planes
+from astrogen.observation import as_given
 from astrogen.result import QUANTITIES, Quantities, deconvolved_wcs, format_value, measure
 from astrogen.verdict import edge_significance, format_p, goodness_of_fit, judge
 
@@ -33,7 +34,7 @@ class Source:
         stamp, along its pixel axes
     x, y : float, pixels from 0 of the first exposure: weighted centroid of the mean image in the
         reference band
-    pixel_scale, target_fwhm : float, arcsec per pixel of the deconvolved images, and their Gaussian
+    prior_scale, target_fwhm : float, arcsec per pixel of the deconvolved images, and their Gaussian
         resolution
     wcs : astropy WCS of the deconvolved images, or None
     images, image_std : float32 [band, 64, 64], flux per deconvolved pixel, posterior mean and
@@ -54,7 +55,7 @@ class Source:
     place: tuple
     x: float
     y: float
-    pixel_scale: float
+    prior_scale: float
     target_fwhm: float
     wcs: object
     images: np.ndarray
@@ -84,7 +85,7 @@ class Source:
     def quantities(self):
         """`astrogen.result.Quantities` in the reference band."""
         return self.measured or measure(
-            self.draws[:, self.bands.index(self.reference)], pixel_scale=self.pixel_scale
+            self.draws[:, self.bands.index(self.reference)], pixel_scale=self.prior_scale
         )
 
 
@@ -157,7 +158,7 @@ class JointResult:
                             for name, pair in shape.items()
                             for key, value in ((name, pair[0]), (f"{name}_err", pair[1]))
                         },
-                        "pixel_scale": source.pixel_scale,
+                        "prior_scale": source.prior_scale,
                         "method": self.method,
                         "converged": self.converged,
                     }
@@ -205,18 +206,23 @@ class JointResult:
         For each source n: IMAGEn, IMAGE_STDn, cubes [band, h, w] with their WCS, and DRAWSn_BAND,
         cubes [draw, h, w]. For each exposure m: OBSERVEDm, VARIANCEm, MASKm, MODELm, RESIDUALm, and
         SOURCEn_m, the light of source n. Tables: SOURCES (`table`), COVARIANCE (of all fluxes),
-        DRAWS (fluxes, shifts and backgrounds), ABOUT (name, value as JSON).
+        DRAWS (fluxes, shifts and backgrounds), ABOUT (name, value as JSON). Images that were given
+        as surface brightness have their planes (those of sources in that of the first) as such;
+        fluxes are in FLUXUNIT.
 
         num_draws_kept : int or None, how many draws of the images to write; None: all
         """
-        planes, wcs = {}, {}
+        planes, wcs, unit = {}, {}, {}
         for number, source in enumerate(self.sources, 1):
             ours = {f"IMAGE{number}": source.images, f"IMAGE_STD{number}": source.image_std}
             ours |= {
                 f"DRAWS{number}_{band}".rstrip("_"): source.draws[:num_draws_kept, index]
                 for index, band in enumerate(source.bands)
             }
-            planes, wcs = planes | ours, wcs | dict.fromkeys(ours, source.wcs)
+            factor, given = as_given(self.observations[0], source.prior_scale)
+            planes |= {name: plane * np.float32(factor) for name, plane in ours.items()}
+            wcs |= dict.fromkeys(ours, source.wcs)
+            unit |= dict.fromkeys(ours, given)
         for number, observation in enumerate(self.observations, 1):
             seen = {
                 "OBSERVED": observation.image,
@@ -230,7 +236,12 @@ class JointResult:
                 f"SOURCE{index}_{number}": source.models[number - 1]
                 for index, source in enumerate(self.sources, 1)
             }
+            factor, given = as_given(observation)
+            for name in ours:
+                power = 0 if name.startswith("MASK") else 2 if name.startswith("VARIANCE") else 1
+                ours[name] = ours[name] * np.float32(factor**power) if power else ours[name]
             planes, wcs = planes | ours, wcs | dict.fromkeys(ours, observation.wcs)
+            unit |= dict.fromkeys(ours, given)
         labels = [
             f"{source.name} {band}".strip() for source in self.sources for band in source.bands
         ]
@@ -246,6 +257,8 @@ class JointResult:
             "format": FORMAT,
             "bands": list(self.bands),
             "exposures": [observation.name for observation in self.observations],
+            "unit": str(self.observations[0].unit),
+            "brightness": [observation.brightness for observation in self.observations],
             "sources": [source.name for source in self.sources],
             "reference_bands": [source.reference for source in self.sources],
             "chi2": self.chi2,
@@ -265,17 +278,13 @@ class JointResult:
                 {"name": list(about), "value": [json.dumps(value) for value in about.values()]}
             ),
         }
-        unit = {
-            name: self.observations[0].unit
-            for name in planes
-            if not name.startswith(("VARIANCE", "MASK"))
-        }
         header = {
             "OBJECT": self.name,
             "METHOD": self.method,
             "CONVERGD": self.converged,
             "NUMSRC": len(self.sources),
             "NUMEXP": len(self.observations),
+            "FLUXUNIT": str(self.observations[0].unit),
         }
         write_planes(
             path,
@@ -305,7 +314,7 @@ def make_source(
     bands,
     reference,
     place,
-    pixel_scale,
+    prior_scale,
     target_fwhm,
     draws,
     latent_draws,
@@ -321,17 +330,17 @@ def make_source(
     draws = np.asarray(draws, np.float32)
     images = draws.mean(0, np.float64).astype(np.float32)
     x, y = (
-        np.asarray(place) + pixel_scale * _centroid(images[list(bands).index(reference)])
+        np.asarray(place) + prior_scale * _centroid(images[list(bands).index(reference)])
     ) / first.pixel_scale + middle
     wcs = None
     if first.wcs is not None:
         wcs = deconvolved_wcs(
             first.wcs,
             first.image.shape,
-            ratio=first.pixel_scale / pixel_scale,
+            ratio=first.pixel_scale / prior_scale,
             shape=draws.shape[2:],
         )
-        wcs.wcs.crpix = wcs.wcs.crpix - np.asarray(place) / pixel_scale
+        wcs.wcs.crpix = wcs.wcs.crpix - np.asarray(place) / prior_scale
         wcs.wcs.set()
     return Source(
         name=name,
@@ -340,7 +349,7 @@ def make_source(
         place=tuple(map(float, place)),
         x=float(x),
         y=float(y),
-        pixel_scale=float(pixel_scale),
+        prior_scale=float(prior_scale),
         target_fwhm=float(target_fwhm),
         wcs=wcs,
         images=images,

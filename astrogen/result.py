@@ -10,31 +10,32 @@ of them.
 import json
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 from astropy.nddata import CCDData, StdDevUncertainty
 from astropy.table import Table, vstack
-from astropy.units import Unit, dimensionless_unscaled
+from astropy.units import dimensionless_unscaled
 from astropy.wcs.utils import fit_wcs_from_points
 
 from astrogen.errors import InputError, InputFileError
 from astrogen.galsim_objects import measure_image
 from astrogen.images import read_plane_wcs, read_planes, write_planes
-from astrogen.observation import Observation
+from astrogen.observation import Observation, as_given
 from astrogen.psf import PSF
+from astrogen.units import Brightness, read_unit
 from astrogen.verdict import edge_significance, format_p, goodness_of_fit, judge
 
 MIN_DRAWS = 8  # fewer draws give no error
-FORMAT = "astrogen result 1"
+FORMAT = "astrogen result 2"
 QUANTITIES = ("flux", "half_light_radius", "e1", "e2")
-TABLE_NUMBERS = ("chi2", "p_value", "pixel_scale", "target_fwhm", "method", "converged")
+TABLE_NUMBERS = ("chi2", "p_value", "prior_scale", "target_fwhm", "method", "converged")
 TABLE_UNITS = {
     "half_light_radius": "arcsec",
     "half_light_radius_err": "arcsec",
     "target_fwhm": "arcsec",
-    "pixel_scale": "arcsec/pix",
+    "prior_scale": "arcsec/pix",
 }
 
 
@@ -65,7 +66,7 @@ class Result:
     `read_result`.
 
     observation : Observation
-    pixel_scale : float, arcsec per pixel of the deconvolved image
+    prior_scale : float, arcsec per pixel of the deconvolved image
     target_fwhm : float, arcsec, Gaussian resolution of the deconvolved image
     image, image_std : float32 [64, 64], flux per deconvolved pixel, posterior mean and standard
         deviation
@@ -86,7 +87,7 @@ class Result:
     """
 
     observation: Observation
-    pixel_scale: float
+    prior_scale: float
     target_fwhm: float
     image: np.ndarray
     image_std: np.ndarray
@@ -109,7 +110,7 @@ class Result:
     @cached_property
     def quantities(self):
         """Quantities, measured on first use (about 1 ms per draw)."""
-        return self.measured or measure(self.draws, pixel_scale=self.pixel_scale)
+        return self.measured or measure(self.draws, pixel_scale=self.prior_scale)
 
     @property
     def flux(self):
@@ -144,7 +145,7 @@ class Result:
         return deconvolved_wcs(
             self.observation.wcs,
             self.observation.image.shape,
-            ratio=self.observation.pixel_scale / self.pixel_scale,
+            ratio=self.observation.pixel_scale / self.prior_scale,
             shape=self.image.shape,
         )
 
@@ -212,17 +213,19 @@ class Result:
         return table
 
     def to_ccddata(self):
-        """The deconvolved image as an astropy CCDData: flux per deconvolved pixel, the posterior's
-        standard deviation, WCS, unit, and the FITS header's numbers.
+        """The deconvolved image as an astropy CCDData: flux per deconvolved pixel (or the surface
+        brightness that the observation was given in), the posterior's standard deviation, WCS,
+        unit, and the FITS header's numbers.
 
         Neighbouring pixels err together: an error of a sum of pixels is that of the draws, not of
         these standard deviations.
         """
+        factor, unit = as_given(self.observation, self.prior_scale)
         return CCDData(
-            self.image,
-            uncertainty=StdDevUncertainty(self.image_std),
+            self.image * np.float32(factor),
+            uncertainty=StdDevUncertainty(self.image_std * np.float32(factor)),
             wcs=self.wcs,
-            unit=self.observation.unit,
+            unit=read_unit(unit),
             meta=_header(self),
         )
 
@@ -301,7 +304,7 @@ class Result:
 def make_result(
     observation,
     *,
-    pixel_scale,
+    prior_scale,
     target_fwhm,
     draws,
     model,
@@ -320,7 +323,7 @@ def make_result(
     Parameters
     ----------
     observation : Observation
-    pixel_scale, target_fwhm : float, arcsec per pixel of the draws, and their resolution
+    prior_scale, target_fwhm : float, arcsec per pixel of the draws, and their resolution
     draws : array [num_draws, height, width], flux per pixel, moved to where the galaxy stands
     model : array [h, w], posterior mean convolved with the PSF, with background, flux per observed
         pixel latent_draws [num_draws, d], flux_draws [num_draws], shift_draws [num_draws, 2]
@@ -356,7 +359,7 @@ def make_result(
     )
     if observation.status == "no_data" or not finite.any() or not np.isfinite(model).all():
         return _empty_result(
-            observation, pixel_scale, target_fwhm, draws, per_draw, method, diagnostics, provenance
+            observation, prior_scale, target_fwhm, draws, per_draw, method, diagnostics, provenance
         )
     draws, per_draw = draws[finite], {name: values[finite] for name, values in per_draw.items()}
     residual = np.where(observation.mask, 0, observation.image - model).astype(np.float32)
@@ -377,7 +380,7 @@ def make_result(
     image = draws.mean(0, np.float64).astype(np.float32)
     return Result(
         observation=observation,
-        pixel_scale=float(pixel_scale),
+        prior_scale=float(prior_scale),
         target_fwhm=float(target_fwhm),
         image=image,
         image_std=np.sqrt(np.square(draws - image).mean(0)),
@@ -415,7 +418,7 @@ def _check_shapes(observation, draws, model, per_draw):
 
 
 def _empty_result(
-    observation, pixel_scale, target_fwhm, draws, per_draw, method, diagnostics, provenance
+    observation, prior_scale, target_fwhm, draws, per_draw, method, diagnostics, provenance
 ):
     """Zeros and a reason, for an object that cannot be deconvolved."""
     no_data = observation.status == "no_data"
@@ -430,7 +433,7 @@ def _empty_result(
     )
     return Result(
         observation=observation,
-        pixel_scale=float(pixel_scale),
+        prior_scale=float(prior_scale),
         target_fwhm=float(target_fwhm),
         image=blank,
         image_std=blank,
@@ -593,7 +596,9 @@ def write_result(result, path, *, num_draws_kept=None):
     Planes: IMAGE, IMAGE_STD and the cube DRAWS on the deconvolved grid with its WCS; MODEL,
     RESIDUAL, OBSERVED, VARIANCE and MASK on the observed one; PSF. Tables: LATENT (a row for each
     draw: latent, flux, shift, background), ABOUT (name, value as JSON: status, diagnostics,
-    provenance). The primary header repeats the numbers that a catalogue needs.
+    provenance). The primary header repeats the numbers that a catalogue needs. An image that was
+    given as surface brightness has all planes written as such; fluxes (the header's, and those of
+    LATENT) are in FLUXUNIT.
 
     Parameters
     ----------
@@ -618,9 +623,9 @@ def write_result(result, path, *, num_draws_kept=None):
     if not len(deconvolved["DRAWS"]):
         del deconvolved["DRAWS"]
     wcs = {name: result.wcs for name in deconvolved} | {name: observation.wcs for name in observed}
-    unit = dict.fromkeys(
-        [*deconvolved, "MODEL", "RESIDUAL", "OBSERVED", "VARIANCE"], observation.unit
-    )
+    deconvolved = _as_files_hold(deconvolved, observation, result.prior_scale)
+    observed = _as_files_hold(observed, observation, observation.pixel_scale)
+    unit = dict.fromkeys([*deconvolved, *observed], as_given(observation)[1])
     latent = Table(
         {
             "latent": result.latent_draws[kept],
@@ -646,18 +651,33 @@ def write_result(result, path, *, num_draws_kept=None):
     )
 
 
+def _as_files_hold(planes, observation, pixel_scale, power=1):
+    """Planes of fluxes per pixel of `pixel_scale` as surface brightness, where the observation was
+    given as such; with power -1 the inverse.
+    """
+    factor = as_given(observation, pixel_scale)[0] ** power
+    if factor == 1:
+        return planes
+    powers = {"MASK": 0, "VARIANCE": 2}
+    return {
+        name: (plane * factor ** powers.get(name, 1)).astype(plane.dtype)
+        for name, plane in planes.items()
+    }
+
+
 def _about(result):
     observation = result.observation
     return {
         "format": FORMAT,
         "name": observation.name,
-        "unit": observation.unit.to_string(),
-        "observed_pixel_scale": observation.pixel_scale,
+        "unit": str(observation.unit),
+        "brightness": observation.brightness,
+        "pixel_scale": observation.pixel_scale,
         "notes": list(observation.notes),
         "observation_status": observation.status,
         "psf_pixel_scale": observation.psf.pixel_scale,
         "psf_pixel_response": observation.psf.pixel_response,
-        "pixel_scale": result.pixel_scale,
+        "prior_scale": result.prior_scale,
         "target_fwhm": result.target_fwhm,
         "chi2": result.chi2,
         "p_value": result.p_value,
@@ -677,13 +697,14 @@ def _header(result):
         "OBJECT": result.name,
         "METHOD": result.method,
         "CONVERGD": bool(result.converged),
-        "PIXSCALE": result.pixel_scale,
+        "PRIORSCL": result.prior_scale,
         "TARGFWHM": result.target_fwhm,
-        "OBSSCALE": result.observation.pixel_scale,
+        "PIXSCALE": result.observation.pixel_scale,
         "CHI2": result.chi2,
         "P_VALUE": result.p_value,
         "NUMDRAWS": len(result.draws),
         "NUMFAIL": result.quantities.num_failed,
+        "FLUXUNIT": str(result.observation.unit),
     }
     for keyword, pair in zip(
         ("FLUX", "HLR", "E1", "E2"), (getattr(result, name) for name in QUANTITIES), strict=True
@@ -722,25 +743,37 @@ def read_result(path):
 
 
 def _assemble(path, planes, latent, about):
+    told = about["brightness"]
     observation = Observation(
         image=planes["OBSERVED"],
         variance=planes["VARIANCE"],
         mask=planes["MASK"].astype(bool),
         psf=PSF(planes["PSF"], about["psf_pixel_scale"], about["psf_pixel_response"]),
-        pixel_scale=about["observed_pixel_scale"],
+        pixel_scale=about["pixel_scale"],
         name=about["name"],
         wcs=read_plane_wcs(path, "OBSERVED"),
-        unit=Unit(about["unit"], parse_strict="silent"),
+        unit=read_unit(about["unit"]),
         notes=tuple(about["notes"]),
         status=about["observation_status"],
+        brightness=told and Brightness(*told),
     )
-    draws = planes.get("DRAWS", np.zeros((0, *planes["IMAGE"].shape), np.float32))
+    deconvolved, observed = (
+        _as_files_hold(
+            {name: planes[name] for name in names if name in planes}, observation, scale, -1
+        )
+        for names, scale in (
+            (("IMAGE", "IMAGE_STD", "DRAWS"), about["prior_scale"]),
+            (("OBSERVED", "VARIANCE", "MODEL", "RESIDUAL"), observation.pixel_scale),
+        )
+    )
+    observation = replace(observation, image=observed["OBSERVED"], variance=observed["VARIANCE"])
+    draws = deconvolved.get("DRAWS", np.zeros((0, *planes["IMAGE"].shape), np.float32))
     return Result(
         observation=observation,
-        image=planes["IMAGE"],
-        image_std=planes["IMAGE_STD"],
-        model=planes["MODEL"],
-        residual=planes["RESIDUAL"],
+        image=deconvolved["IMAGE"],
+        image_std=deconvolved["IMAGE_STD"],
+        model=observed["MODEL"],
+        residual=observed["RESIDUAL"],
         draws=draws,
         **{
             f"{name}_draws": np.asarray(latent[name], np.float32)
@@ -749,7 +782,7 @@ def _assemble(path, planes, latent, about):
         **{
             name: about[name]
             for name in (
-                "pixel_scale",
+                "prior_scale",
                 "target_fwhm",
                 "chi2",
                 "p_value",

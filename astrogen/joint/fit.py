@@ -20,7 +20,13 @@ from astrogen.joint.mode import begin, climb_in_turn
 from astrogen.joint.plans import check_overlap, plan_alone, plan_several
 from astrogen.joint.scene import Scene, light_of, make_galaxy, tensor, whole_light
 from astrogen.joint_result import make_joint_result, make_source
+from astrogen.observation import to_unit
 from astrogen.priors import load_prior
+from astrogen.units import is_known
+
+# Scales of exposures of one band that differ by so much, and so many sigma, are no matter of noise
+# or of the PSF.
+SCALES_APART, SCALE_SIGMAS = 0.1, 5.0
 
 
 def deconvolve_jointly(
@@ -32,7 +38,7 @@ def deconvolve_jointly(
     method="laplace",
     num_draws=200,
     seed,
-    pixel_scale=None,
+    prior_scale=None,
     background="fit",
 ):
     """Infer one galaxy from several exposures, in one band or several.
@@ -44,12 +50,12 @@ def deconvolve_jointly(
 
     Parameters
     ----------
-    observations : sequence of Observation, of one unit; each with a WCS unless there is one, or
-        `aligned`
+    observations : sequence of Observation, each with a WCS unless there is one, or `aligned`; what
+        has another unit than the first is converted
     bands : sequence of str, one for each observation, or None: all of one band
     aligned : bool, the exposures share their pixel grid, and no WCS is asked for
     prior, method, num_draws, seed, background : as in `astrogen.deconvolve`
-    pixel_scale : float or None, arcsec/pixel of the deconvolved image
+    prior_scale : float or None, arcsec/pixel of the deconvolved image
 
     Returns
     -------
@@ -57,7 +63,8 @@ def deconvolve_jointly(
 
     Raises
     ------
-    ValueError : an option is wrong, exposures do not overlap, lack a WCS, or differ in unit.
+    ValueError : an option is wrong, exposures do not overlap, lack a WCS, or have units of which
+        one cannot be converted to the other.
     """
     return _fit(
         "deconvolve_jointly",
@@ -69,7 +76,7 @@ def deconvolve_jointly(
         method,
         num_draws,
         seed,
-        pixel_scale,
+        prior_scale,
         background,
     )
 
@@ -84,7 +91,7 @@ def deblend(
     method="laplace",
     num_draws=200,
     seed,
-    pixel_scale=None,
+    prior_scale=None,
     background="fit",
 ):
     """Infer all galaxies of a field together, from one exposure or several.
@@ -118,7 +125,7 @@ def deblend(
         method,
         num_draws,
         seed,
-        pixel_scale,
+        prior_scale,
         background,
     )
 
@@ -133,26 +140,27 @@ def _fit(
     method,
     num_draws,
     seed,
-    pixel_scale,
+    prior_scale,
     background,
 ):
     check_options(caller, method, background, num_draws)
     observations = list(observations)
     bands = _check_exposures(caller, observations, bands)
+    observations = [to_unit(observation, observations[0].unit) for observation in observations]
     prior = load_prior(prior) if not hasattr(prior, "components") else prior
     scene = Scene(
         observations, bands, find_frames(observations, aligned=aligned), prior, background
     )
     seeds = seeds_of(observations[:1], seed)[0]
     if sources is None:
-        plans = [plan_alone(scene, seeds, pixel_scale)]
+        plans = [plan_alone(scene, seeds, prior_scale)]
     else:
         positions = (
             detect(observations, aligned=aligned)
             if isinstance(sources, str)
             else read_positions(observations[0], sources)
         )
-        plans = plan_several(scene, positions, seeds, pixel_scale)
+        plans = plan_several(scene, positions, seeds, prior_scale)
     check_overlap(scene, plans)
     galaxies = [make_galaxy(scene, plan) for plan in plans]
     begin(scene, galaxies)
@@ -182,11 +190,13 @@ def _check_exposures(caller, observations, bands):
             f"{caller}: bands must be one for each of the {len(observations)} observations, got"
             f" {len(bands)}; repeat a band for each of its exposures"
         )
-    if len(units := list(dict.fromkeys(str(observation.unit) for observation in observations))) > 1:
-        raise InputError(
-            f"{caller}: observations must have one unit, got"
-            f" {' and '.join(unit or 'none' for unit in units)}; convert them to one flux scale"
-        )
+    first = observations[0].unit
+    for unit in dict.fromkeys(observation.unit for observation in observations):
+        if unit != first and not (is_known(unit) and is_known(first) and unit.is_equivalent(first)):
+            raise InputError(
+                f"{caller}: observations must have one unit, got {str(first) or 'none'} and"
+                f" {str(unit) or 'none'}; convert them to one flux scale"
+            )
     for observation in observations:
         if observation.status != "ok":
             raise InputError(
@@ -244,7 +254,7 @@ def _result(scene, galaxies, draws, provenance):
                 bands=scene.order,
                 reference=scene.order[galaxy.reference],
                 place=galaxy.plan.place,
-                pixel_scale=galaxy.plan.prior_scale,
+                prior_scale=galaxy.plan.prior_scale,
                 target_fwhm=scene.prior.target_fwhm
                 / scene.prior.pixel_scale
                 * galaxy.plan.prior_scale,
@@ -265,6 +275,43 @@ def _result(scene, galaxies, draws, provenance):
         num_fitted=followed,
         method=draws.method,
         diagnostics=draws.told,
-        status=draws.status,
+        status=(*unlike_scales(scene.observations, scene.bands, models, levels), *draws.status),
         provenance=provenance,
     )
+
+
+def unlike_scales(observations, bands, models, levels):
+    """A sentence for each band whose exposures do not have one flux scale.
+
+    An exposure's scale is the factor of the light of all galaxies, beside a free level, that fits
+    it best: inverse-variance weighted least squares.
+
+    Parameters
+    ----------
+    observations, bands : sequences of Observation and of str
+    models, levels : sequences of array [h, w], and of the draws of its background, flux per pixel
+
+    Returns
+    -------
+    list of str
+    """
+    found = {}
+    for observation, band, model, level in zip(observations, bands, models, levels, strict=True):
+        weight = np.where(observation.mask, 0.0, 1 / observation.variance.astype(float))
+        light = model - level.mean()
+        light = light - np.sum(light * weight) / np.sum(weight)
+        norm = np.sum(light**2 * weight)
+        scale = np.sum(light * weight * observation.image) / norm if norm > 0 else 1.0
+        found.setdefault(band, []).append((scale, norm**-0.5 if norm > 0 else np.inf, observation))
+    sentences = []
+    for band, scales in found.items():
+        low, high = min(scales, key=lambda s: s[0]), max(scales, key=lambda s: s[0])
+        apart = high[0] - low[0]
+        if apart > SCALES_APART and apart > SCALE_SIGMAS * np.hypot(low[1], high[1]):
+            sentences.append(
+                f"zero_point: exposures of one band{band and f' ({band})'} differ in flux,"
+                f" {low[2].name} is {low[0]:.2f} and {high[2].name} {high[0]:.2f} times the model:"
+                " their units or zero points are not one flux scale; convert them to one, or name"
+                " them as different bands"
+            )
+    return sentences

@@ -24,10 +24,11 @@ from astrogen.files import whole_file, write_whole
 from astrogen.joint_result import JointResult, Source
 from astrogen.observation import make_observation, make_psf
 from astrogen.result import QUANTITIES, Quantities, Result, poor_shape
+from astrogen.units import Brightness
 
-FORMAT = "astrogen survey 2"
+FORMAT = "astrogen survey 3"
 MANIFEST, CATALOGUE, FAILURES = "manifest.json", "catalogue.parquet", "failures.ecsv"
-SCALES = ("pixel_scale", "target_fwhm")
+SCALES = ("prior_scale", "target_fwhm")
 DIAGNOSTICS = ("k_hat", "ess", "r_hat", "num_divergent", "residual_amplitude")
 JOINT_SOURCE = ("name", "bands", "reference", "place", "x", "y", "colour", "residual_amplitude")
 JOINT_FIT = ("chi2", "p_values", "chi2_all")
@@ -42,7 +43,7 @@ UNITS = {
     "half_light_radius": "arcsec",
     "half_light_radius_err": "arcsec",
     "target_fwhm": "arcsec",
-    "pixel_scale": "arcsec",
+    "prior_scale": "arcsec",
 }
 
 
@@ -143,6 +144,7 @@ def pack(result, seen, *, bands, num_kept):
                 ],
                 "pixel_scale": observation.pixel_scale,
                 "notes": observation.notes,
+                "brightness": observation.brightness,
             }
             for observation in observations
         ],
@@ -386,7 +388,8 @@ def _observations(row, arrays, about):
             unit=row["unit"] or None,
             name=row["id"],
         )
-        made.append(replace(seen, notes=tuple(told["notes"])))
+        brightness = told["brightness"] and Brightness(*told["brightness"])
+        made.append(replace(seen, notes=tuple(told["notes"]), brightness=brightness))
     return tuple(made)
 
 
