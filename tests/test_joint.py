@@ -89,12 +89,16 @@ def test_one_exposure_is_the_plain_fit():
     assert joint.background_draws[:, 0].std() == pytest.approx(
         plain.background_draws.std(), rel=0.25
     )
-    for images, shifts in ((source.draws[0], source.shift_draws), (plain.draws, plain.shift_draws)):
+    for images, shifts in (
+        (source.draws[:, 0], source.shift_draws),
+        (plain.draws, plain.shift_draws),
+    ):
         side = np.arange(images.shape[-1]) - (images.shape[-1] - 1) / 2
-        inside = images * (np.hypot(side, side[:, None]) < 12)
+        inside = images * np.exp(-(side**2 + side[:, None] ** 2) / (2 * 4.0**2))
         for axis, place in enumerate((side, side[:, None])):
             seen = (inside * place).sum((1, 2)) / inside.sum((1, 2))
-            assert np.corrcoef(seen, shifts[:, axis])[0, 1] > 0.5  # what says where it is, moves it
+            # What says where the galaxy is, moves its light.
+            assert np.corrcoef(seen, shifts[:, axis])[0, 1] > 0.3
 
 
 def test_equal_exposures_are_their_stack():
