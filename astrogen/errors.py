@@ -17,7 +17,22 @@ class AstrogenError(Exception):
         self.path, self.reason = None if path is None else str(path), str(reason)
 
     def __str__(self):
-        return self.reason if self.path is None else f"{self.path}: {self.reason}"
+        lines = self.reason.split("\n")
+        text = "\n".join(map(printable, lines))
+        return text if self.path is None else f"{printable(self.path)}: {text}"
+
+
+def printable(text):
+    """One line of text that does nothing to whoever shows it.
+
+    Names and headers come from files: control characters move a terminal's cursor and set its
+    title, and those that turn the direction of writing hide what stands there. They are shown as
+    Python writes them.
+    """
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+        for letter in str(text)
+    )
 
 
 class InputError(AstrogenError, ValueError):

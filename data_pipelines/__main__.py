@@ -8,6 +8,7 @@ from collections import Counter
 from functools import partial
 from pathlib import Path
 
+from astrogen.errors import AstrogenError, printable
 from astrogen.quiet import keep_tensorflow_quiet
 from data_pipelines import map_commands
 from data_pipelines.words import odd, positive, record_options, seed
@@ -108,7 +109,10 @@ def _report(manifest, directory):
     for reason, count in Counter(entry["reason"] for entry in skipped).most_common(5):
         idents = [entry["ident"] for entry in skipped if entry["reason"] == reason]
         print(
-            f"  {count} x {reason} (ident {', '.join(idents[:5])}{', ...' if count > 5 else ''})",
+            printable(
+                f"  {count} x {reason} (ident {', '.join(idents[:5])}"
+                f"{', ...' if count > 5 else ''})"
+            ),
             file=sys.stderr,
         )
     return 3 if num else 4
@@ -139,9 +143,6 @@ def _write_galaxies(options):
 
 def _run(options):
     keep_tensorflow_quiet()
-    # Heavy, and needed by neither --help nor the workers, which import this module again.
-    from astrogen.errors import AstrogenError
-
     try:
         manifest = (
             map_commands.run(options)

@@ -1045,7 +1045,10 @@ def test_a_negative_size_in_a_header_is_refused_and_does_not_loop(tmp_path):
     content = write_psfex(tmp_path / "a.psf", degree=1).read_bytes()
     width = content[content.index(b"NAXIS1  =") :][:30]
     (tmp_path / "a.psf").write_bytes(content.replace(width, b"NAXIS1  =                -2880"))
-    with pytest.raises(InputFileError, match="is truncated, or its header lies"):
+    with pytest.raises(
+        InputFileError,
+        match="its header lies: HDU 1 .BINTABLE. must have a whole number NAXIS1, got -2880",
+    ):
         read_psf(tmp_path / "a.psf", pixel_scale=SCALE)
 
 
@@ -1056,7 +1059,7 @@ def test_pixel_cap(tmp_path):
     ):
         fetch(path, max_pixels=479)
     np.save(tmp_path / "a.npy", noise_stamp())
-    with pytest.raises(InputFileError, match="at most 479 pixels are read"):
+    with pytest.raises(InputFileError, match="at most 479 values are read"):
         fetch(tmp_path / "a.npy", max_pixels=479)
 
 

@@ -306,7 +306,7 @@ HOLLOW = {"format": "astrogen records", "version": 1}
                 " data_pipelines`"
             ),
         ),
-        ("{", "manifest must be JSON, got Expecting property name"),
+        ("{", "manifest must be JSON, got .*Expecting property name"),
         ("[]", r"format must be \('astrogen records', 1\), got list"),
         (
             '{"format": "astrogen records", "version": 1}',
@@ -363,7 +363,7 @@ def test_damaged_manifests_raise_nothing_but_records_errors(written, copy, rng):
         try:
             assert read_manifest(copy) == read_manifest(written)  # the bit was one of white space
         except RecordsError as error:
-            assert error.path == copy / "manifest.json" and error.reason
+            assert error.path == str(copy / "manifest.json") and error.reason
 
 
 # The command line
@@ -441,7 +441,8 @@ def test_command_names_the_entries_it_left_out(shared, tmp_path, capfd):
     assert main(["real", "--catalog", str(catalog), "--out", str(tmp_path), "--workers", "1"]) == 4
     assert (
         "10 of 10 entries left out" in (told := capfd.readouterr().err)
-        and "10 x FileNotFoundError" in told
+        and "10 x CatalogError" in told
+        and "no such file" in told
         and "ident 141190" in told
     )
 

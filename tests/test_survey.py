@@ -25,6 +25,7 @@ from oracles import tiny_prior
 
 import astrogen
 from astrogen.cli import main
+from astrogen.errors import InputFileError
 from astrogen.observation import read_observation, read_psf
 from astrogen.priors.storage import write_weights
 from astrogen.survey import inputs, read_object, read_survey, remote, run, run_survey, store, work
@@ -277,9 +278,7 @@ def test_catalogues_that_cannot_be_used(tmp_path, columns, message):
 
 def test_what_is_no_table_or_has_the_wrong_number(tmp_path):
     (tmp_path / "c.fits").write_bytes(b"junk")
-    with pytest.raises(
-        ValueError, match="read_catalogue: catalogue must be a table that Astropy reads"
-    ):
+    with pytest.raises(ValueError, match="catalogue must hold objects, got an empty table"):
         inputs.read_catalogue(tmp_path / "c.fits")
     with pytest.raises(
         ValueError,
@@ -457,7 +456,7 @@ def bands(folder, tmp_path_factory):
     Table(
         {
             "image": [f"{band}.fits" for band in FLUXES],
-            "psf": ["psf.npy", "psf.npy", "test_survey:psf_that_fails_once"],
+            "psf": ["psf.npy", "psf.npy", ""],  # the third one is that of the option
             "band": list(FLUXES),
         }
     ).write(bands / "images.csv")
@@ -472,11 +471,12 @@ def psf_that_fails_once(image, x, y, pixel_scale):
 
 
 JOINT = FIT._replace(joint=True, num_draws=40)
+FAILS_ONCE = ["test_survey:psf_that_fails_once"]
 
 
 def test_a_joint_run_has_one_row_for_each_object(bands, tmp_path, in_process, capsys):
     assert run_survey(
-        bands / "sky.fits", [bands / "images.csv"], out=tmp_path, fit=JOINT, chunk=4
+        bands / "sky.fits", [bands / "images.csv"], psf=FAILS_ONCE, out=tmp_path, fit=JOINT, chunk=4
     ) == (NUM, 0, 3, 0)
     table = read_survey(tmp_path)
     table.add_index("id")
@@ -575,19 +575,26 @@ def test_a_joint_run_resumes_to_the_same_bytes(bands, tmp_path, monkeypatch):
         assert run_survey(
             bands / "sky.fits",
             [bands / "images.csv"],
+            psf=FAILS_ONCE,
             out=tmp_path / name,
             num_workers=workers,
             **options,
         ) == (NUM, 0, 3, 0)
     store.chunk_path(tmp_path / "two", 1).unlink()
     assert run_survey(
-        bands / "sky.fits", [bands / "images.csv"], out=tmp_path / "two", resume=True, **options
+        bands / "sky.fits",
+        [bands / "images.csv"],
+        psf=FAILS_ONCE,
+        out=tmp_path / "two",
+        resume=True,
+        **options,
     ) == (NUM, 0, 3, 0)
     assert _bytes(tmp_path / "one") == _bytes(tmp_path / "two")
     with pytest.raises(store.SurveyError, match="must be of the same fit"):
         run_survey(
             bands / "sky.fits",
             [bands / "images.csv"],
+            psf=FAILS_ONCE,
             out=tmp_path / "two",
             resume=True,
             fit=JOINT._replace(joint=False),
@@ -759,6 +766,22 @@ def test_neighbours_are_masked_where_asked(folder, tmp_path, in_process):
         chi2[masked] = read_survey(tmp_path / str(masked))["chi2"][0]
     assert chi2[True] < 1.2 < 1.35 < chi2[False]
     assert "1 neighbours masked" in read_object(tmp_path / "True", "a").observation.notes[-1]
+
+
+@pytest.mark.parametrize("ending", ["csv", "ecsv", "fits", "parquet", "vot"])
+def test_a_table_of_images_names_no_code(folder, tmp_path, monkeypatch, ending):
+    """`module:function` is imported where the command line says so, never where a file does."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    table = Table({"image": [str(folder / "exposure.fits")], "psf": ["evil:psf_of"]})
+    table.write(tmp_path / f"images.{ending}", format={"vot": "votable"}.get(ending))
+    with pytest.raises(InputFileError, match="psf must be a file in a table of images, got 'evil:"):
+        inputs.list_exposures([tmp_path / f"images.{ending}"])
+    assert not (tmp_path / "ran").exists()
+    table["psf"] = [str(folder / "psf.npy")]
+    table.write(tmp_path / "images.csv", overwrite=True)
+    (given,) = inputs.list_exposures([tmp_path / "images.csv"], psf=["evil:psf_of"])
+    assert given.psf == str(folder / "psf.npy")
 
 
 def test_a_run_is_not_mixed_with_another_function(folder, tmp_path, monkeypatch):

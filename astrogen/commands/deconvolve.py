@@ -18,6 +18,7 @@ from astrogen.commands.words import (
     number_or_name,
     positive,
     progress,
+    say,
     short_warnings,
 )
 
@@ -413,9 +414,9 @@ def _table(written, failures):
 def _finish(results, failures, options):
     """Print what was found, and choose the exit code."""
     for result in results:
-        print(result.summary())
+        say(result.summary())
     if results:
-        print(
+        say(
             f"{len(results)} of {len(results) + len(failures)} objects:"
             f" {options.out / 'index.html'}"
         )

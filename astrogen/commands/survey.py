@@ -14,6 +14,7 @@ from astrogen.commands.words import (
     complain,
     count,
     number_or_name,
+    say,
 )
 from astrogen.errors import InputError
 
@@ -179,9 +180,9 @@ def run(options):
         band=options.bands,
     )
     if done.num_unfinished:
-        print(f"{done.num_unfinished} chunks are left to the other shards: {options.out}")
+        say(f"{done.num_unfinished} chunks are left to the other shards: {options.out}")
         return DONE
-    print(f"{done.num} results, {done.num_failed} failures: {options.out / 'catalogue.parquet'}")
+    say(f"{done.num} results, {done.num_failed} failures: {options.out / 'catalogue.parquet'}")
     if done.num_incomplete:
         complain(
             f"{done.num_incomplete} objects were not seen in all bands, or fitted without a bad"

@@ -12,6 +12,7 @@ from astrogen.commands.words import (
     note_failure,
     note_lost,
     progress,
+    say,
 )
 
 
@@ -55,7 +56,7 @@ def fit_together(observations, failures, options):
             note_lost(error, path, failures, options)
             continue
         results.append(result)
-        print(f"{result.summary()}\n{picture}")
+        say(f"{result.summary()}\n{picture}")
     if not results:
         return ALL_FAILED
     vstack([result.table() for result in results], metadata_conflicts="silent").write(

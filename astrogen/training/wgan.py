@@ -15,7 +15,9 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
+from astrogen.errors import InputFileError
 from astrogen.priors.convergence import MARGIN, draw_latent, polynomial_terms, scaled_cosmology
+from astrogen.reading import read_npz
 from astrogen.statistics import diversity
 from astrogen.training.critic import Critic, critic_loss, generator_loss, gradient_penalty
 from astrogen.training.map_features import map_features
@@ -37,6 +39,7 @@ CHECKPOINT_EVERY = 100
 # chance
 CHOOSE_FROM = 0.75
 NUM_VALIDATION = 512
+MAX_BEST = 2**26  # bytes of the file of the best network, which has 4e4
 TOLD = ("step", "statistic", "spread", "nearest")
 
 
@@ -326,9 +329,16 @@ def train_wgan(
                 progress.set_postfix_str(
                     ", ".join(f"{name} {float(value):.3g}" for name, value in told.items())
                 )
-    with np.load(out / "best.npz", allow_pickle=False) as best:
+    best = read_npz(out / "best.npz", max_bytes=MAX_BEST)
+    try:
         average.set_weights([best[f"arr_{index}"] for index in range(len(average.weights))])
         return {name: float(best[name]) for name in TOLD}
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputFileError(
+            out / "best.npz",
+            f"train_wgan: file must hold the network of this run, got {type(error).__name__}:"
+            f" {error}; train in another folder",
+        ) from error
 
 
 def learning_rates(index, num_steps, warm_up):
