@@ -20,11 +20,13 @@ import tensorflow as tf
 from astropy.io import fits
 from astropy.table import Table
 from astropy.wcs import WCS
+from oracles import tiny_prior
 
 import astrogen
 from astrogen.cli import main
 from astrogen.errors import InputFileError
 from astrogen.observation import read_observation, read_psf
+from astrogen.priors.storage import write_weights
 from astrogen.survey import inputs, read_object, read_survey, remote, run, run_survey, store, work
 from astrogen.survey.work import Fit, infer_chunk
 
@@ -622,8 +624,8 @@ def test_bands_are_named_for_all_images_or_for_none(bands, tmp_path):
 # Nothing lost
 
 
-def test_a_killed_run_goes_on_to_the_same_bytes(folder, whole, tmp_path):
-    """SIGKILL to the whole process group at a random moment, a finished chunk is damaged, then
+def test_a_killed_run_goes_on_to_the_same_bytes(folder, whole, tmp_path, rng):
+    """SIGKILL to the whole process group at some moment, a finished chunk is damaged, then
     again with another number of workers.
     """
     command = [
@@ -648,7 +650,6 @@ def test_a_killed_run_goes_on_to_the_same_bytes(folder, whole, tmp_path):
         str(tmp_path),
         "--resume",
     ]
-    rng = np.random.default_rng(int.from_bytes(os.urandom(4), "little"))
     process = subprocess.Popen(
         command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
@@ -706,6 +707,47 @@ def test_runs_are_not_mixed(folder, whole, options, message):
     with pytest.raises((store.SurveyError, ValueError), match=message):
         _run(folder, whole, **options)
     assert _bytes(whole) == before
+
+
+def test_a_run_is_not_mixed_with_other_weights_of_the_same_name(folder, tmp_path):
+    """Weights that were trained anew stand in the same folder under the same name."""
+    weights, rng = tmp_path / "mine", np.random.default_rng(1)
+    prior, numbers = tiny_prior(rng)
+    card = {
+        "kind": "basis",
+        "name": "mine",
+        "latent": prior.latent_size,
+        "encoder_widths": [],
+        "decoder_widths": [],
+        **{name: 0.1 for name in ("floor", "tilt", "pixel_scale", "target_fwhm")},
+        "log_amplitude": [0.3, 0.5],
+    }
+    arrays = {
+        "basis": {name: numbers[of] for name, of in (("mean", "mean"), ("std", "std"))}
+        | {"images": numbers["basis"]},
+        "encoder": {"weight_00": np.zeros((6, 6)), "weight_01": np.zeros(6)},
+        "decoder": {
+            "weight_00": numbers["kernel"],
+            "whitening_mean": numbers["whitening_mean"],
+            "whitening_factor": numbers["whitening_factor"],
+        },
+    }
+    exposures = inputs.list_exposures([folder / "exposure.fits"], psf=[folder / "psf.npy"])
+    fit, seen = FIT._replace(prior=str(weights)), []
+    for scale in (1.0, 1.0, 1.001):
+        arrays["decoder"]["weight_01"] = scale * numbers["bias"]
+        write_weights(weights, card=card, arrays=arrays)
+        seen.append(run._manifest(folder / "pixels.ecsv", exposures, fit, 2))
+    out = tmp_path / "run"
+    store.settle_manifest(out, seen[0], resume=False)
+    store.settle_manifest(out, seen[1], resume=True)
+    before = _bytes(out)
+    with pytest.raises(
+        store.SurveyError, match="a resumed run must be of the same weights, got weights .* now "
+    ):
+        store.settle_manifest(out, seen[2], resume=True)
+    assert _bytes(out) == before
+    store.settle_manifest(out, seen[2], resume=True, force=True)
 
 
 def test_neighbours_are_masked_where_asked(folder, tmp_path, in_process):
