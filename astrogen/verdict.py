@@ -1,4 +1,6 @@
-"""Whether to trust a fit: how it compares with the noise, and sentences on what stands against it."""
+"""Whether to trust a fit: how it compares with the noise, and sentences on what stands against
+it.
+"""
 
 import numpy as np
 from scipy import stats

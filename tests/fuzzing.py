@@ -82,7 +82,9 @@ class Reader(NamedTuple):
 
 
 def damage(content, kind, rng):
-    """Other bytes: one blind change or one that is meant for the kind of file, sometimes several."""
+    """Other bytes: one blind change or one that is meant for the kind of file, sometimes
+    several.
+    """
     for _ in range(1 if rng.random() < 0.7 else int(rng.integers(2, 6))):
         aimed = AIMED.get(kind)
         content = (aimed if aimed and rng.random() < 0.6 else _blind)(content, rng)

@@ -35,7 +35,7 @@ def test_loading_is_heard_only_where_it_fails(tmp_path, what, heard):
         check=False,
     )
     assert done.stderr.startswith(heard) and (done.returncode == 0) is (what == "")
-    assert what == "" and done.stderr == heard or "ImportError: no drums" in done.stderr
+    assert (what == "" and done.stderr == heard) or "ImportError: no drums" in done.stderr
 
 
 def test_without_tensorflow_the_error_is_the_usual_one(tmp_path):
