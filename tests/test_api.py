@@ -16,7 +16,7 @@ from astropy.nddata import CCDData, InverseVariance, NDData, StdDevUncertainty, 
 from astropy.wcs import WCS
 from conftest import ROOT
 from photutils.psf import GriddedPSFModel, ImagePSF
-from test_result import fake_result
+from test_result import fake_result, observation  # noqa: F401
 
 import astrogen
 from astrogen.observation import as_observations, make_observation
@@ -236,7 +236,7 @@ def test_without_arviz_the_command_is_named(result, monkeypatch):
         result.to_arviz()
 
 
-def test_tables_of_several_units(observation):
+def test_tables_of_several_units(observation):  # noqa: F811
     one = fake_result(observation)
     other = fake_result(
         make_observation(

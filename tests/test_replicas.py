@@ -102,7 +102,7 @@ tf.config.set_logical_device_configuration(cpu, [logical] * 2)
 strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 batch = tf.constant([[1.0], [2.0], [3.0], [10.0]])
 
-@tf.function
+@tf.function(autograph=False)
 def run(batch):
     def one(share):
         total = tf.reduce_sum(share(batch))
