@@ -83,7 +83,7 @@ def fake_result(observation, **changes):
     rng = np.random.default_rng(2)
     flux = 100 * (1 + 0.02 * rng.normal(size=NUM_DRAWS))
     arguments = {
-        "pixel_scale": 0.1,
+        "prior_scale": 0.1,
         "target_fwhm": 0.2,
         "draws": flux[:, None, None] * draw_galaxy(1.0),
         "model": (
@@ -568,7 +568,7 @@ def test_result_survives_its_file(observation, tmp_path):
         assert np.array_equal(getattr(back.observation, name), getattr(observation, name)), name
     assert np.array_equal(back.observation.psf.image, observation.psf.image)
     for name in (
-        "pixel_scale",
+        "prior_scale",
         "target_fwhm",
         "chi2",
         "p_value",
@@ -622,7 +622,7 @@ def test_read_result_refuses_other_files(observation, tmp_path):
     planes, header, tables = read_planes(tmp_path / "r.fits")
     tables["ABOUT"]["value"][list(tables["ABOUT"]["name"]).index("format")] = '"astrogen result 9"'
     write_planes(tmp_path / "later.fits", planes, header=header, tables=tables)
-    with pytest.raises(InputFileError, match="this version reads 'astrogen result 1'"):
+    with pytest.raises(InputFileError, match="this version reads 'astrogen result 2'"):
         read_result(tmp_path / "later.fits")
     (tmp_path / "cut.fits").write_bytes(content[: len(content) // 2])
     with pytest.raises(InputFileError, match="truncated"):

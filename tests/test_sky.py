@@ -27,7 +27,7 @@ def psf():
 
 
 def scene(*, flux=1000.0, side=33, neighbour=0.0, seed=1):
-    """Pixels [side, side] of a galaxy, with noise, and a neighbour whose middle is on the border."""
+    """Pixels [side, side] of a galaxy, with noise, and a neighbour that stands on the border."""
     galaxy = galsim.Exponential(half_light_radius=0.5, flux=flux).shear(g1=0.2, g2=0.1)
     seen = galaxy
     if neighbour:
@@ -38,9 +38,7 @@ def scene(*, flux=1000.0, side=33, neighbour=0.0, seed=1):
 
 
 def observed(image, psf, *, name="galaxy", sigma=SIGMA, mask=None):
-    return make_observation(
-        image, psf=psf, sigma=sigma, mask=mask, pixel_scale=SCALE, name=name
-    )
+    return make_observation(image, psf=psf, sigma=sigma, mask=mask, pixel_scale=SCALE, name=name)
 
 
 # ---- the level ----
@@ -68,7 +66,7 @@ def test_masked_pixels_do_not_count_for_the_level(psf):
 
 
 def test_the_level_is_taken_off_in_float64(psf):
-    """What is left of 10^5 sigma of sky is the stamp, to the digits that the recorded pixels had."""
+    """What is left of 10^5 sigma of sky is the stamp, to the digits that the recorded one had."""
     image = scene()
     stamp = level_off(observed(image + 1e5 * SIGMA, psf), background="fit")
     assert np.log2(stamp.unit) == round(np.log2(stamp.unit))
@@ -101,11 +99,7 @@ def test_flux_and_size_are_those_without_the_sky(psf, prior):
     }
     skies = (0.0, 1000 * SIGMA, 1e5 * SIGMA)
     results = deconvolve(
-        [
-            observed(image + sky, psf, name=name)
-            for name, image in cases.items()
-            for sky in skies
-        ],
+        [observed(image + sky, psf, name=name) for name, image in cases.items() for sky in skies],
         prior=prior,
         num_draws=64,
         seed=1,
