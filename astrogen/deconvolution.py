@@ -30,6 +30,7 @@ from astrogen.priors import load_prior
 from astrogen.priors.storage import weights_hash
 from astrogen.result import make_result
 from astrogen.sky import judge_sky, level_off
+from astrogen.spawn import refuse_fork
 
 METHODS = ("map", "laplace", "hmc", "auto")
 PROPOSALS = 1.5  # draws from the Laplace approximation for each that is kept after weighting
@@ -118,6 +119,7 @@ def deconvolve(
     ------
     ValueError : an option is wrong, or a PSF is sharper than the resolution that is asked for.
     """
+    refuse_fork("deconvolve")
     check_options("deconvolve", method, background, num_draws, batch_size)
     observations, single = as_observations(observations, psf=psf, pixel_scale=pixel_scale)
     prior = load_prior(prior) if not hasattr(prior, "components") else prior
@@ -485,7 +487,7 @@ def _draw_laplace(prior, climb, here, seeds, *, num_draws):
     )
 
 
-@tf.function
+@tf.function(autograph=False)
 def standard_normals(seeds, num_draws, num_coefficients, num_directions):
     """Standard normals [draw, batch, num_coefficients + num_directions + 1] for
     `conditional.draw_coefficients`.
@@ -615,7 +617,7 @@ def _results(plans, stamps, batch, prior, telescopes, method, provenance):
         )
 
 
-@tf.function
+@tf.function(autograph=False)
 def _develop(prior, coefficients, kernel, centre, pixel_scale, prior_scale, *, shape):
     """Draws where the galaxy stands [draw, height, width], their fluxes [draw], and what the
     telescope would see of their mean [h, w].

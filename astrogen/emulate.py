@@ -13,6 +13,7 @@ from astrogen.images import stream_cube
 from astrogen.priors import load_prior
 from astrogen.priors.convergence import MARGIN, draw_latent
 from astrogen.priors.storage import weights_hash
+from astrogen.spawn import refuse_fork
 
 CHUNK_PIXELS = 2**18  # of the grids that are drawn together
 CHUNK_GALAXIES = 256
@@ -49,7 +50,7 @@ def draw_maps(num, *, omega_m, sigma_8, shape=None, seed, prior="kappa", extrapo
     prior.check_cosmology(omega_m, sigma_8, extrapolate=extrapolate)
     cosmology = tf.constant([[omega_m, sigma_8]], tf.float32)
     chunk = max(1, CHUNK_PIXELS // np.prod([side + MARGIN for side in shape]))
-    draw = tf.function(lambda latent: prior.draw(latent, cosmology))
+    draw = tf.function(lambda latent: prior.draw(latent, cosmology), autograph=False)
     return (
         draw(draw_latent(range(start, start + chunk), shape, seed=seed)).numpy()[: num - start]
         for start in range(0, num, chunk)
@@ -66,7 +67,7 @@ def draw_galaxies(num, *, seed, prior="galaxy"):
     iterator of arrays float32 [chunk, height, width]
     """
     prior = _loaded(prior, "galaxy")
-    draw, sizes = tf.function(prior.draw), prior.draw_sizes
+    draw, sizes = tf.function(prior.draw, autograph=False), prior.draw_sizes
 
     def one_chunk(start):
         numbers = [
@@ -145,6 +146,7 @@ def _origin(prior, seed):
 
 def _loaded(prior, wanted):
     """The prior of a name, if it draws what is wanted: "convergence" or "galaxy"."""
+    refuse_fork("emulate")
     prior = load_prior(prior) if isinstance(prior, (str, Path)) else prior
     found = "convergence" if hasattr(prior, "cosmology_range") else "galaxy"
     if found != wanted:

@@ -24,6 +24,7 @@ from astrogen.files import whole_file, write_whole
 from astrogen.joint_result import JointResult, Source
 from astrogen.observation import make_observation, make_psf
 from astrogen.result import QUANTITIES, Quantities, Result, poor_shape
+from astrogen.units import Brightness
 
 FORMAT = "astrogen survey 3"
 MANIFEST, CATALOGUE, FAILURES = "manifest.json", "catalogue.parquet", "failures.ecsv"
@@ -146,6 +147,7 @@ def pack(result, seen, *, bands, num_kept):
                 ],
                 "pixel_scale": observation.pixel_scale,
                 "notes": observation.notes,
+                "brightness": observation.brightness,
             }
             for observation in observations
         ],
@@ -272,7 +274,7 @@ def read_object(out, ident, *, image=None):
     ------
     SurveyError : no such object, or several exposures to choose from.
     """
-    found = []
+    found, reasons = [], []
     for path in sorted((Path(out) / "chunks").glob("*.h5")):
         with _opened(path) as file:
             names, images = (
@@ -284,9 +286,11 @@ def read_object(out, ident, *, image=None):
                 for row in np.flatnonzero(names == str(ident))
                 if image in (None, *images[row].split(SEPARATOR))
             ]
-            reason = dict(file["failures"].asstr()[:]).get(str(ident))
-        if reason:
-            raise SurveyError(out, f"read_object: object {ident!r} has no result: {reason}")
+            reasons += [why for name, why in file["failures"].asstr()[:] if name == str(ident)]
+    if not found and reasons:
+        raise SurveyError(
+            out, f"read_object: object {ident!r} has no result: {'; '.join(dict.fromkeys(reasons))}"
+        )
     if not found:
         raise SurveyError(
             out, f"read_object: ident must be an object of the run, got {ident!r}; see {CATALOGUE}"
@@ -389,7 +393,8 @@ def _observations(row, arrays, about):
             unit=row["unit"] or None,
             name=row["id"],
         )
-        made.append(replace(seen, notes=tuple(told["notes"])))
+        brightness = told["brightness"] and Brightness(*told["brightness"])
+        made.append(replace(seen, notes=tuple(told["notes"]), brightness=brightness))
     return tuple(made)
 
 
