@@ -14,10 +14,11 @@ from functools import cached_property
 import numpy as np
 from astropy.table import Table
 
-from astrogen.errors import InputFileError
+from astrogen.errors import InputFileError, printable
 from astrogen.images import read_plane_wcs, read_planes, write_planes
 from astrogen.observation import Observation, as_given
 from astrogen.psf import PSF
+from astrogen.reading import parse_json
 from astrogen.result import QUANTITIES, Quantities, deconvolved_wcs, format_value, measure
 from astrogen.result import read_result as read_single
 from astrogen.units import Brightness, read_unit
@@ -243,7 +244,8 @@ class JointResult:
                 f" ({format_p(p_value)}), {everywhere:.2f} over all good pixels; background"
                 f" {format_value(level)} a pixel"
             )
-        return "\n".join(lines + ([f"  {sentence}" for sentence in self.status] or ["  ok"]))
+        lines += [f"  {sentence}" for sentence in self.status] or ["  ok"]
+        return "\n".join(map(printable, lines))
 
     def write_fits(self, path, *, num_draws_kept=None):
         """Write everything to one FITS file, whole or not at all.
@@ -370,10 +372,10 @@ def read_result(path):
     """
     planes, _, tables = read_planes(path)
     try:
-        about = {str(row["name"]): json.loads(row["value"]) for row in tables["ABOUT"]}
+        about = {str(row["name"]): parse_json(row["value"]) for row in tables["ABOUT"]}
         if about["format"] == FORMAT:
             return _assemble(path, planes, tables, about)
-    except (KeyError, IndexError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise InputFileError(
             path, f"is no result of astrogen, or a damaged one ({type(error).__name__}: {error})"
         ) from error

@@ -19,11 +19,12 @@ from astropy.table import Table, vstack
 from astropy.units import dimensionless_unscaled
 from astropy.wcs.utils import fit_wcs_from_points
 
-from astrogen.errors import InputError, InputFileError
+from astrogen.errors import InputError, InputFileError, printable
 from astrogen.galsim_objects import measure_image
 from astrogen.images import read_plane_wcs, read_planes, write_planes
 from astrogen.observation import Observation, as_given
 from astrogen.psf import PSF
+from astrogen.reading import parse_json
 from astrogen.units import Brightness, read_unit
 from astrogen.verdict import edge_significance, format_p, goodness_of_fit, judge
 
@@ -197,7 +198,7 @@ class Result:
         )
         lines += [f"  {note}" for note in self.observation.notes]
         lines += [f"  {sentence}" for sentence in all_status(self)] or ["  ok"]
-        return "\n".join(lines)
+        return "\n".join(map(printable, lines))
 
     def to_table(self):
         """The catalogue quantities as an astropy Table of one row, with units: each with its error
@@ -752,11 +753,11 @@ def read_result(path):
     """
     planes, _, tables = read_planes(path)
     try:
-        about = {str(row["name"]): json.loads(row["value"]) for row in tables["ABOUT"]}
+        about = {str(row["name"]): parse_json(row["value"]) for row in tables["ABOUT"]}
         if about["format"] != FORMAT:
             raise InputFileError(path, f"is {about['format']!r}; this version reads {FORMAT!r}")
         return _assemble(path, planes, tables["LATENT"], about)
-    except (KeyError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise InputFileError(
             path, f"is no result of astrogen, or a damaged one ({type(error).__name__}: {error})"
         ) from error

@@ -12,7 +12,9 @@ from astrogen.commands.words import (
     note_failure,
     note_lost,
     progress,
+    say,
 )
+from astrogen.files import write_table
 
 
 def check_together(options):
@@ -55,12 +57,11 @@ def fit_together(observations, failures, options):
             note_lost(error, path, failures, options)
             continue
         results.append(result)
-        print(f"{result.summary()}\n{picture}")
+        say(f"{result.summary()}\n{picture}")
     if not results:
         return ALL_FAILED
-    vstack([result.table() for result in results], metadata_conflicts="silent").write(
-        options.out / "results.ecsv", format="ascii.ecsv", overwrite=True
-    )
+    together = vstack([result.table() for result in results], metadata_conflicts="silent")
+    write_table(options.out / "results.ecsv", together)
     num_unconverged = sum(not result.converged for result in results) if options.strict else 0
     if num_unconverged:
         complain(f"{num_unconverged} of {len(results)} posteriors did not converge")
