@@ -254,8 +254,9 @@ class JointResult:
         cubes [draw, h, w] of band b. For each exposure m: OBSERVEDm, VARIANCEm, MASKm, MODELm,
         RESIDUALm, PSFm, and SOURCEn_m, the light of source n. Tables: SOURCES (`table`), EXPOSURES
         (`exposures`), COVARIANCE (of all fluxes), DRAWS (fluxes, shifts and backgrounds), LATENTn,
-        ABOUT (name, value as JSON). Images that were given as surface brightness have their planes (those of sources in
-        that of the first) as such; fluxes are in FLUXUNIT. `astrogen.read_result` reads it.
+        ABOUT (name, value as JSON). Images that were given as surface brightness have their planes
+        (those of sources in that of the first) as such; fluxes are in FLUXUNIT.
+        `astrogen.read_result` reads it.
 
         num_draws_kept : int or None, how many draws of the images to write; None: all
         """

@@ -75,7 +75,7 @@ def noise_unit(observations):
 
 
 def border_level(observation):
-    """Clipped median of the good pixels in the outermost eighth of a stamp, float64, flux per pixel.
+    """Clipped median of the good pixels in the outermost eighth of a stamp: flux per pixel.
 
     Masked pixels do not count, and neighbours that stand on less than about a third of the border
     hardly do.
