@@ -15,8 +15,16 @@ import numpy as np
 from astropy.table import Table
 
 from astrogen.images import write_planes
-from astrogen.result import QUANTITIES, Quantities, deconvolved_wcs, format_value, measure
-from astrogen.verdict import edge_significance, format_p, goodness_of_fit, judge
+from astrogen.result import (
+    QUANTITIES,
+    Quantities,
+    all_status,
+    deconvolved_wcs,
+    format_value,
+    measure,
+    measured_words,
+)
+from astrogen.verdict import edge_significance, format_p, goodness_of_fit, judge, name_in
 
 FORMAT = "astrogen joint result 1"
 CENTRE_SIGMA = 2.5  # deconvolved pixels, of the weight that says where a galaxy is
@@ -83,8 +91,12 @@ class Source:
     @cached_property
     def quantities(self):
         """`astrogen.result.Quantities` in the reference band."""
+        band = self.bands.index(self.reference)
         return self.measured or measure(
-            self.draws[:, self.bands.index(self.reference)], pixel_scale=self.pixel_scale
+            self.draws[:, band],
+            pixel_scale=self.pixel_scale,
+            places=self.shift_draws - np.asarray(self.place),
+            fluxes=self.flux_draws[:, band],
         )
 
 
@@ -160,6 +172,7 @@ class JointResult:
                         "pixel_scale": source.pixel_scale,
                         "method": self.method,
                         "converged": self.converged,
+                        "status": " | ".join(self.status + measured_words(source.quantities)),
                     }
                 )
         table = Table(rows)
@@ -197,7 +210,7 @@ class JointResult:
                 f"  {observation.name} {band}: reduced chi2 {chi2:.2f} inside the galaxies"
                 f" ({format_p(p_value)}), {everywhere:.2f} over all good pixels"
             )
-        return "\n".join(lines + ([f"  {sentence}" for sentence in self.status] or ["  ok"]))
+        return "\n".join(lines + ([f"  {sentence}" for sentence in all_status(self)] or ["  ok"]))
 
     def write_fits(self, path, *, num_draws_kept=None):
         """Write everything to one FITS file, whole or not at all.
@@ -283,7 +296,7 @@ class JointResult:
             wcs=wcs,
             unit=unit,
             header=header
-            | {f"STATUS{number}": sentence for number, sentence in enumerate(self.status, 1)},
+            | {f"STATUS{number}": sentence for number, sentence in enumerate(all_status(self), 1)},
             tables=tables,
         )
 
@@ -423,7 +436,7 @@ def make_joint_result(
     )
     sentences = list(judge(diagnostics, math.nan, 1.0, edge=edge))
     sentences += [
-        f"{observation.name} {band}: {words}".replace(" :", ":")
+        name_in(f"{observation.name} {band}".strip(), words)
         for observation, band, fit in zip(observations, bands, fits, strict=True)
         for words in judge({}, *fit)
     ]

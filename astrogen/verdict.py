@@ -113,3 +113,9 @@ def judge(diagnostics, chi2, p_value, *, num_lost=0, edge=0.0):
 def format_p(p_value):
     """A p-value as `p = 0.12` or `p < 1e-09`."""
     return f"p < {SMALLEST_P:.0e}" if p_value < SMALLEST_P else f"p = {p_value:.2g}"
+
+
+def name_in(name, sentence):
+    """A sentence `word: explanation` that says of what it is: `word: name: explanation`."""
+    word, explanation = sentence.split(": ", 1)
+    return f"{word}: {name}: {explanation}"

@@ -17,6 +17,7 @@ from astrogen.images import read_plane_wcs, read_planes, write_planes
 from astrogen.observation import make_observation
 from astrogen.psf import make_psf
 from astrogen.result import (
+    all_status,
     deconvolved_wcs,
     file_names,
     format_value,
@@ -235,6 +236,85 @@ def test_half_light_radius_is_that_of_galsim(radius, shift, rng):
         center=galsim.PositionD(3 * (centre.x - 1) + 1, 3 * (centre.y - 1) + 1)
     )
     assert measure_image(image, pixel_scale=0.1)[1] == pytest.approx(expected, rel=2e-4)
+
+
+OFF_CENTRE = [(1.4, 0.0), (-1.1, 1.3), (1.5, 1.5), (0.0, -1.8)]
+
+
+@pytest.mark.parametrize("place", OFF_CENTRE, ids=str)
+@pytest.mark.parametrize("fails", [False, True], ids=["moments", "no moments"])
+def test_a_galaxy_is_measured_where_it_stands(place, fails, monkeypatch):
+    """An exponential disk through a Gaussian has its own half-light radius and shape wherever it
+    stands; where the moments fail, the radius is counted about the place that was fitted.
+    """
+    middle = measure_image(draw_galaxy(), pixel_scale=0.1)
+    if fails:
+        moments = galsim.hsm.ShapeData(error_message="failed")
+        monkeypatch.setattr(galsim.hsm, "FindAdaptiveMom", lambda *_, **__: moments)
+    image = draw_galaxy(shift=place)
+    flux, radius, e1, e2 = measure_image(image, pixel_scale=0.1, place=place, flux=100.0)
+    assert flux == 100 and radius == pytest.approx(middle[1], rel=0.01)
+    assert np.isnan(e1) if fails else (e1, e2) == pytest.approx(middle[2:], abs=5e-3)
+
+
+@pytest.mark.parametrize("place", OFF_CENTRE, ids=str)
+def test_a_result_measures_about_its_fitted_places(observation, place, tmp_path):
+    """Draws, places and fluxes belong together, also in the file."""
+    flux = np.linspace(98, 102, NUM_DRAWS)
+    draws = flux[:, None, None] * draw_galaxy(1.0, shift=place)
+    result = fake_result(
+        observation, draws=draws, flux_draws=flux, shift_draws=np.tile(place, (NUM_DRAWS, 1))
+    )
+    expected = measure_image(draw_galaxy(), pixel_scale=0.1)
+    assert result.half_light_radius[0] == pytest.approx(expected[1], rel=0.01)
+    assert (result.e1[0], result.e2[0]) == pytest.approx(expected[2:], abs=5e-3)
+    result.write_fits(tmp_path / "result.fits")
+    assert read_result(tmp_path / "result.fits").half_light_radius == result.half_light_radius
+
+
+@pytest.mark.parametrize(
+    ("change", "radius", "shape"),
+    [
+        pytest.param({"shift": (2.85, 0.0)}, False, False, id="at the edge"),
+        pytest.param({"shift": (2.95, -2.95), "radius": 0.8}, False, False, id="in the corner"),
+        pytest.param({"flux": -100.0}, False, False, id="negative flux"),
+        pytest.param({"shift": (2.0, 0.0), "radius": 0.8}, True, False, id="cut by the edge"),
+        pytest.param({"shift": (0.5, 0.0)}, True, True, id="inside"),
+    ],
+)
+def test_a_quantity_without_an_answer_is_nan_and_has_a_word(observation, change, radius, shape):
+    """Light beyond the deconvolved image counts in the flux, and a circle or weight that the image
+    cuts gives no number.
+    """
+    change = {"flux": 100.0, "shift": (0.0, 0.0)} | change
+    flux = np.full(NUM_DRAWS, change["flux"])
+    result = fake_result(
+        observation,
+        draws=np.repeat(draw_galaxy(**change)[None], NUM_DRAWS, 0),
+        flux_draws=flux,
+        shift_draws=np.tile(change["shift"], (NUM_DRAWS, 1)),
+    )
+    words = [sentence.split(":")[0] for sentence in all_status(result)]
+    assert result.flux[0] == pytest.approx(change["flux"])
+    assert math.isfinite(result.half_light_radius[0]) == radius == ("no_radius" not in words)
+    assert math.isfinite(result.e1[0]) == shape == ("no_ellipticity" not in words)
+    assert math.isfinite(result.e2[0]) == shape
+    for text in (result.summary(), result.to_table()["status"][0]):
+        assert ("no_radius: " in text, "no_ellipticity: " in text) == (not radius, not shape)
+
+
+def test_a_radius_counts_the_light_beyond_the_image():
+    """Half of the whole light, not of what the image holds: that of the disk in the middle."""
+    middle = measure_image(draw_galaxy(radius=0.8), pixel_scale=0.1)[1]
+    image = draw_galaxy(radius=0.8, shift=(2.0, 0.0))
+    assert image.sum() < 98
+    whole = measure_image(image, pixel_scale=0.1, place=(2.0, 0.0), flux=100.0)
+    assert whole[1] == pytest.approx(middle, rel=0.03)
+
+
+def test_moments_that_lead_to_a_neighbour_are_no_answer():
+    image = draw_galaxy(1.0, radius=0.2, shift=(-1.0, 0.0)) + draw_galaxy(radius=0.3)
+    assert np.isnan(measure_image(image, pixel_scale=0.1, place=(-1.0, 0.0))[2:]).all()
 
 
 def test_what_cannot_be_measured_is_nan_and_counted():
@@ -622,7 +702,7 @@ def test_read_result_refuses_other_files(observation, tmp_path):
     planes, header, tables = read_planes(tmp_path / "r.fits")
     tables["ABOUT"]["value"][list(tables["ABOUT"]["name"]).index("format")] = '"astrogen result 9"'
     write_planes(tmp_path / "later.fits", planes, header=header, tables=tables)
-    with pytest.raises(InputFileError, match="this version reads 'astrogen result 1'"):
+    with pytest.raises(InputFileError, match="this version reads 'astrogen result 2'"):
         read_result(tmp_path / "later.fits")
     (tmp_path / "cut.fits").write_bytes(content[: len(content) // 2])
     with pytest.raises(InputFileError, match="truncated"):

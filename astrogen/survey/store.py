@@ -23,7 +23,7 @@ from astrogen.errors import SurveyError
 from astrogen.files import whole_file, write_whole
 from astrogen.joint_result import JointResult, Source
 from astrogen.observation import make_observation, make_psf
-from astrogen.result import QUANTITIES, Quantities, Result, poor_shape
+from astrogen.result import QUANTITIES, Quantities, Result, measured_words
 
 FORMAT = "astrogen survey 2"
 MANIFEST, CATALOGUE, FAILURES = "manifest.json", "catalogue.parquet", "failures.ecsv"
@@ -110,7 +110,7 @@ def pack(result, seen, *, bands, num_kept):
     row |= {
         "converged": result.converged,
         "method": result.method,
-        "status": " | ".join((*result.status, *poor_shape(quantities), *seen.missing)),
+        "status": " | ".join((*result.status, *measured_words(quantities), *seen.missing)),
     }
     draws = source.draws
     chosen = (
@@ -151,6 +151,7 @@ def pack(result, seen, *, bands, num_kept):
         "diagnostics": result.diagnostics,
         "provenance": result.provenance,
         "num_failed": quantities.num_failed,
+        "num_no_radius": quantities.num_no_radius,
         "covariance": quantities.covariance,
     }
     if jointly:
@@ -312,7 +313,10 @@ def _unpack(path, number):
     )
     pairs = [(float(row[name]), float(row[f"{name}_err"])) for name in QUANTITIES]
     measured = Quantities(
-        *pairs, num_failed=about["num_failed"], covariance=tuple(map(tuple, about["covariance"]))
+        *pairs,
+        num_failed=about["num_failed"],
+        num_no_radius=about["num_no_radius"],
+        covariance=tuple(map(tuple, about["covariance"])),
     )
     source = {name: float(row[name]) for name in SCALES} | {
         "image_std": arrays["image_std"],
