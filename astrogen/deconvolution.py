@@ -73,12 +73,12 @@ def deconvolve(
     observations,
     *,
     psf=None,
-    observed_scale=None,
+    pixel_scale=None,
     prior="galaxy",
     method="laplace",
     num_draws=200,
     seed,
-    pixel_scale=None,
+    prior_scale=None,
     background="fit",
     num_chains=4,
     batch_size=None,
@@ -93,14 +93,14 @@ def deconvolve(
         count; an array alone has its noise estimated from its border
     psf : of what is no Observation: a PSF, or what `psf_from_model` takes; one for all, or a list
         with one for each
-    observed_scale : float or None, arcsec/pixel of what is no Observation; None: from its WCS
+    pixel_scale : float or None, arcsec/pixel of what is no Observation; None: from its WCS
     prior : str, path or prior; see `load_prior`
     method : "laplace" (draws from the Laplace approximation, importance weighted), "hmc", "auto"
         (laplace, then hmc for those whose k-hat says that
         laplace is not enough), or "map" (the latent at its mode; errors are too small)
     num_draws : int, posterior draws per object
     seed : int; equal seeds give equal draws, whatever the batches
-    pixel_scale : float or None, arcsec/pixel of the deconvolved image. None: half the observed
+    prior_scale : float or None, arcsec/pixel of the deconvolved image. None: half the observed
         pixel, or larger where the galaxy would not fit its stamp
     background : "fit" (a level per stamp, marginalised) or "fixed" (the stamps are
         background-subtracted)
@@ -118,7 +118,7 @@ def deconvolve(
     ValueError : an option is wrong, or a PSF is sharper than the resolution that is asked for.
     """
     check_options("deconvolve", method, background, num_draws, batch_size)
-    observations, single = as_observations(observations, psf=psf, pixel_scale=observed_scale)
+    observations, single = as_observations(observations, psf=psf, pixel_scale=pixel_scale)
     prior = load_prior(prior) if not hasattr(prior, "components") else prior
     batch_size = batch_size or min(LARGEST_BATCH, max(len(observations), 1))
     results = [None] * len(observations)
@@ -129,7 +129,7 @@ def deconvolve(
             method=method,
             num_draws=num_draws,
             seed=seed,
-            pixel_scale=pixel_scale,
+            prior_scale=prior_scale,
             background=background,
             num_chains=num_chains,
             batch_size=batch_size,
@@ -140,13 +140,13 @@ def deconvolve(
 
 
 def deconvolve_each(
-    observations, *, prior, method, num_draws, seed, pixel_scale, background, num_chains, batch_size
+    observations, *, prior, method, num_draws, seed, prior_scale, background, num_chains, batch_size
 ):
     """(index, Result) of Observations, batch by batch: who keeps little of each result needs the
     memory of one batch. Options as of `deconvolve`, not checked here.
     """
     plans = [
-        plan_of(observation, word, prior, pixel_scale)
+        plan_of(observation, word, prior, prior_scale)
         for observation, word in zip(observations, seeds_of(observations, seed), strict=True)
     ]
     provenance = provenance_of(prior, method, num_draws, seed, background)
@@ -216,7 +216,7 @@ def seeds_of(observations, seed):
     return pairs
 
 
-def plan_of(observation, seed, prior, pixel_scale):
+def plan_of(observation, seed, prior, prior_scale):
     """The _Plan of one observation: where its galaxy is, on which grid it is deconvolved, how
     bright it is.
     """
@@ -224,26 +224,26 @@ def plan_of(observation, seed, prior, pixel_scale):
     ratio = prior.target_fwhm / prior.pixel_scale
     if observation.status != "ok":
         return _Plan(
-            observation, seed, pixel_scale or observation.pixel_scale / 2, np.zeros(2), 0.0, ()
+            observation, seed, prior_scale or observation.pixel_scale / 2, np.zeros(2), 0.0, ()
         )
     seen_fwhm = seen_fwhm_of(psf, observation.pixel_scale)
     sigma_psf = seen_fwhm / np.sqrt(8 * np.log(2))
-    if pixel_scale is None:
-        pixel_scale = _choose_scale(
+    if prior_scale is None:
+        prior_scale = _choose_scale(
             *_extent(observation, sigma_psf),
             observation.pixel_scale,
             seen_fwhm / (ratio * SHARPER),
             prior.image_shape[0],
         )
-    if seen_fwhm < ratio * pixel_scale:
+    if seen_fwhm < ratio * prior_scale:
         raise InputError(
-            f"deconvolve: pixel_scale must leave the target PSF (FWHM {ratio * pixel_scale:.3f}"
-            f" arcsec) sharper than the observed PSF, got {pixel_scale:.4g} arcsec for"
+            f"deconvolve: prior_scale must leave the target PSF (FWHM {ratio * prior_scale:.3f}"
+            f" arcsec) sharper than the observed PSF, got {prior_scale:.4g} arcsec for"
             f" {observation.name!r}, whose PSF has FWHM {seen_fwhm:.3f} arcsec; deconvolution"
-            f" beyond the target is not defined: give a pixel scale below {seen_fwhm / ratio:.3f},"
+            f" beyond the target is not defined: give a prior_scale below {seen_fwhm / ratio:.3f},"
             " or an oversampled PSF"
         )
-    centre = _centroid(observation, np.hypot(sigma_psf, CENTRE_SIGMA * pixel_scale))
+    centre = _centroid(observation, np.hypot(sigma_psf, CENTRE_SIGMA * prior_scale))
     good = ~observation.mask
     power = (
         float((observation.image[good].astype(float) ** 2 / observation.variance[good]).sum())
@@ -259,11 +259,11 @@ def plan_of(observation, seed, prior, pixel_scale):
         psf.pixel_scale,
         psf.pixel_response,
         observation.pixel_scale,
-        float(pixel_scale),
+        float(prior_scale),
         signal_to_noise,
         observation.image.shape,
     )
-    return _Plan(observation, seed, float(pixel_scale), centre, signal_to_noise, key)
+    return _Plan(observation, seed, float(prior_scale), centre, signal_to_noise, key)
 
 
 def seen_fwhm_of(psf, pixel_scale):
@@ -592,7 +592,7 @@ def _results(plans, batch, prior, telescopes, method, provenance):
         }
         yield make_result(
             observation,
-            pixel_scale=scale,
+            prior_scale=scale,
             target_fwhm=prior.target_fwhm / prior.pixel_scale * scale,
             draws=images.numpy(),
             model=light.numpy() + batch.background[:, row].mean(),
@@ -629,7 +629,7 @@ def _no_data(plan, prior, method, num_draws, provenance):
     zeros = np.zeros(num_draws, np.float32)
     return make_result(
         plan.observation,
-        pixel_scale=plan.prior_scale,
+        prior_scale=plan.prior_scale,
         target_fwhm=prior.target_fwhm / prior.pixel_scale * plan.prior_scale,
         draws=np.zeros((num_draws, *prior.image_shape), np.float32),
         model=np.zeros_like(plan.observation.image),

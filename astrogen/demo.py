@@ -48,7 +48,7 @@ def run_demo(out, seed):
         catalogue, truth = tables["CATALOGUE"], planes["TRUTH"]
         observations = _cut_out(folder / "exposure.fits", catalogue)
     results = deconvolve(
-        observations, prior=load_prior("galaxy"), seed=seed, pixel_scale=header["PIXSCALE"]
+        observations, prior=load_prior("galaxy"), seed=seed, prior_scale=header["PIXSCALE"]
     )
     rivals, num_iterations = _best_richardson_lucy(
         observations, truth, header["PIXSCALE"], header["FWHM"]
@@ -147,12 +147,12 @@ def _caption(summary, num_iterations):
 # --- the rival
 
 
-def _best_richardson_lucy(observations, truth, pixel_scale, target_fwhm):
+def _best_richardson_lucy(observations, truth, prior_scale, target_fwhm):
     """Images [num, 64, 64] after the number of iterations whose mean squared error against the
     truth is the smallest, and that number.
     """
     runs = np.stack(
-        [_richardson_lucy(observation, pixel_scale, target_fwhm) for observation in observations], 1
+        [_richardson_lucy(observation, prior_scale, target_fwhm) for observation in observations], 1
     )
     errors = [
         np.mean([_squared_error(image, true) for image, true in zip(images, truth, strict=True)])
@@ -162,11 +162,11 @@ def _best_richardson_lucy(observations, truth, pixel_scale, target_fwhm):
     return runs[best], ITERATIONS[best]
 
 
-def _richardson_lucy(observation, pixel_scale, target_fwhm):
+def _richardson_lucy(observation, prior_scale, target_fwhm):
     """Images [iteration, 64, 64] at the target resolution, with astrogen's own forward model,
     masked pixels without weight (Lucy 1974, eq. 15).
     """
-    see, see_back = _telescope(observation, pixel_scale, target_fwhm)
+    see, see_back = _telescope(observation, prior_scale, target_fwhm)
     weight = (~observation.mask).astype(float)
     pedestal = PEDESTAL * np.sqrt(observation.variance)
     data = np.maximum(observation.image + pedestal, 0)
@@ -184,19 +184,19 @@ def _richardson_lucy(observation, pixel_scale, target_fwhm):
     return np.stack(kept).astype(np.float32)
 
 
-def _telescope(observation, pixel_scale, target_fwhm):
+def _telescope(observation, prior_scale, target_fwhm):
     """The forward model from images [64, 64] to the stamp, and its adjoint."""
-    psf, area = observation.psf, (observation.pixel_scale / pixel_scale) ** 2
+    psf, area = observation.psf, (observation.pixel_scale / prior_scale) ** 2
     kernel = forward.kernel_transform(
         psf.image,
         psf_scale=psf.pixel_scale,
         pixel_response=psf.pixel_response,
         pixel_scale=observation.pixel_scale,
-        prior_scale=pixel_scale,
+        prior_scale=prior_scale,
         target_fwhm=target_fwhm,
     )
     rows, columns = (
-        forward.interpolation_matrix(side, observation.pixel_scale, pixel_scale, [0.0]).numpy()[0]
+        forward.interpolation_matrix(side, observation.pixel_scale, prior_scale, [0.0]).numpy()[0]
         for side in observation.image.shape
     )
 

@@ -41,7 +41,7 @@ class Source:
         stamp, along its pixel axes
     x, y : float, pixels from 0 of the first exposure: weighted centroid of the mean image in the
         reference band
-    pixel_scale, target_fwhm : float, arcsec per pixel of the deconvolved images, and their Gaussian
+    prior_scale, target_fwhm : float, arcsec per pixel of the deconvolved images, and their Gaussian
         resolution
     wcs : astropy WCS of the deconvolved images, or None
     images, image_std : float32 [band, 64, 64], flux per deconvolved pixel, posterior mean and
@@ -62,7 +62,7 @@ class Source:
     place: tuple
     x: float
     y: float
-    pixel_scale: float
+    prior_scale: float
     target_fwhm: float
     wcs: object
     images: np.ndarray
@@ -94,7 +94,7 @@ class Source:
         band = self.bands.index(self.reference)
         return self.measured or measure(
             self.draws[:, band],
-            pixel_scale=self.pixel_scale,
+            pixel_scale=self.prior_scale,
             places=self.shift_draws - np.asarray(self.place),
             fluxes=self.flux_draws[:, band],
         )
@@ -169,7 +169,7 @@ class JointResult:
                             for name, pair in shape.items()
                             for key, value in ((name, pair[0]), (f"{name}_err", pair[1]))
                         },
-                        "pixel_scale": source.pixel_scale,
+                        "prior_scale": source.prior_scale,
                         "method": self.method,
                         "converged": self.converged,
                         "status": " | ".join(self.status + measured_words(source.quantities)),
@@ -318,7 +318,7 @@ def make_source(
     bands,
     reference,
     place,
-    pixel_scale,
+    prior_scale,
     target_fwhm,
     draws,
     latent_draws,
@@ -334,17 +334,17 @@ def make_source(
     draws = np.asarray(draws, np.float32)
     images = draws.mean(0, np.float64).astype(np.float32)
     x, y = (
-        np.asarray(place) + pixel_scale * _centroid(images[list(bands).index(reference)])
+        np.asarray(place) + prior_scale * _centroid(images[list(bands).index(reference)])
     ) / first.pixel_scale + middle
     wcs = None
     if first.wcs is not None:
         wcs = deconvolved_wcs(
             first.wcs,
             first.image.shape,
-            ratio=first.pixel_scale / pixel_scale,
+            ratio=first.pixel_scale / prior_scale,
             shape=draws.shape[2:],
         )
-        wcs.wcs.crpix = wcs.wcs.crpix - np.asarray(place) / pixel_scale
+        wcs.wcs.crpix = wcs.wcs.crpix - np.asarray(place) / prior_scale
         wcs.wcs.set()
     return Source(
         name=name,
@@ -353,7 +353,7 @@ def make_source(
         place=tuple(map(float, place)),
         x=float(x),
         y=float(y),
-        pixel_scale=float(pixel_scale),
+        prior_scale=float(prior_scale),
         target_fwhm=float(target_fwhm),
         wcs=wcs,
         images=images,

@@ -221,7 +221,7 @@ def as_observations(stamps, *, psf=None, pixel_scale=None):
         )
     if not bare and (psf is not None or pixel_scale is not None):
         raise InputError(
-            "as_observations: psf and observed_scale must be None for Observations, which have"
+            "as_observations: psf and pixel_scale must be None for Observations, which have"
             " their own, got one; leave it out"
         )
     each = isinstance(psf, (list, tuple)) or getattr(psf, "ndim", 2) == 3 and not single

@@ -44,12 +44,12 @@ RADIUS_WORDS = (
 )
 FORMAT = "astrogen result 2"
 QUANTITIES = ("flux", "half_light_radius", "e1", "e2")
-TABLE_NUMBERS = ("chi2", "p_value", "pixel_scale", "target_fwhm", "method", "converged")
+TABLE_NUMBERS = ("chi2", "p_value", "prior_scale", "target_fwhm", "method", "converged")
 TABLE_UNITS = {
     "half_light_radius": "arcsec",
     "half_light_radius_err": "arcsec",
     "target_fwhm": "arcsec",
-    "pixel_scale": "arcsec/pix",
+    "prior_scale": "arcsec/pix",
 }
 
 
@@ -82,7 +82,7 @@ class Result:
     `read_result`.
 
     observation : Observation
-    pixel_scale : float, arcsec per pixel of the deconvolved image
+    prior_scale : float, arcsec per pixel of the deconvolved image
     target_fwhm : float, arcsec, Gaussian resolution of the deconvolved image
     image, image_std : float32 [64, 64], flux per deconvolved pixel, posterior mean and standard
         deviation
@@ -103,7 +103,7 @@ class Result:
     """
 
     observation: Observation
-    pixel_scale: float
+    prior_scale: float
     target_fwhm: float
     image: np.ndarray
     image_std: np.ndarray
@@ -128,7 +128,7 @@ class Result:
         """Quantities, measured on first use (about 1 ms per draw)."""
         return self.measured or measure(
             self.draws,
-            pixel_scale=self.pixel_scale,
+            pixel_scale=self.prior_scale,
             places=self.shift_draws,
             fluxes=self.flux_draws,
         )
@@ -166,7 +166,7 @@ class Result:
         return deconvolved_wcs(
             self.observation.wcs,
             self.observation.image.shape,
-            ratio=self.observation.pixel_scale / self.pixel_scale,
+            ratio=self.observation.pixel_scale / self.prior_scale,
             shape=self.image.shape,
         )
 
@@ -323,7 +323,7 @@ class Result:
 def make_result(
     observation,
     *,
-    pixel_scale,
+    prior_scale,
     target_fwhm,
     draws,
     model,
@@ -342,7 +342,7 @@ def make_result(
     Parameters
     ----------
     observation : Observation
-    pixel_scale, target_fwhm : float, arcsec per pixel of the draws, and their resolution
+    prior_scale, target_fwhm : float, arcsec per pixel of the draws, and their resolution
     draws : array [num_draws, height, width], flux per pixel, moved to where the galaxy stands
     model : array [h, w], posterior mean convolved with the PSF, with background, flux per observed
         pixel latent_draws [num_draws, d], flux_draws [num_draws], shift_draws [num_draws, 2]
@@ -378,7 +378,7 @@ def make_result(
     )
     if observation.status == "no_data" or not finite.any() or not np.isfinite(model).all():
         return _empty_result(
-            observation, pixel_scale, target_fwhm, draws, per_draw, method, diagnostics, provenance
+            observation, prior_scale, target_fwhm, draws, per_draw, method, diagnostics, provenance
         )
     draws, per_draw = draws[finite], {name: values[finite] for name, values in per_draw.items()}
     residual = np.where(observation.mask, 0, observation.image - model).astype(np.float32)
@@ -399,7 +399,7 @@ def make_result(
     image = draws.mean(0, np.float64).astype(np.float32)
     return Result(
         observation=observation,
-        pixel_scale=float(pixel_scale),
+        prior_scale=float(prior_scale),
         target_fwhm=float(target_fwhm),
         image=image,
         image_std=np.sqrt(np.square(draws - image).mean(0)),
@@ -437,7 +437,7 @@ def _check_shapes(observation, draws, model, per_draw):
 
 
 def _empty_result(
-    observation, pixel_scale, target_fwhm, draws, per_draw, method, diagnostics, provenance
+    observation, prior_scale, target_fwhm, draws, per_draw, method, diagnostics, provenance
 ):
     """Zeros and a reason, for an object that cannot be deconvolved."""
     no_data = observation.status == "no_data"
@@ -452,7 +452,7 @@ def _empty_result(
     )
     return Result(
         observation=observation,
-        pixel_scale=float(pixel_scale),
+        prior_scale=float(prior_scale),
         target_fwhm=float(target_fwhm),
         image=blank,
         image_std=blank,
@@ -695,12 +695,12 @@ def _about(result):
         "format": FORMAT,
         "name": observation.name,
         "unit": observation.unit.to_string(),
-        "observed_pixel_scale": observation.pixel_scale,
+        "pixel_scale": observation.pixel_scale,
         "notes": list(observation.notes),
         "observation_status": observation.status,
         "psf_pixel_scale": observation.psf.pixel_scale,
         "psf_pixel_response": observation.psf.pixel_response,
-        "pixel_scale": result.pixel_scale,
+        "prior_scale": result.prior_scale,
         "target_fwhm": result.target_fwhm,
         "chi2": result.chi2,
         "p_value": result.p_value,
@@ -721,9 +721,9 @@ def _header(result):
         "OBJECT": result.name,
         "METHOD": result.method,
         "CONVERGD": bool(result.converged),
-        "PIXSCALE": result.pixel_scale,
+        "PRIORSCL": result.prior_scale,
         "TARGFWHM": result.target_fwhm,
-        "OBSSCALE": result.observation.pixel_scale,
+        "PIXSCALE": result.observation.pixel_scale,
         "CHI2": result.chi2,
         "P_VALUE": result.p_value,
         "NUMDRAWS": len(result.draws),
@@ -771,7 +771,7 @@ def _assemble(path, planes, latent, about):
         variance=planes["VARIANCE"],
         mask=planes["MASK"].astype(bool),
         psf=PSF(planes["PSF"], about["psf_pixel_scale"], about["psf_pixel_response"]),
-        pixel_scale=about["observed_pixel_scale"],
+        pixel_scale=about["pixel_scale"],
         name=about["name"],
         wcs=read_plane_wcs(path, "OBSERVED"),
         unit=Unit(about["unit"], parse_strict="silent"),
@@ -793,7 +793,7 @@ def _assemble(path, planes, latent, about):
         **{
             name: about[name]
             for name in (
-                "pixel_scale",
+                "prior_scale",
                 "target_fwhm",
                 "chi2",
                 "p_value",

@@ -84,7 +84,7 @@ def reconstruct(stamps, *, prior="galaxy", method="laplace", num_draws=200, warm
             method=method,
             num_draws=num_draws,
             seed=SEED,
-            pixel_scale=stamps.truth_scale,
+            prior_scale=stamps.truth_scale,
             background="fixed",
         )
         images, draws = (

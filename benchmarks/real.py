@@ -267,7 +267,7 @@ def noise_factor(noise, free):
 
 
 def richardson_lucy(
-    observation, *, pixel_scale, target_fwhm, side=64, num_iterations=MAX_ITERATIONS
+    observation, *, prior_scale, target_fwhm, side=64, num_iterations=MAX_ITERATIONS
 ):
     """Richardson-Lucy on the deconvolved grid, through the same PSF and to the same resolution;
     masked pixels are left out.
@@ -275,7 +275,7 @@ def richardson_lucy(
     Parameters
     ----------
     observation : Observation, background subtracted
-    pixel_scale, target_fwhm : float, arcsec, of the grid that is solved for
+    prior_scale, target_fwhm : float, arcsec, of the grid that is solved for
     side, num_iterations : int
 
     Returns
@@ -283,7 +283,7 @@ def richardson_lucy(
     (images [iteration, side, side], chi2 [iteration]) : after each iteration, and the mean squared
     residual over sigma of the good pixels
     """
-    see, spread = _telescope(observation, pixel_scale, target_fwhm, side)
+    see, spread = _telescope(observation, prior_scale, target_fwhm, side)
     good, sigma = ~observation.mask, np.sqrt(observation.variance)
     level = PEDESTAL * sigma
     counts = np.clip(observation.image + level, 0, None) * good
@@ -299,7 +299,7 @@ def richardson_lucy(
     return np.array(images), np.array(chi2)
 
 
-def _telescope(observation, pixel_scale, target_fwhm, side):
+def _telescope(observation, prior_scale, target_fwhm, side):
     """What the telescope makes of an image [side, side], and the transpose of that."""
     from astrogen import forward
 
@@ -309,16 +309,16 @@ def _telescope(observation, pixel_scale, target_fwhm, side):
         psf_scale=psf.pixel_scale,
         pixel_response=psf.pixel_response,
         pixel_scale=observation.pixel_scale,
-        prior_scale=pixel_scale,
+        prior_scale=prior_scale,
         target_fwhm=target_fwhm,
     )
     rows, columns = (
         forward.interpolation_matrix(
-            num, observation.pixel_scale, pixel_scale, np.zeros(1, np.float32)
+            num, observation.pixel_scale, prior_scale, np.zeros(1, np.float32)
         ).numpy()[0]
         for num in observation.image.shape
     )
-    rows = rows * (observation.pixel_scale / pixel_scale) ** 2  # flux per pixel
+    rows = rows * (observation.pixel_scale / prior_scale) ** 2  # flux per pixel
     grid, first = forward.GRID, (forward.GRID - side) // 2
     stamp = slice(first, first + side)
 
@@ -386,7 +386,7 @@ def compare_with_hubble(
     prior="galaxy",
     method="laplace",
     num_draws=200,
-    pixel_scales=(None, COARSER),
+    prior_scales=(None, COARSER),
 ):
     """Correlation with the HST view of the HSC image, of Richardson-Lucy and of deconvolved images.
 
@@ -396,7 +396,7 @@ def compare_with_hubble(
     resolutions : sequence of float, FWHM in arcsec of the Gaussians to which images are brought; a
         coarser image is compared as it is
     prior, method, num_draws : as in `astrogen.deconvolve`
-    pixel_scales : sequence of float or None, arcsec; each is a row
+    prior_scales : sequence of float or None, arcsec; each is a row
 
     Returns
     -------
@@ -410,9 +410,9 @@ def compare_with_hubble(
     )
     results = [
         deconvolve(
-            seen, prior=prior, method=method, num_draws=num_draws, pixel_scale=scale, seed=SEED
+            seen, prior=prior, method=method, num_draws=num_draws, prior_scale=scale, seed=SEED
         )
-        for scale in pixel_scales
+        for scale in prior_scales
     ]
     grid, hubbles = pair.grid(), [pair.hubble(resolution) for resolution in resolutions]
 
@@ -426,8 +426,8 @@ def compare_with_hubble(
     def on_grid(image, result):
         return View(
             image.astype(float),
-            result.pixel_scale,
-            centred_pixels(image.shape, result.pixel_scale),
+            result.prior_scale,
+            centred_pixels(image.shape, result.prior_scale),
             result.target_fwhm,
         )
 
@@ -435,11 +435,11 @@ def compare_with_hubble(
     for result in results:
         images, chi2 = richardson_lucy(
             pair.observation,
-            pixel_scale=result.pixel_scale,
+            prior_scale=result.prior_scale,
             target_fwhm=result.target_fwhm,
             side=len(result.image),
         )
-        stop, about = stop_at_noise(chi2), f"{result.pixel_scale:.3f} arcsec per pixel"
+        stop, about = stop_at_noise(chi2), f"{result.prior_scale:.3f} arcsec per pixel"
         stopped.append(
             compare(
                 "RL, stopped at the noise",
@@ -480,7 +480,7 @@ def _mean_correlation(row):
 def _about(result, pair):
     """Scale, misfit in units of the pixels' own noise, and whether the posterior can be trusted."""
     return (
-        f"{result.pixel_scale:.3f} arcsec per pixel, chi2 {result.chi2 * pair.noise_factor**2:.2f},"
+        f"{result.prior_scale:.3f} arcsec per pixel, chi2 {result.chi2 * pair.noise_factor**2:.2f},"
         f" {'converged' if result.converged else '; '.join(word[:60] for word in result.status)}"
     )
 
@@ -740,7 +740,7 @@ def parse(arguments):
         help="(default laplace)",
     )
     parser.add_argument(
-        "--pixel-scales",
+        "--prior-scales",
         type=float,
         nargs="+",
         default=[None, COARSER],
@@ -798,7 +798,7 @@ def _compare_pair(options):
         prior=options.prior,
         method=options.method,
         num_draws=options.draws,
-        pixel_scales=options.pixel_scales,
+        prior_scales=options.prior_scales,
     )
     chosen = next(
         (index for index, result in enumerate(results) if result.converged), len(results) - 1

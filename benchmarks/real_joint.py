@@ -376,10 +376,10 @@ def compare_bands(pair, result):
 
 
 def _view_of(source, band):
-    to_pixels = real.centred_pixels(source.images.shape[1:], source.pixel_scale)
+    to_pixels = real.centred_pixels(source.images.shape[1:], source.prior_scale)
     return real.View(
         source.images[band].astype(float),
-        source.pixel_scale,
+        source.prior_scale,
         lambda x, y: to_pixels(x - source.place[0], y - source.place[1]),
         source.target_fwhm,
     )

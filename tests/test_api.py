@@ -41,14 +41,14 @@ API = {  # function: its parameters, in their order
     "mask_neighbours": "observation place",
     "load_prior": "name",
     "deconvolve": (
-        "observations psf observed_scale prior method num_draws seed pixel_scale background"
+        "observations psf pixel_scale prior method num_draws seed prior_scale background"
         " num_chains batch_size progress"
     ),
     "deconvolve_jointly": (
-        "observations bands aligned prior method num_draws seed pixel_scale background"
+        "observations bands aligned prior method num_draws seed prior_scale background"
     ),
     "deblend": (
-        "observations sources bands aligned prior method num_draws seed pixel_scale background"
+        "observations sources bands aligned prior method num_draws seed prior_scale background"
     ),
     "read_result": "path",
     "results_table": "results",
@@ -78,7 +78,11 @@ CLASSES = {  # class: what a user reads of it
     "JointResult": "sources flux_covariance models residuals deblended table summary write_fits",
     "LensingField": "",
     "MassMap": "mean std draws",
+    "AstrogenError": "",
+    "InputError": "",
     "InputFileError": "",
+    "SurveyError": "",
+    "WeightsError": "",
     "PoorInputWarning": "",
 }
 
@@ -172,7 +176,7 @@ def test_from_ccddata_to_ccddata_and_table(ccddata, result):
     )
     assert row["name"] == "NGC 1" and row["half_light_radius"] == result.half_light_radius[0]
     table = result.to_table()
-    assert (table["flux"].unit, table["half_light_radius_err"].unit, table["pixel_scale"].unit) == (
+    assert (table["flux"].unit, table["half_light_radius_err"].unit, table["prior_scale"].unit) == (
         units.nJy,
         units.arcsec,
         units.Unit("arcsec/pix"),
@@ -311,7 +315,7 @@ def test_arrays_and_one_psf_each():
         (
             lambda: make_observation(draw(), psf=psf_image(), sigma=1.0, pixel_scale=SCALE),
             {"psf": psf_image()},
-            "psf and observed_scale must be None for Observations",
+            "psf and pixel_scale must be None for Observations",
         ),
     ],
     ids=["none", "number", "twice"],

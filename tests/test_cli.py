@@ -23,7 +23,7 @@ SHAPE = (30, 32)
 
 
 def fake_deconvolve(
-    observations, *, prior, method, num_draws, seed, pixel_scale, background, num_chains, progress
+    observations, *, prior, method, num_draws, seed, prior_scale, background, num_chains, progress
 ):
     """A round galaxy for every stamp; refuses stamps called `refused`, does not converge on those
     called `hard`.
@@ -42,14 +42,14 @@ def fake_deconvolve(
         "prior": prior,
         "method": method,
         "num_draws": num_draws,
-        "pixel_scale": pixel_scale,
+        "prior_scale": prior_scale,
         "background": background,
         "num_chains": num_chains,
     }
     return [
         make_result(
             observation,
-            pixel_scale=pixel_scale or 0.1,
+            prior_scale=prior_scale or 0.1,
             target_fwhm=0.2,
             draws=draws,
             model=observation.image,
@@ -215,7 +215,7 @@ def test_options_reach_the_reader_and_the_inference(folder):
         "prior": "galaxy-conv",
         "method": "hmc",
         "num_draws": 8,
-        "pixel_scale": 0.09,
+        "prior_scale": 0.09,
         "background": "fixed",
         "num_chains": 3,
     }

@@ -198,8 +198,8 @@ def test_everything_scales_with_the_units(stamps, results, prior, scale):
 def test_results_state_what_they_are(results, stamps):
     for result, stamp in zip(results, stamps):
         assert result.observation is stamp
-        assert result.pixel_scale >= stamp.pixel_scale / 2
-        assert result.target_fwhm == pytest.approx(2 * result.pixel_scale)
+        assert result.prior_scale >= stamp.pixel_scale / 2
+        assert result.target_fwhm == pytest.approx(2 * result.prior_scale)
         assert result.draws.shape == (NUM_DRAWS, 64, 64)
         assert all(
             np.isfinite(field).all()
@@ -220,7 +220,7 @@ def test_the_model_is_the_image_as_the_telescope_sees_it(results, stamps):
     put in.
     """
     result, stamp = results[0], stamps[0]
-    image = galsim.Image(result.image.astype(float), scale=result.pixel_scale)
+    image = galsim.Image(result.image.astype(float), scale=result.prior_scale)
     galaxy = galsim.InterpolatedImage(
         image,
         x_interpolant="lanczos15",
@@ -284,7 +284,7 @@ def test_hmc_runs_and_agrees_with_laplace(prior):
     small = tiny_prior(np.random.default_rng(3), rough=0.0, num=24)[0]
     observations = observed(small, 4, 5, signal_to_noise=100.0, shape=(24, 24))[0]
     sampled, drawn = (
-        run(observations, small, method=method, num_draws=400, pixel_scale=0.1)
+        run(observations, small, method=method, num_draws=400, prior_scale=0.1)
         for method in ("hmc", "laplace")
     )
     for hmc, other in zip(sampled, drawn):
@@ -321,10 +321,10 @@ def test_deconvolution_beyond_the_target_is_refused(stamps, prior):
         ValueError,
         match=(
             r"target PSF \(FWHM 0\.900 arcsec\) sharper than the observed PSF.*'1-0', whose PSF has"
-            r" FWHM 0\.7\d\d arcsec.*give a pixel scale below 0\.3"
+            r" FWHM 0\.7\d\d arcsec.*give a prior_scale below 0\.3"
         ),
     ):
-        run(stamps[0], prior, pixel_scale=0.45)
+        run(stamps[0], prior, prior_scale=0.45)
 
 
 def test_each_object_gets_the_pixels_that_it_needs(prior):
@@ -354,8 +354,8 @@ def test_each_object_gets_the_pixels_that_it_needs(prior):
             )
         )
     small, large, undersampled = run(observations, prior, method="map", num_draws=8)
-    assert small.pixel_scale == pytest.approx(0.1)
-    assert 0.19 < large.pixel_scale < 0.7
+    assert small.prior_scale == pytest.approx(0.1)
+    assert 0.19 < large.prior_scale < 0.7
     assert undersampled.target_fwhm < np.hypot(0.3, 0.2)
 
 
@@ -369,7 +369,7 @@ def test_fluxes_of_galaxies_from_the_prior_are_calibrated(prior):
     """
     num = 60
     observations, truth = observed(prior, num, 77, signal_to_noise=60.0)
-    results = run(observations, prior, num_draws=100, method="auto", pixel_scale=0.1)
+    results = run(observations, prior, num_draws=100, method="auto", prior_scale=0.1)
     ranks = np.array(
         [(result.flux_draws < image.sum()).mean() for result, image in zip(results, truth)]
     )

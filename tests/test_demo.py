@@ -143,7 +143,7 @@ def test_comparison_figure(tmp_path, stamps, truth_planes):
             observation=stamp,
             name=stamp.name,
             image=image,
-            pixel_scale=0.1,
+            prior_scale=0.1,
             background_draws=np.zeros(3),
         )
         for stamp, image in zip(stamps, truth, strict=False)

@@ -41,15 +41,15 @@ def test_seen_through_the_target_psf_it_is_the_priors_image(catalog):
     image, galaxy = catalog.image(2), catalog.galaxy(2, flux=50)
     seen = (
         galsim.Convolve(galaxy, galsim.Gaussian(fwhm=galaxy.target_fwhm))
-        .drawImage(nx=64, ny=64, scale=galaxy.pixel_scale, method="no_pixel")
+        .drawImage(nx=64, ny=64, scale=galaxy.prior_scale, method="no_pixel")
         .array
     )
     np.testing.assert_allclose(seen, 50 * image, atol=2e-4 * 50 * image.max())
 
 
-@pytest.mark.parametrize("pixel_scale", [0.1, 0.06], ids=["the prior's scale", "smaller"])
-def test_through_a_telescope_it_is_what_the_forward_model_says(catalog, prior, pixel_scale):
-    galaxy = catalog.galaxy(5, flux=20, pixel_scale=pixel_scale)
+@pytest.mark.parametrize("prior_scale", [0.1, 0.06], ids=["the prior's scale", "smaller"])
+def test_through_a_telescope_it_is_what_the_forward_model_says(catalog, prior, prior_scale):
+    galaxy = catalog.galaxy(5, flux=20, prior_scale=prior_scale)
     drawn = galsim.Convolve(galaxy, PSF).drawImage(nx=40, ny=40, scale=0.2).array
     psf = psf_from_galsim(PSF, pixel_scale=0.2)
     kernel = forward.kernel_transform(
@@ -57,12 +57,12 @@ def test_through_a_telescope_it_is_what_the_forward_model_says(catalog, prior, p
         psf_scale=psf.pixel_scale,
         pixel_response=0.0,
         pixel_scale=0.2,
-        prior_scale=pixel_scale,
-        target_fwhm=2 * pixel_scale,
+        prior_scale=prior_scale,
+        target_fwhm=2 * prior_scale,
     )
     images, scales = (
         20 * catalog.image(5)[None].astype(np.float32),
-        {"pixel_scale": [np.float32(0.2)], "prior_scale": [np.float32(pixel_scale)]},
+        {"pixel_scale": [np.float32(0.2)], "prior_scale": [np.float32(prior_scale)]},
     )
     expected = forward.render(
         images, kernel[None], shape=(40, 40), shift=np.zeros((1, 2), np.float32), **scales
@@ -76,7 +76,7 @@ def test_flux_size_and_bands(catalog):
         galaxy = catalog.galaxy(0, flux=fluxes, band=band, half_light_radius=0.5)
         assert galaxy.flux == pytest.approx(flux)
         seen = galsim.Convolve(galaxy, galsim.Gaussian(fwhm=galaxy.target_fwhm)).drawImage(
-            nx=64, ny=64, scale=galaxy.pixel_scale, method="no_pixel"
+            nx=64, ny=64, scale=galaxy.prior_scale, method="no_pixel"
         )
         assert seen.calculateHLR() == pytest.approx(0.5, rel=0.02)
     one, other = (catalog.galaxy(0, flux=fluxes, band=band) for band in fluxes)
@@ -115,8 +115,8 @@ def test_a_latent_is_the_galaxy_that_the_prior_decodes(prior, rng):
         ({"flux": np.inf}, "flux must be finite, got inf"),
         ({"half_light_radius": -1.0}, "half_light_radius must be positive, got -1.0"),
         (
-            {"half_light_radius": 1.0, "pixel_scale": 0.1},
-            "one of half_light_radius and pixel_scale must be given, got 1.0 and 0.1",
+            {"half_light_radius": 1.0, "prior_scale": 0.1},
+            "one of half_light_radius and prior_scale must be given, got 1.0 and 0.1",
         ),
     ],
 )

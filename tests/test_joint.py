@@ -241,7 +241,7 @@ def test_a_source_is_measured_where_its_draws_stand(shift):
         bands=("g", "r"),
         reference="r",
         place=place,
-        pixel_scale=0.1,
+        prior_scale=0.1,
         target_fwhm=0.2,
         draws=np.tile([np.zeros_like(image), image], (10, 1, 1, 1)),
         latent_draws=np.zeros((10, 2)),

@@ -70,7 +70,7 @@ def observation():
 
 def test_richardson_lucy_fits_the_data_and_nears_the_galaxy(observation):
     galaxy, seen = observation
-    images, chi2 = real.richardson_lucy(seen, pixel_scale=SCALE, target_fwhm=0.2, num_iterations=60)
+    images, chi2 = real.richardson_lucy(seen, prior_scale=SCALE, target_fwhm=0.2, num_iterations=60)
     truth = _drawn(galaxy, 64)
     error = [np.square(image - truth).sum() / np.square(truth).sum() for image in images]
     stop = real.stop_at_noise(chi2)
@@ -89,7 +89,7 @@ def test_richardson_lucy_sees_no_masked_pixel(observation):
     one, other = (
         real.richardson_lucy(
             make_observation(image, psf=seen.psf, sigma=0.2, pixel_scale=0.2, mask=mask),
-            pixel_scale=SCALE,
+            prior_scale=SCALE,
             target_fwhm=0.2,
             num_iterations=3,
         )

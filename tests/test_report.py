@@ -80,7 +80,7 @@ def fake_result(
     )
     return make_result(
         observation,
-        pixel_scale=0.1,
+        prior_scale=0.1,
         target_fwhm=0.2,
         draws=draws,
         model=model,

@@ -84,7 +84,7 @@ def fake_result(observation, **changes):
     rng = np.random.default_rng(2)
     flux = 100 * (1 + 0.02 * rng.normal(size=NUM_DRAWS))
     arguments = {
-        "pixel_scale": 0.1,
+        "prior_scale": 0.1,
         "target_fwhm": 0.2,
         "draws": flux[:, None, None] * draw_galaxy(1.0),
         "model": (
@@ -648,7 +648,7 @@ def test_result_survives_its_file(observation, tmp_path):
         assert np.array_equal(getattr(back.observation, name), getattr(observation, name)), name
     assert np.array_equal(back.observation.psf.image, observation.psf.image)
     for name in (
-        "pixel_scale",
+        "prior_scale",
         "target_fwhm",
         "chi2",
         "p_value",

@@ -972,6 +972,6 @@ def test_results_of_an_unfinished_run_are_not_read(tmp_path):
         read_survey(tmp_path)
     (tmp_path / "manifest.json").write_text("{}")
     with pytest.raises(
-        store.SurveyError, match="read_manifest: format must be 'astrogen survey 2', got None"
+        store.SurveyError, match="read_manifest: format must be 'astrogen survey 3', got None"
     ):
         store.read_manifest(tmp_path / "manifest.json")

@@ -321,7 +321,7 @@ def _deconvolve_all(observations, prior, failures, options):
         method=options.method,
         num_draws=options.draws,
         seed=options.seed,
-        pixel_scale=options.prior_scale,
+        prior_scale=options.prior_scale,
         background=options.background,
         num_chains=options.chains,
         progress=sys.stderr.isatty(),

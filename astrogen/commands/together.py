@@ -79,7 +79,7 @@ def _fit(stamps, bands, options):
         method=options.method,
         num_draws=options.draws,
         seed=options.seed,
-        pixel_scale=options.prior_scale,
+        prior_scale=options.prior_scale,
         background=options.background,
     )
 

@@ -57,7 +57,7 @@ def _galaxy(config, base, ignore, gsparams, logger):
         config,
         base,
         req={"index": int},
-        opt={"flux": float, "half_light_radius": float, "pixel_scale": float},
+        opt={"flux": float, "half_light_radius": float, "prior_scale": float},
         ignore=[*ignore, "num"],
     )
     if gsparams:

@@ -26,7 +26,7 @@ class AstrogenGalaxy(galsim.Convolution):
     band : str, which of the fluxes; None where flux is a number
     half_light_radius : float or None, arcsec, of the galaxy at the prior's resolution; it sets the
         pixel scale
-    pixel_scale : float or None, arcsec per pixel of the prior's image, which is scale-free; None:
+    prior_scale : float or None, arcsec per pixel of the prior's image, which is scale-free; None:
         the prior's own
     prior : str, path or prior; see `astrogen.load_prior`
     gsparams : galsim.GSParams or None
@@ -44,7 +44,7 @@ class AstrogenGalaxy(galsim.Convolution):
         flux=1.0,
         band=None,
         half_light_radius=None,
-        pixel_scale=None,
+        prior_scale=None,
         prior="galaxy",
         gsparams=None,
     ):
@@ -63,7 +63,7 @@ class AstrogenGalaxy(galsim.Convolution):
             flux=flux,
             band=band,
             half_light_radius=half_light_radius,
-            pixel_scale=pixel_scale,
+            prior_scale=prior_scale,
             gsparams=gsparams,
         )
 
@@ -73,16 +73,16 @@ class AstrogenGalaxy(galsim.Convolution):
         galaxy._set(image, prior, **options)
         return galaxy
 
-    def _set(self, image, prior, *, flux, band, half_light_radius, pixel_scale, gsparams):
+    def _set(self, image, prior, *, flux, band, half_light_radius, prior_scale, gsparams):
         self.flux_in_band = _flux_of(flux, band)
-        self.pixel_scale = _scale_of(image, prior, half_light_radius, pixel_scale)
-        self.target_fwhm = prior.target_fwhm / prior.pixel_scale * self.pixel_scale
+        self.prior_scale = _scale_of(image, prior, half_light_radius, prior_scale)
+        self.target_fwhm = prior.target_fwhm / prior.pixel_scale * self.prior_scale
         target = galsim.Gaussian(fwhm=self.target_fwhm)
         # The image is band-limited by the target and fills its stamp: neither scale has to be
         # searched for. GalSim's default interpolant would damp it near its
         # Nyquist frequency, by 0.4 % of the peak; this one costs the same and is right to 1e-4.
         seen = galsim.InterpolatedImage(
-            galsim.Image(np.asarray(image, np.float64), scale=self.pixel_scale),
+            galsim.Image(np.asarray(image, np.float64), scale=self.prior_scale),
             flux=self.flux_in_band,
             x_interpolant="lanczos15",
             calculate_stepk=False,
@@ -92,7 +92,7 @@ class AstrogenGalaxy(galsim.Convolution):
 
     def __repr__(self):
         return (
-            f"AstrogenGalaxy(flux={self.flux_in_band!r}, pixel_scale={self.pixel_scale!r},"
+            f"AstrogenGalaxy(flux={self.flux_in_band!r}, prior_scale={self.prior_scale!r},"
             f" target_fwhm={self.target_fwhm!r})"
         )
 
@@ -156,7 +156,7 @@ class AstrogenCatalog:
         return self._images[index % CHUNK]
 
     def galaxy(
-        self, index, *, flux=1.0, band=None, half_light_radius=None, pixel_scale=None, gsparams=None
+        self, index, *, flux=1.0, band=None, half_light_radius=None, prior_scale=None, gsparams=None
     ):
         """Galaxy `index` as an AstrogenGalaxy; the options are its."""
         return AstrogenGalaxy._of_image(
@@ -165,7 +165,7 @@ class AstrogenCatalog:
             flux=flux,
             band=band,
             half_light_radius=half_light_radius,
-            pixel_scale=pixel_scale,
+            prior_scale=prior_scale,
             gsparams=gsparams,
         )
 
@@ -204,17 +204,17 @@ def _flux_of(flux, band):
     return float(flux)
 
 
-def _scale_of(image, prior, half_light_radius, pixel_scale):
-    if half_light_radius is not None and pixel_scale is not None:
+def _scale_of(image, prior, half_light_radius, prior_scale):
+    if half_light_radius is not None and prior_scale is not None:
         raise InputError(
-            "AstrogenGalaxy: one of half_light_radius and pixel_scale must be given, got"
-            f" {half_light_radius} and {pixel_scale}; leave one out"
+            "AstrogenGalaxy: one of half_light_radius and prior_scale must be given, got"
+            f" {half_light_radius} and {prior_scale}; leave one out"
         )
-    for name, value in (("half_light_radius", half_light_radius), ("pixel_scale", pixel_scale)):
+    for name, value in (("half_light_radius", half_light_radius), ("prior_scale", prior_scale)):
         if value is not None and not (math.isfinite(value) and value > 0):
             raise InputError(
                 f"AstrogenGalaxy: {name} must be positive, got {value}; give it in arcsec"
             )
     if half_light_radius is None:
-        return float(pixel_scale or prior.pixel_scale)
+        return float(prior_scale or prior.pixel_scale)
     return half_light_radius / galsim.Image(np.asarray(image, np.float64), scale=1.0).calculateHLR()

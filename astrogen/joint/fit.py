@@ -32,7 +32,7 @@ def deconvolve_jointly(
     method="laplace",
     num_draws=200,
     seed,
-    pixel_scale=None,
+    prior_scale=None,
     background="fit",
 ):
     """Infer one galaxy from several exposures, in one band or several.
@@ -49,7 +49,7 @@ def deconvolve_jointly(
     bands : sequence of str, one for each observation, or None: all of one band
     aligned : bool, the exposures share their pixel grid, and no WCS is asked for
     prior, method, num_draws, seed, background : as in `astrogen.deconvolve`
-    pixel_scale : float or None, arcsec/pixel of the deconvolved image
+    prior_scale : float or None, arcsec/pixel of the deconvolved image
 
     Returns
     -------
@@ -69,7 +69,7 @@ def deconvolve_jointly(
         method,
         num_draws,
         seed,
-        pixel_scale,
+        prior_scale,
         background,
     )
 
@@ -84,7 +84,7 @@ def deblend(
     method="laplace",
     num_draws=200,
     seed,
-    pixel_scale=None,
+    prior_scale=None,
     background="fit",
 ):
     """Infer all galaxies of a field together, from one exposure or several.
@@ -118,7 +118,7 @@ def deblend(
         method,
         num_draws,
         seed,
-        pixel_scale,
+        prior_scale,
         background,
     )
 
@@ -133,7 +133,7 @@ def _fit(
     method,
     num_draws,
     seed,
-    pixel_scale,
+    prior_scale,
     background,
 ):
     check_options(caller, method, background, num_draws)
@@ -145,14 +145,14 @@ def _fit(
     )
     seeds = seeds_of(observations[:1], seed)[0]
     if sources is None:
-        plans = [plan_alone(scene, seeds, pixel_scale)]
+        plans = [plan_alone(scene, seeds, prior_scale)]
     else:
         positions = (
             detect(observations, aligned=aligned)
             if isinstance(sources, str)
             else read_positions(observations[0], sources)
         )
-        plans = plan_several(scene, positions, seeds, pixel_scale)
+        plans = plan_several(scene, positions, seeds, prior_scale)
     check_overlap(scene, plans)
     galaxies = [make_galaxy(scene, plan) for plan in plans]
     begin(scene, galaxies)
@@ -244,7 +244,7 @@ def _result(scene, galaxies, draws, provenance):
                 bands=scene.order,
                 reference=scene.order[galaxy.reference],
                 place=galaxy.plan.place,
-                pixel_scale=galaxy.plan.prior_scale,
+                prior_scale=galaxy.plan.prior_scale,
                 target_fwhm=scene.prior.target_fwhm
                 / scene.prior.pixel_scale
                 * galaxy.plan.prior_scale,

@@ -36,10 +36,10 @@ def _coarsest(scene):
     )
 
 
-def plan_alone(scene, seeds, pixel_scale):
+def plan_alone(scene, seeds, prior_scale):
     """The galaxy in the middle, from the exposure that shows it best."""
     plans = [
-        plan_of(observation, seeds, scene.prior, pixel_scale) for observation in scene.observations
+        plan_of(observation, seeds, scene.prior, prior_scale) for observation in scene.observations
     ]
     best = int(np.argmax([plan.signal_to_noise for plan in plans]))
     frame = scene.frames[best]
@@ -47,13 +47,13 @@ def plan_alone(scene, seeds, pixel_scale):
     cells = [np.ones(observation.image.shape, bool) for observation in scene.observations]
     return Plan(
         place,
-        pixel_scale or min(plans[best].prior_scale, _coarsest(scene)),
+        prior_scale or min(plans[best].prior_scale, _coarsest(scene)),
         plans[best].signal_to_noise,
         cells,
     )
 
 
-def plan_several(scene, positions, seeds, pixel_scale):
+def plan_several(scene, positions, seeds, prior_scale):
     """Galaxies at pixels (x, y) of the first exposure; each one's grid and start from the exposure
     where its cell is brightest.
     """
@@ -75,7 +75,7 @@ def plan_several(scene, positions, seeds, pixel_scale):
         best = int(np.argmax(signal))
         observation, frame = scene.observations[best], scene.frames[best]
         stamp, middle = _cut(observation, to_pixels(observation, frame.see(place)), ours[best])
-        plan = plan_of(stamp, seeds, scene.prior, pixel_scale) if (~stamp.mask).any() else None
+        plan = plan_of(stamp, seeds, scene.prior, prior_scale) if (~stamp.mask).any() else None
         if plan is None:
             raise InputError(
                 "deblend: sources must lie on good pixels, got one at"
@@ -84,7 +84,7 @@ def plan_several(scene, positions, seeds, pixel_scale):
         leash = LEASH * observation.pixel_scale
         seen = from_pixels(observation, middle) + plan.centre
         seen = np.clip(seen, frame.see(place) - leash, frame.see(place) + leash)
-        scale = pixel_scale or min(plan.prior_scale, _coarsest(scene))
+        scale = prior_scale or min(plan.prior_scale, _coarsest(scene))
         plans.append(
             Plan(
                 np.linalg.solve(frame.matrix, seen - frame.offset),

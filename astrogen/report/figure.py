@@ -68,9 +68,9 @@ def _panels(result):
     """(title, surface brightness, width in arcsec) of each panel; the image is None where there is
     nothing to show.
     """
-    observed_area, deconvolved_area = result.observation.pixel_scale**2, result.pixel_scale**2
+    observed_area, deconvolved_area = result.observation.pixel_scale**2, result.prior_scale**2
     stamp = result.observation.image.shape[1] * result.observation.pixel_scale
-    field = result.image.shape[1] * result.pixel_scale
+    field = result.image.shape[1] * result.prior_scale
     spread = result.image_std / deconvolved_area if len(result.draws) > 1 else None
     imagined = [None] * NUM_IMAGINED
     if len(result.draws) >= NUM_IMAGINED:
@@ -107,7 +107,7 @@ def common_stretch(result):
         if good.any()
         else 1.0
     )
-    brightest = max(float(np.quantile(result.image, 0.9995)) / result.pixel_scale**2, 5 * noise)
+    brightest = max(float(np.quantile(result.image, 0.9995)) / result.prior_scale**2, 5 * noise)
     return AsinhNorm(linear_width=1.5 * noise, vmin=-noise, vmax=brightest)
 
 
@@ -182,7 +182,7 @@ def _hatch_masked(axes, result):
 
 def _outline_field(axes, result):
     """The field of the deconvolved image, where it is smaller than the stamp."""
-    field = result.image.shape[1] * result.pixel_scale
+    field = result.image.shape[1] * result.prior_scale
     stamp = min(result.observation.image.shape) * result.observation.pixel_scale
     if field < 0.97 * stamp:
         for axis, colour in zip(axes, ("white", "white", "0.3"), strict=True):
@@ -288,7 +288,7 @@ def _write_words(figure, result):
     )
     method = (
         f"{result.method} · {len(result.draws)} {'draw' if len(result.draws) == 1 else 'draws'} ·"
-        f" resolution {result.target_fwhm:.3g}″ · {result.pixel_scale:.3g}″ per pixel"
+        f" resolution {result.target_fwhm:.3g}″ · {result.prior_scale:.3g}″ per pixel"
     )
     figure.text(
         0.988, 0.967, method, fontsize=10.5, color=QUIET, va="center", ha="right", parse_math=False

@@ -105,7 +105,7 @@ def _cards(result):
                 np.random.default_rng(IMAGINED_SEED).integers(len(source.draws)), band
             ]
             cards.append(
-                (title, source.images[band], source.image_std[band], chosen, source.pixel_scale)
+                (title, source.images[band], source.image_std[band], chosen, source.prior_scale)
             )
     return cards
 
@@ -158,8 +158,8 @@ def _draw_exposure(axes, result, number):
                 )
 
 
-def _draw_card(axes, title, mean, deviation, draw, pixel_scale):
-    extent = extent_of(mean.shape, mean.shape[1] * pixel_scale)
+def _draw_card(axes, title, mean, deviation, draw, prior_scale):
+    extent = extent_of(mean.shape, mean.shape[1] * prior_scale)
     softness = max(
         float(np.median(deviation[mean > 0.02 * mean.max()])) if (mean > 0).any() else 0.0,
         1e-3 * float(np.abs(mean).max()),

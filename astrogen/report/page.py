@@ -171,7 +171,7 @@ def _thumbnail(result, which):
             result.observation.pixel_scale,
         )
     else:
-        image, mask, scale = result.image, np.zeros(result.image.shape, bool), result.pixel_scale
+        image, mask, scale = result.image, np.zeros(result.image.shape, bool), result.prior_scale
     if not image.size:
         return ""
     step = math.ceil(max(image.shape) / 128)

@@ -132,13 +132,13 @@ def _draw_comparison(axes, result, rival, truth):
     observation = result.observation
     stamp, field = (
         observation.image.shape[1] * observation.pixel_scale,
-        truth.shape[1] * result.pixel_scale,
+        truth.shape[1] * result.prior_scale,
     )
     noise = float(np.sqrt(np.median(observation.variance))) / observation.pixel_scale**2
     norm = AsinhNorm(
         linear_width=1.5 * noise,
         vmin=-noise,
-        vmax=max(float(truth.max()) / result.pixel_scale**2, 5 * noise),
+        vmax=max(float(truth.max()) / result.prior_scale**2, 5 * noise),
     )
     seen = (
         np.where(observation.mask, np.nan, observation.image - fitted_background(result))
@@ -146,7 +146,7 @@ def _draw_comparison(axes, result, rival, truth):
     )
     for axis, brightness, width in zip(
         axes,
-        (seen, *(image / result.pixel_scale**2 for image in (rival, result.image, truth))),
+        (seen, *(image / result.prior_scale**2 for image in (rival, result.image, truth))),
         (stamp, field, field, field),
         strict=True,
     ):

@@ -25,9 +25,9 @@ from astrogen.joint_result import JointResult, Source
 from astrogen.observation import make_observation, make_psf
 from astrogen.result import QUANTITIES, Quantities, Result, measured_words
 
-FORMAT = "astrogen survey 2"
+FORMAT = "astrogen survey 3"
 MANIFEST, CATALOGUE, FAILURES = "manifest.json", "catalogue.parquet", "failures.ecsv"
-SCALES = ("pixel_scale", "target_fwhm")
+SCALES = ("prior_scale", "target_fwhm")
 DIAGNOSTICS = ("k_hat", "ess", "r_hat", "num_divergent", "residual_amplitude")
 JOINT_SOURCE = ("name", "bands", "reference", "place", "x", "y", "colour", "residual_amplitude")
 JOINT_FIT = ("chi2", "p_values", "chi2_all")
@@ -42,7 +42,7 @@ UNITS = {
     "half_light_radius": "arcsec",
     "half_light_radius_err": "arcsec",
     "target_fwhm": "arcsec",
-    "pixel_scale": "arcsec",
+    "prior_scale": "arcsec",
 }
 
 

@@ -167,7 +167,7 @@ def _fit_each(fit, cuts):
         method=fit.method,
         num_draws=fit.num_draws,
         seed=fit.seed,
-        pixel_scale=fit.prior_scale,
+        prior_scale=fit.prior_scale,
         background=fit.background,
         num_chains=fit.num_chains,
         batch_size=BATCH,
@@ -188,7 +188,7 @@ def _fit_jointly(fit, cuts):
                 method=fit.method,
                 num_draws=fit.num_draws,
                 seed=fit.seed,
-                pixel_scale=fit.prior_scale,
+                prior_scale=fit.prior_scale,
                 background=fit.background,
             ),
         )
