@@ -7,7 +7,6 @@ errors.
 """
 
 import json
-import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -24,7 +23,15 @@ from astrogen.result import (
     measure,
     measured_words,
 )
-from astrogen.verdict import edge_significance, format_p, goodness_of_fit, judge, name_in
+from astrogen.verdict import (
+    compare,
+    edge_significance,
+    format_p,
+    judge,
+    judge_fit,
+    judge_flux,
+    name_in,
+)
 
 FORMAT = "astrogen joint result 1"
 CENTRE_SIGMA = 2.5  # deconvolved pixels, of the weight that says where a galaxy is
@@ -410,18 +417,14 @@ def make_joint_result(
         np.where(observation.mask, 0, observation.image - model).astype(np.float32)
         for observation, model in zip(observations, models, strict=True)
     ]
-    fits, everywhere = [], []
-    for observation, model, residual, level, fitted in zip(
-        observations, models, residuals, background_draws.mean(0), num_fitted, strict=True
-    ):
-        fits.append(goodness_of_fit(residual, model - level, observation, num_fitted=fitted))
-        good = ~observation.mask
-        everywhere.append(
-            float(
-                np.sum(residual[good] ** 2 / observation.variance[good], dtype=float)
-                / max(good.sum() - fitted, 1.0)
-            )
+    fits = [
+        compare(residual, model - level, observation, num_fitted=fitted)
+        for observation, model, residual, level, fitted in zip(
+            observations, models, residuals, background_draws.mean(0), num_fitted, strict=True
         )
+    ]
+    # A galaxy that one exposure does not show may stand in the others.
+    detection = float(np.sqrt(sum(max(fit.detection, 0.0) ** 2 for fit in fits)))
     # Galaxies at the edge of a field are cut off as a matter of course; of a lone one the exposure
     # that shows most of it counts.
     edge = (
@@ -434,12 +437,19 @@ def make_joint_result(
         if len(sources) == 1
         else 0.0
     )
-    sentences = list(judge(diagnostics, math.nan, 1.0, edge=edge))
-    sentences += [
-        name_in(f"{observation.name} {band}".strip(), words)
+    words = [
+        name_in(f"{observation.name} {band}".strip(), sentence)
         for observation, band, fit in zip(observations, bands, fits, strict=True)
-        for words in judge({}, *fit)
+        for sentence in judge_fit(fit._replace(detection=detection))
     ]
+    words += [
+        name_in(source.name, sentence)
+        for source in sources
+        for sentence in judge_flux(
+            [float(part[source.bands.index(source.reference)]) for part in source.flux]
+        )
+    ]
+    sentences = list(judge(diagnostics, fits=words, edge=edge))
     sentences += status
     return JointResult(
         observations=tuple(observations),
@@ -448,9 +458,9 @@ def make_joint_result(
         models=tuple(models),
         residuals=tuple(residuals),
         background_draws=np.asarray(background_draws, np.float32),
-        chi2=tuple(float(chi2) for chi2, _ in fits),
-        p_values=tuple(float(p_value) for _, p_value in fits),
-        chi2_all=tuple(everywhere),
+        chi2=tuple(fit.chi2 for fit in fits),
+        p_values=tuple(fit.p_value for fit in fits),
+        chi2_all=tuple(fit.chi2_all for fit in fits),
         method=method,
         status=tuple(sentences),
         converged=not any(sentence.startswith("not_converged") for sentence in sentences),

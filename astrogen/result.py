@@ -24,7 +24,7 @@ from astrogen.galsim_objects import measure_image
 from astrogen.images import read_plane_wcs, read_planes, write_planes
 from astrogen.observation import Observation
 from astrogen.psf import PSF
-from astrogen.verdict import edge_significance, format_p, goodness_of_fit, judge, name_in
+from astrogen.verdict import compare, edge_significance, format_p, judge, judge_fit, name_in
 
 MIN_DRAWS = 8  # fewer draws give no error
 MOST_LOST = 0.5  # share of the draws without a quantity from which it has no answer
@@ -383,14 +383,12 @@ def make_result(
     draws, per_draw = draws[finite], {name: values[finite] for name, values in per_draw.items()}
     residual = np.where(observation.mask, 0, observation.image - model).astype(np.float32)
     background = per_draw["background_draws"].mean()
-    chi2, p_value = goodness_of_fit(
-        residual, model - background, observation, num_fitted=num_fitted
-    )
+    fit = compare(residual, model - background, observation, num_fitted=num_fitted)
+    flux = per_draw["flux_draws"].astype(np.float64)
     status = (
         *judge(
             diagnostics,
-            chi2,
-            p_value,
+            fits=judge_fit(fit, (float(flux.mean()), float(flux.std()))),
             num_lost=int((~finite).sum()),
             edge=edge_significance(model - background, observation),
         ),
@@ -407,12 +405,12 @@ def make_result(
         residual=residual,
         draws=draws,
         **per_draw,
-        chi2=chi2,
-        p_value=p_value,
+        chi2=fit.chi2,
+        p_value=fit.p_value,
         method=method,
         status=status,
         converged=not any(sentence.startswith("not_converged") for sentence in status),
-        diagnostics=dict(diagnostics),
+        diagnostics=dict(diagnostics) | {"chi2_all": fit.chi2_all},
         provenance=dict(provenance),
     )
 

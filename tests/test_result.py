@@ -3,6 +3,7 @@ files against themselves.
 """
 
 import math
+import re
 from dataclasses import replace
 
 import galsim
@@ -25,7 +26,14 @@ from astrogen.result import (
     measure,
     read_result,
 )
-from astrogen.verdict import edge_significance, goodness_of_fit, judge
+from astrogen.verdict import (
+    compare,
+    edge_significance,
+    goodness_of_fit,
+    is_failed,
+    judge,
+    judge_fit,
+)
 
 NUM_DRAWS = 40
 
@@ -413,20 +421,92 @@ def test_faint_galaxy_is_judged_on_its_nine_best_pixels(observation):
 
 
 @pytest.mark.parametrize(
-    ("diagnostics", "p_value", "words"),
+    ("diagnostics", "words"),
     [
-        pytest.param({"r_hat": 1.2}, 0.5, "not_converged: R-hat is 1.200", id="r_hat"),
-        pytest.param({"r_hat": math.nan}, 0.5, "not_converged: R-hat is nan", id="r_hat nan"),
-        pytest.param({"k_hat": 0.9}, 0.5, "not_converged: k-hat is 0.90", id="k_hat"),
-        pytest.param({"num_divergent": 3}, 0.5, "not_converged: 3 divergent", id="divergences"),
-        pytest.param({"map_converged": 0.0}, 0.5, "not_converged: the search", id="map"),
-        pytest.param(
-            {}, 1e-12, "poor_fit: reduced chi2 is 1.50 inside the galaxy (p < 1e-09)", id="fit"
-        ),
+        pytest.param({"r_hat": 1.2}, "not_converged: R-hat is 1.200", id="r_hat"),
+        pytest.param({"r_hat": math.nan}, "not_converged: R-hat is nan", id="r_hat nan"),
+        pytest.param({"k_hat": 0.9}, "not_converged: k-hat is 0.90", id="k_hat"),
+        pytest.param({"num_divergent": 3}, "not_converged: 3 divergent", id="divergences"),
+        pytest.param({"map_converged": 0.0}, "not_converged: the search", id="map"),
     ],
 )
-def test_judge_says_what_is_wrong(diagnostics, p_value, words):
-    assert [sentence[: len(words)] for sentence in judge(diagnostics, 1.5, p_value)] == [words]
+def test_judge_says_what_is_wrong(diagnostics, words):
+    assert [sentence[: len(words)] for sentence in judge(diagnostics)] == [words]
+    assert judge(diagnostics, fits=("poor_fit: x",))[0] == "poor_fit: x"
+
+
+def seen_of(observation, *, light=0.0, factor=1.0, seed=5, place=(8, 8), flux=100.0):
+    """(residual, source, observation) of an exact model of a disk in noise of .1, with more light
+    at a pixel; the variance that is told is wrong by `factor`.
+    """
+    profile = galsim.Convolve(
+        galsim.Exponential(half_light_radius=0.5), galsim.Gaussian(fwhm=0.7)
+    ).drawImage(nx=41, ny=40, scale=0.2)
+    star = galsim.Gaussian(fwhm=0.7).drawImage(
+        nx=41, ny=40, scale=0.2, offset=(place[0] - 20, place[1] - 19.5)
+    )
+    noise = 0.1 * np.random.default_rng(seed).normal(size=(40, 41))
+    told = replace(observation, variance=observation.variance * np.float32(factor))
+    residual = np.where(observation.mask, 0, noise + light * star.array)
+    return residual, flux * profile.array, told
+
+
+def fit_words(*seen, flux=(100.0, 2.0)):
+    return judge_fit(compare(*seen), flux)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_right_model_in_right_noise_has_nothing_against_it(observation, seed):
+    assert fit_words(*seen_of(observation, seed=seed)) == ()
+
+
+@pytest.mark.parametrize("factor", [1.5, 3, 10, 100])
+def test_a_variance_that_is_too_large_is_said_with_its_factor(observation, factor):
+    (sentence,) = fit_words(*seen_of(observation, factor=factor))
+    said = float(
+        re.match(r"noise_overestimated: the variance is about ([.\d]+) times", sentence)[1]
+    )
+    assert said == pytest.approx(factor, rel=0.15)
+
+
+@pytest.mark.parametrize("factor", [1 / 1.5, 1 / 3, 1 / 10])
+def test_a_variance_that_is_too_small_is_said_with_its_factor(observation, factor):
+    (sentence,) = fit_words(*seen_of(observation, factor=factor))
+    said = float(re.match(r"poor_fit: the variance is about ([.\d]+) times too", sentence)[1])
+    assert said == pytest.approx(1 / factor, rel=0.15)
+
+
+@pytest.mark.parametrize("place", [(8, 8), (34, 5), (3, 35)], ids=str)
+def test_light_outside_the_model_is_found_where_it_is(observation, place):
+    """60 sigma and 8 sigma of a star; the noise moves the peak by a pixel at most."""
+    for light in (15.0, 4.0):
+        (sentence,) = fit_words(*seen_of(observation, light=light, place=place))
+        said = re.search(r"poor_fit: .* at pixel \((\d+), (\d+)\)", sentence)
+        assert np.abs(np.array(said.groups(), int) - place).max() <= 1
+
+
+def test_a_dark_spot_is_found_too(observation):
+    assert "poor_fit: a bad pixel" in fit_words(*seen_of(observation, light=-5.0))[0]
+
+
+@pytest.mark.parametrize("light", [0.0, 15.0], ids=["empty", "galaxy elsewhere"])
+def test_nothing_where_the_galaxy_should_be(observation, light):
+    seen = seen_of(observation, light=light, flux=1.4)
+    (sentence,) = fit_words(*seen, flux=(1.4, 1.3))
+    assert sentence.startswith("no_source: the position is not that of a galaxy")
+    assert ("but light at pixel (8, 8)" in sentence) == bool(light) and is_failed([sentence])
+
+
+@pytest.mark.parametrize(
+    ("factor", "flux", "cause"),
+    [
+        pytest.param(1e-5, 100.0, "the variance is far too small", id="chi2 of 1e5"),
+        pytest.param(1.0, -8000.0, "too much background is subtracted", id="negative flux"),
+    ],
+)
+def test_nonsense_is_a_failed_fit(observation, factor, flux, cause):
+    words = fit_words(*seen_of(observation, factor=factor), flux=(flux, 2.0))
+    assert words[0].startswith(f"failed_fit: {cause}") and is_failed(words)
 
 
 def test_light_at_the_edge_is_measured_against_the_noise_of_its_mean(observation):
@@ -456,20 +536,8 @@ def test_a_galaxy_larger_than_its_stamp_is_said_to_be_cut_off(observation):
 
 
 def test_judge_is_silent_on_a_good_result():
-    assert (
-        judge(
-            {
-                "r_hat": 1.005,
-                "k_hat": 0.6,
-                "num_divergent": 0,
-                "map_converged": 1.0,
-                "min_ess": 500,
-            },
-            1.0,
-            0.4,
-        )
-        == ()
-    )
+    good = {"r_hat": 1.005, "k_hat": 0.6, "num_divergent": 0, "map_converged": 1.0, "min_ess": 500}
+    assert judge(good) == ()
 
 
 # --- Result

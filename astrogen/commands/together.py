@@ -4,7 +4,7 @@ galaxies of each image.
 
 from functools import partial
 
-from astrogen.commands.words import ALL_FAILED, DONE, SOME_FAILED, complain, note_failure, progress
+from astrogen.commands.words import ALL_FAILED, exit_code, note_failure, progress
 
 
 def check_together(options):
@@ -47,10 +47,7 @@ def fit_together(observations, failures, options):
     vstack([result.table() for result in results], metadata_conflicts="silent").write(
         options.out / "results.ecsv", format="ascii.ecsv", overwrite=True
     )
-    num_unconverged = sum(not result.converged for result in results) if options.strict else 0
-    if num_unconverged:
-        complain(f"{num_unconverged} of {len(results)} posteriors did not converge")
-    return SOME_FAILED if failures or num_unconverged else DONE
+    return exit_code(results, 0, failures, options)
 
 
 def _fields(observations, options):
