@@ -60,7 +60,7 @@ def focus(prior, compressed, mode):
     )
 
 
-@tf.function
+@tf.function(autograph=False)
 def turned(compressed, directions, *, num, num_followed):
     """The fields of a Focus on given directions [batch, r, r]."""
     forward = tf.matmul(directions, _widened(compressed.forward, compressed.visible, num))
@@ -225,7 +225,7 @@ _draw_first = _batch_first
 def _evaluators(prior):
     """The traced functions of a prior."""
 
-    @tf.function
+    @tf.function(autograph=False)
     def log_densities(here, parameters):
         def one(some):
             decoded = decode(prior, some)
@@ -233,7 +233,7 @@ def _evaluators(prior):
 
         return _by_chunks(one, parameters, num_results=3)
 
-    @tf.function
+    @tf.function(autograph=False)
     def coefficients(here, parameters, decoded, wild, noise):
         if decoded is None:
             decoded = _by_chunks(lambda some: decode(prior, some), parameters, num_results=2)

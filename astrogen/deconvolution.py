@@ -477,7 +477,7 @@ def _draw_laplace(prior, climb, here, seeds, *, num_draws):
     )
 
 
-@tf.function
+@tf.function(autograph=False)
 def standard_normals(seeds, num_draws, num_coefficients, num_directions):
     """Standard normals [draw, batch, num_coefficients + num_directions + 1] for
     `conditional.draw_coefficients`.
@@ -608,7 +608,7 @@ def _results(plans, batch, prior, telescopes, method, provenance):
         )
 
 
-@tf.function
+@tf.function(autograph=False)
 def _develop(prior, coefficients, kernel, centre, pixel_scale, prior_scale, *, shape):
     """Draws where the galaxy stands [draw, height, width], their fluxes [draw], and what the
     telescope would see of their mean [h, w].

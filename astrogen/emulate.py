@@ -49,7 +49,7 @@ def draw_maps(num, *, omega_m, sigma_8, shape=None, seed, prior="kappa", extrapo
     prior.check_cosmology(omega_m, sigma_8, extrapolate=extrapolate)
     cosmology = tf.constant([[omega_m, sigma_8]], tf.float32)
     chunk = max(1, CHUNK_PIXELS // np.prod([side + MARGIN for side in shape]))
-    draw = tf.function(lambda latent: prior.draw(latent, cosmology))
+    draw = tf.function(lambda latent: prior.draw(latent, cosmology), autograph=False)
     return (
         draw(draw_latent(range(start, start + chunk), shape, seed=seed)).numpy()[: num - start]
         for start in range(0, num, chunk)
@@ -66,7 +66,7 @@ def draw_galaxies(num, *, seed, prior="galaxy"):
     iterator of arrays float32 [chunk, height, width]
     """
     prior = _loaded(prior, "galaxy")
-    draw, sizes = tf.function(prior.draw), prior.draw_sizes
+    draw, sizes = tf.function(prior.draw, autograph=False), prior.draw_sizes
 
     def one_chunk(start):
         numbers = [

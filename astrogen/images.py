@@ -21,11 +21,11 @@ from pathlib import Path
 import numpy as np
 from astropy.io import fits
 from astropy.table import Table
-from astropy.units import UnrecognizedUnit
 from astropy.wcs import WCS
 
 from astrogen.errors import InputError, InputFileError
 from astrogen.files import whole_file, write_whole
+from astrogen.units import unit_text
 
 MAX_PIXELS = 100_000_000  # a full DECam chip has 8e6, an HSC coadd patch 2e7
 BYTES_PER_PIXEL = 16  # image, variance and mask of a 4-byte type each, and room
@@ -423,8 +423,8 @@ def write_planes(path, planes, *, wcs=None, unit=None, header=None, tables=None)
     path : path; gzip if it ends in .gz
     planes : dict of name -> array [h, w] or [n, h, w]; bool is written as uint8
     wcs : astropy WCS of all planes, or dict of name -> WCS; cubes take it for their last two axes
-    unit : astropy Unit of the floating-point planes, or dict of name -> Unit; a plane called
-        VARIANCE gets its square
+    unit : astropy Unit (or its text) of the floating-point planes, or dict of name -> Unit; planes
+        whose names begin with VARIANCE get its square
     header : dict of keyword -> str, number, bool or None, for the primary header; NaN is written as
         undefined
     tables : dict of name -> astropy Table
@@ -492,12 +492,9 @@ def _image_hdu(name, pixels, wcs, unit):
     if wcs is not None:
         hdu.header.update(wcs.to_header(relax=True))
     if unit is not None and pixels.dtype.kind == "f":
-        hdu.header["BUNIT"] = _unit_text(unit**2 if name.upper() == "VARIANCE" else unit)
+        power = 2 if name.upper().startswith("VARIANCE") else 1
+        hdu.header["BUNIT"] = _header_value(unit_text(unit, power))
     return hdu
-
-
-def _unit_text(unit):
-    return unit.to_string() if isinstance(unit, UnrecognizedUnit) else unit.to_string("fits")
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ import numpy as np
 from astropy.table import Table
 
 from astrogen.images import write_planes
+from astrogen.observation import as_given
 from astrogen.result import (
     QUANTITIES,
     Quantities,
@@ -225,18 +226,23 @@ class JointResult:
         For each source n: IMAGEn, IMAGE_STDn, cubes [band, h, w] with their WCS, and DRAWSn_BAND,
         cubes [draw, h, w]. For each exposure m: OBSERVEDm, VARIANCEm, MASKm, MODELm, RESIDUALm, and
         SOURCEn_m, the light of source n. Tables: SOURCES (`table`), COVARIANCE (of all fluxes),
-        DRAWS (fluxes, shifts and backgrounds), ABOUT (name, value as JSON).
+        DRAWS (fluxes, shifts and backgrounds), ABOUT (name, value as JSON). Images that were given
+        as surface brightness have their planes (those of sources in that of the first) as such;
+        fluxes are in FLUXUNIT.
 
         num_draws_kept : int or None, how many draws of the images to write; None: all
         """
-        planes, wcs = {}, {}
+        planes, wcs, unit = {}, {}, {}
         for number, source in enumerate(self.sources, 1):
             ours = {f"IMAGE{number}": source.images, f"IMAGE_STD{number}": source.image_std}
             ours |= {
                 f"DRAWS{number}_{band}".rstrip("_"): source.draws[:num_draws_kept, index]
                 for index, band in enumerate(source.bands)
             }
-            planes, wcs = planes | ours, wcs | dict.fromkeys(ours, source.wcs)
+            factor, given = as_given(self.observations[0], source.prior_scale)
+            planes |= {name: plane * np.float32(factor) for name, plane in ours.items()}
+            wcs |= dict.fromkeys(ours, source.wcs)
+            unit |= dict.fromkeys(ours, given)
         for number, observation in enumerate(self.observations, 1):
             seen = {
                 "OBSERVED": observation.image,
@@ -250,7 +256,12 @@ class JointResult:
                 f"SOURCE{index}_{number}": source.models[number - 1]
                 for index, source in enumerate(self.sources, 1)
             }
+            factor, given = as_given(observation)
+            for name in ours:
+                power = 0 if name.startswith("MASK") else 2 if name.startswith("VARIANCE") else 1
+                ours[name] = ours[name] * np.float32(factor**power) if power else ours[name]
             planes, wcs = planes | ours, wcs | dict.fromkeys(ours, observation.wcs)
+            unit |= dict.fromkeys(ours, given)
         labels = [
             f"{source.name} {band}".strip() for source in self.sources for band in source.bands
         ]
@@ -266,6 +277,8 @@ class JointResult:
             "format": FORMAT,
             "bands": list(self.bands),
             "exposures": [observation.name for observation in self.observations],
+            "unit": str(self.observations[0].unit),
+            "brightness": [observation.brightness for observation in self.observations],
             "sources": [source.name for source in self.sources],
             "reference_bands": [source.reference for source in self.sources],
             "chi2": self.chi2,
@@ -285,17 +298,13 @@ class JointResult:
                 {"name": list(about), "value": [json.dumps(value) for value in about.values()]}
             ),
         }
-        unit = {
-            name: self.observations[0].unit
-            for name in planes
-            if not name.startswith(("VARIANCE", "MASK"))
-        }
         header = {
             "OBJECT": self.name,
             "METHOD": self.method,
             "CONVERGD": self.converged,
             "NUMSRC": len(self.sources),
             "NUMEXP": len(self.observations),
+            "FLUXUNIT": str(self.observations[0].unit),
         }
         write_planes(
             path,

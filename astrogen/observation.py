@@ -9,7 +9,7 @@ downstream looks at shapes, signs or NaN again.
 import math
 import re
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ import numpy as np
 from astropy.coordinates import SkyCoord
 from astropy.nddata import Cutout2D, NDData
 from astropy.nddata.utils import NoOverlapError
-from astropy.units import Quantity, Unit, UnitBase, UnitConversionError, dimensionless_unscaled
+from astropy.units import Quantity, UnitBase, dimensionless_unscaled
 from astropy.wcs import WCS
 
 from astrogen.errors import InputError
@@ -43,6 +43,7 @@ from astrogen.psf import (
     psf_from_model,
     read_psf,
 )
+from astrogen.units import Brightness, convert, flux_unit, is_known, read_unit, unit_text
 
 __all__ = [
     "PSF",
@@ -90,9 +91,11 @@ class Observation:
     pixel_scale : float, arcsec per pixel
     name : str
     wcs : astropy WCS with two celestial axes, or None
-    unit : astropy Unit
+    unit : astropy Unit of the flux
     notes : tuple of str, what was repaired or assumed, as sentences
     status : "ok", or "no_data" where no good pixel is left
+    brightness : Brightness of an image that was given per solid angle or per pixel, or None; files
+        that are written hold it again
     """
 
     image: np.ndarray
@@ -105,6 +108,7 @@ class Observation:
     unit: UnitBase
     notes: tuple[str, ...]
     status: str
+    brightness: Brightness | None = None
 
 
 def make_observation(
@@ -138,7 +142,9 @@ def make_observation(
     pixel_scale : float, arcsec per pixel; None: from the WCS at the middle of the stamp,
         distortions included
     wcs : astropy WCS, its celestial axes are used
-    unit : astropy Unit or str of the image
+    unit : astropy Unit or str of the image. Of surface brightnesses (MJy/sr) fluxes are made, with
+        the area of the pixel in the middle of the stamp; units that are not known are carried as
+        text
     name : str
     max_bad_fraction : float, largest fraction of NaN or infinite pixels (among all, beyond those
         masked) that is accepted
@@ -151,27 +157,29 @@ def make_observation(
     ------
     ValueError : shapes differ, two noise planes, a noise plane without any good value, no pixel
         scale, too many NaN, a PSF
-        that does not fit the stamp.
+        that does not fit the stamp, a unit whose sum is no flux (magnitudes, per beam).
     """
+    text = unit if isinstance(unit, str) else None
     pixels, given_noise, mask, wcs, unit = _unpack(
         image, {"variance": variance, "sigma": sigma, "weight": weight}, mask, wcs, unit
     )
     pixels = check_image("make_observation", "image", pixels)
     notes = []
     wcs, pixel_scale = _settle_scale(wcs, pixel_scale, pixels.shape, name, notes)
+    unit, factor, brightness = _settle_unit(unit, text, wcs, pixel_scale, pixels.shape, notes)
     psf = psf_from_model(psf, pixel_scale=pixel_scale, name=f"psf of {name}")
     _check_psf(psf, pixel_scale, pixels.shape)
     if words := off_centre(psf, pixel_scale):
         notes.append(f"the PSF {words}")
     bad = _bad_pixels(mask, pixels.shape)
     with np.errstate(over="ignore"):
-        pixels = pixels.astype(np.float32)
+        pixels = (pixels if factor == 1 else pixels * float(factor)).astype(np.float32)
     _mask_nonfinite(pixels, bad, max_bad_fraction, name, notes)
     if bad.all():
         notes.append("no good pixel is left")
         variance = np.ones_like(pixels)
     else:
-        variance = _settle_variance(given_noise, pixels, bad, notes)
+        variance = _settle_variance(given_noise, pixels, bad, factor, notes)
     for plane, filler in ((pixels, 0), (variance, 1)):
         plane[bad] = filler
         plane.setflags(write=False)
@@ -187,6 +195,7 @@ def make_observation(
         unit,
         tuple(notes),
         "no_data" if bad.all() else "ok",
+        brightness,
     )
 
 
@@ -283,25 +292,31 @@ def _unpack(image, noise, mask, wcs, unit):
             f"make_observation: noise must be given once, got {' and '.join(given)}; leave out all"
             " but one"
         )
-    unit = own_unit if unit is None else unit
-    unit = dimensionless_unscaled if unit is None else Unit(unit, parse_strict="silent")
+    unit = _one_unit(read_unit(own_unit), unit)
     given = {kind: _without_unit(kind, plane, unit) for kind, plane in given.items()}
     masks = [plane for plane in (own_mask, mask) if plane is not None]
     return np.ma.getdata(getattr(image, "value", image)), given, masks, wcs, unit
+
+
+def _one_unit(own, given):
+    """The unit of an image that may bring one along, and be given one."""
+    if given is None or own == dimensionless_unscaled:
+        return own if given is None else read_unit(given)
+    if read_unit(given) != own:
+        raise InputError(
+            f"make_observation: unit must be that of the image, {own}, got {given}; convert the"
+            " image, or leave it out"
+        )
+    return own
 
 
 def _without_unit(kind, plane, unit):
     """The numbers of a noise plane in the image's unit."""
     if not isinstance(plane, Quantity):
         return plane
-    wanted = unit ** UNIT_POWERS[kind.split()[0]]
-    try:
-        return plane.to_value(wanted)
-    except UnitConversionError as error:
-        raise InputError(
-            f"make_observation: {kind} must be convertible to the image's {wanted}, got"
-            f" {plane.unit}; give both in one unit"
-        ) from error
+    return convert(
+        "make_observation", kind, plane.value, plane.unit, unit, UNIT_POWERS[kind.split()[0]]
+    )
 
 
 def _same_shape(name, plane, shape):
@@ -337,8 +352,10 @@ def _mask_nonfinite(pixels, bad, max_bad_fraction, name, notes):
     bad |= lost
 
 
-def _settle_variance(given_noise, pixels, bad, notes):
-    """Variance float32 [h, w]; pixels without a usable one are masked in place."""
+def _settle_variance(given_noise, pixels, bad, factor, notes):
+    """Variance float32 [h, w]; pixels without a usable one are masked in place. factor: what turns
+    the image as given, and so its noise, into `pixels`.
+    """
     if not given_noise:
         variance = _border_variance(pixels, bad)
         notes.append(f"no noise plane: variance {variance:.4g} estimated from the stamp's border")
@@ -349,7 +366,7 @@ def _settle_variance(given_noise, pixels, bad, notes):
         np.broadcast_to(plane, pixels.shape) if np.ndim(plane) == 0 else np.asarray(plane),
         pixels.shape,
     )
-    exact = _to_variance(kind.split()[0], plane.astype(np.float64))
+    exact = _to_variance(kind.split()[0], plane.astype(np.float64)) * factor**2
     with np.errstate(over="ignore", invalid="ignore"):
         variance = exact.astype(np.float32)
         usable = np.isfinite(variance) & (variance >= np.finfo(np.float32).tiny)
@@ -427,6 +444,59 @@ def _settle_scale(wcs, pixel_scale, shape, name, notes):
             " of their area is used"
         )
     return wcs, sides[2]
+
+
+def _settle_unit(unit, text, wcs, pixel_scale, shape, notes):
+    """(unit of the flux, what the image must be multiplied by, Brightness or None); text: of the
+    unit, where it was given as such.
+    """
+    flux, per_area = flux_unit("make_observation", unit)
+    if per_area is None:
+        return flux, 1.0, None if flux == unit else Brightness(text or unit_text(unit), None)
+    # With distortions a pixel here has another area than in the middle of the exposure, whose scale
+    # may be given for all its stamps; a scale that contradicts the WCS is taken at its word.
+    sides = _wcs_pixel_sides(wcs, shape)
+    if sides and abs(sides[2] / pixel_scale - 1) <= SCALE_TOLERANCE:
+        pixel_scale = sides[2]
+    factor = per_area * pixel_scale**2
+    notes.append(
+        f"surface brightness in {unit}: fluxes are sums over pixels of {pixel_scale**2:.4g}"
+        f" arcsec2, in {flux}"
+    )
+    return flux, factor, Brightness(text or unit_text(unit), 1 / factor)
+
+
+def to_unit(observation, unit):
+    """The same observation in another unit of flux; a ValueError where there is no way to it."""
+    if observation.unit == unit:
+        return observation
+    factor = float(convert("to_unit", observation.name, 1.0, observation.unit, unit))
+    brightness = observation.brightness
+    if brightness and brightness.per_flux:
+        brightness = brightness._replace(per_flux=brightness.per_flux / factor)
+    image, variance = observation.image * factor, observation.variance * factor**2
+    variance[observation.mask] = 1
+    for plane in (image, variance):
+        plane.setflags(write=False)
+    return replace(
+        observation,
+        image=image,
+        variance=variance,
+        unit=unit,
+        notes=(*observation.notes, f"converted from {observation.unit} to {unit}"),
+        brightness=brightness,
+    )
+
+
+def as_given(observation, pixel_scale=None):
+    """(factor, unit): what turns flux per pixel, of `pixel_scale` arcsec or else of the
+    observation, into the numbers and the unit that the image was given in.
+    """
+    brightness = observation.brightness
+    if brightness is None:
+        return 1.0, observation.unit
+    finer = 1.0 if pixel_scale is None else (observation.pixel_scale / pixel_scale) ** 2
+    return (brightness.per_flux * finer if brightness.per_flux else 1.0), brightness.text
 
 
 def _wcs_pixel_sides(wcs, shape):
@@ -522,8 +592,8 @@ def read_observation(
     ----------
     path : path, FITS (plain or gzip) or .npy, or FILE[HDU]
     psf : PSF
-    variance, sigma, weight : path or float, at most one; `weight` is the inverse variance, 0 =
-        masked
+    variance, sigma, weight : path, float or Quantity, at most one; `weight` is the inverse
+        variance, 0 = masked
     mask : path
     bad_bits : sequence of names and values (1, 2, 4, ...: as the survey prints them, sums allowed;
         codes where the mask holds
@@ -617,7 +687,8 @@ def read_frame(
             f"read_observation: noise must be given once, got {' and '.join(given)}; leave out all"
             " but one"
         )
-    noise = _read_noise(file, planes, science, given, plane, max_pixels)
+    unit = str(science.keyword("BUNIT", "")).strip() or None
+    noise = _read_noise(file, planes, science, given, plane, max_pixels, unit)
     bad = _read_mask(file, planes, science, mask, bad_bits, plane, max_pixels)
     for kind, pixels in (*noise.items(), ("mask", bad)):
         if pixels is not None and np.ndim(pixels):
@@ -627,7 +698,7 @@ def read_frame(
         noise,
         bad,
         header_wcs(science.header),
-        str(science.keyword("BUNIT", "")).strip() or None,
+        unit,
     )
 
 
@@ -774,16 +845,36 @@ def _read_other(path, role, science, max_pixels):
     return only_plane(file, planes if len(planes) == 1 else named or same, planes, f"the {role}")
 
 
-def _read_noise(file, planes, science, given, plane, max_pixels):
+def _read_noise(file, planes, science, given, plane, max_pixels, unit):
     """{kind: pixels} of the noise plane that is given as path or number, or that stands in the
-    image's file; else {}.
+    image's file; else {}. In the image's `unit`.
     """
     for kind, source in given.items():
-        if isinstance(source, (int, float)):
+        if isinstance(source, (int, float, Quantity)):
             return {kind: source}
-        return {kind: take_plane(source, _read_other(source, kind, science, max_pixels), plane)}
+        other = _read_other(source, kind, science, max_pixels)
+        return {kind: _in_unit_of(unit, kind, take_plane(source, other, plane), other)}
     found = _of_roles(file, planes, science, ("variance", "sigma", "weight"))
-    return {_role(found): take_plane(file, found, plane)} if found else {}
+    return (
+        {_role(found): _in_unit_of(unit, _role(found), take_plane(file, found, plane), found)}
+        if found
+        else {}
+    )
+
+
+def _in_unit_of(image_unit, kind, pixels, source):
+    """The pixels of a noise plane in the image's unit (text, or None).
+
+    A header without a unit, or with that of the image word for word, which pipelines copy to all
+    planes, says nothing new.
+    """
+    own = str(source.keyword("BUNIT", "")).strip()
+    if not own or not image_unit or own == image_unit:
+        return pixels
+    unit, wanted = read_unit(own), read_unit(image_unit)
+    if not (is_known(unit) and is_known(wanted)) or unit == dimensionless_unscaled:
+        return pixels
+    return convert("read_observation", kind, pixels, unit, wanted, UNIT_POWERS[kind])
 
 
 def _read_mask(file, planes, science, mask, bad_bits, plane, max_pixels):

@@ -113,7 +113,7 @@ def _rounded(num, most):
     return int(min(max(-(-int(num) // 16) * 16, 32), most))
 
 
-@tf.function
+@tf.function(autograph=False)
 def _normal_equations(
     images, whitened, inverse_sigma, centre, pixel_scale, prior_scale, background_precision
 ):
@@ -140,7 +140,7 @@ def _normal_equations(
     return gram, moment, cross, level, precision
 
 
-@tf.function
+@tf.function(autograph=False)
 def _factorise(gram, moment, rotation, visible, mean_white, std):
     """Unit-noise data and forward matrix from the normal equations, and the linear estimate of flux
     * a.

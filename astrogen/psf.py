@@ -213,7 +213,7 @@ def _find_centre(image, fwhm):
     )
     centre, error = places[1], errors[1]
     spread = max(float(np.hypot(*(place - centre))) for place in places)
-    return centre, max(spread, CENTRE_SIGMA * error)
+    return centre, max(2 * spread, CENTRE_SIGMA * error)
 
 
 def _weighted_centroid(image, sigma, centre):

@@ -10,20 +10,21 @@ of them.
 import json
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 from astropy.nddata import CCDData, StdDevUncertainty
 from astropy.table import Table, vstack
-from astropy.units import Unit, dimensionless_unscaled
+from astropy.units import dimensionless_unscaled
 from astropy.wcs.utils import fit_wcs_from_points
 
 from astrogen.errors import InputError, InputFileError
 from astrogen.galsim_objects import measure_image
 from astrogen.images import read_plane_wcs, read_planes, write_planes
-from astrogen.observation import Observation
+from astrogen.observation import Observation, as_given
 from astrogen.psf import PSF
+from astrogen.units import Brightness, read_unit
 from astrogen.verdict import compare, edge_significance, format_p, judge, judge_fit, name_in
 
 MIN_DRAWS = 8  # fewer draws give no error
@@ -234,17 +235,19 @@ class Result:
         return table
 
     def to_ccddata(self):
-        """The deconvolved image as an astropy CCDData: flux per deconvolved pixel, the posterior's
-        standard deviation, WCS, unit, and the FITS header's numbers.
+        """The deconvolved image as an astropy CCDData: flux per deconvolved pixel (or the surface
+        brightness that the observation was given in), the posterior's standard deviation, WCS,
+        unit, and the FITS header's numbers.
 
         Neighbouring pixels err together: an error of a sum of pixels is that of the draws, not of
         these standard deviations.
         """
+        factor, unit = as_given(self.observation, self.prior_scale)
         return CCDData(
-            self.image,
-            uncertainty=StdDevUncertainty(self.image_std),
+            self.image * np.float32(factor),
+            uncertainty=StdDevUncertainty(self.image_std * np.float32(factor)),
             wcs=self.wcs,
-            unit=self.observation.unit,
+            unit=read_unit(unit),
             meta=_header(self),
         )
 
@@ -634,7 +637,9 @@ def write_result(result, path, *, num_draws_kept=None):
     Planes: IMAGE, IMAGE_STD and the cube DRAWS on the deconvolved grid with its WCS; MODEL,
     RESIDUAL, OBSERVED, VARIANCE and MASK on the observed one; PSF. Tables: LATENT (a row for each
     draw: latent, flux, shift, background), ABOUT (name, value as JSON: status, diagnostics,
-    provenance). The primary header repeats the numbers that a catalogue needs.
+    provenance). The primary header repeats the numbers that a catalogue needs. An image that was
+    given as surface brightness has all planes written as such; fluxes (the header's, and those of
+    LATENT) are in FLUXUNIT.
 
     Parameters
     ----------
@@ -659,9 +664,9 @@ def write_result(result, path, *, num_draws_kept=None):
     if not len(deconvolved["DRAWS"]):
         del deconvolved["DRAWS"]
     wcs = {name: result.wcs for name in deconvolved} | {name: observation.wcs for name in observed}
-    unit = dict.fromkeys(
-        [*deconvolved, "MODEL", "RESIDUAL", "OBSERVED", "VARIANCE"], observation.unit
-    )
+    deconvolved = _as_files_hold(deconvolved, observation, result.prior_scale)
+    observed = _as_files_hold(observed, observation, observation.pixel_scale)
+    unit = dict.fromkeys([*deconvolved, *observed], as_given(observation)[1])
     latent = Table(
         {
             "latent": result.latent_draws[kept],
@@ -687,12 +692,27 @@ def write_result(result, path, *, num_draws_kept=None):
     )
 
 
+def _as_files_hold(planes, observation, pixel_scale, power=1):
+    """Planes of fluxes per pixel of `pixel_scale` as surface brightness, where the observation was
+    given as such; with power -1 the inverse.
+    """
+    factor = as_given(observation, pixel_scale)[0] ** power
+    if factor == 1:
+        return planes
+    powers = {"MASK": 0, "VARIANCE": 2}
+    return {
+        name: (plane * factor ** powers.get(name, 1)).astype(plane.dtype)
+        for name, plane in planes.items()
+    }
+
+
 def _about(result):
     observation = result.observation
     return {
         "format": FORMAT,
         "name": observation.name,
-        "unit": observation.unit.to_string(),
+        "unit": str(observation.unit),
+        "brightness": observation.brightness,
         "pixel_scale": observation.pixel_scale,
         "notes": list(observation.notes),
         "observation_status": observation.status,
@@ -726,6 +746,7 @@ def _header(result):
         "P_VALUE": result.p_value,
         "NUMDRAWS": len(result.draws),
         "NUMFAIL": result.quantities.num_failed,
+        "FLUXUNIT": str(result.observation.unit),
     }
     for keyword, pair in zip(
         ("FLUX", "HLR", "E1", "E2"), (getattr(result, name) for name in QUANTITIES), strict=True
@@ -764,6 +785,7 @@ def read_result(path):
 
 
 def _assemble(path, planes, latent, about):
+    told = about["brightness"]
     observation = Observation(
         image=planes["OBSERVED"],
         variance=planes["VARIANCE"],
@@ -772,17 +794,28 @@ def _assemble(path, planes, latent, about):
         pixel_scale=about["pixel_scale"],
         name=about["name"],
         wcs=read_plane_wcs(path, "OBSERVED"),
-        unit=Unit(about["unit"], parse_strict="silent"),
+        unit=read_unit(about["unit"]),
         notes=tuple(about["notes"]),
         status=about["observation_status"],
+        brightness=told and Brightness(*told),
     )
-    draws = planes.get("DRAWS", np.zeros((0, *planes["IMAGE"].shape), np.float32))
+    deconvolved, observed = (
+        _as_files_hold(
+            {name: planes[name] for name in names if name in planes}, observation, scale, -1
+        )
+        for names, scale in (
+            (("IMAGE", "IMAGE_STD", "DRAWS"), about["prior_scale"]),
+            (("OBSERVED", "VARIANCE", "MODEL", "RESIDUAL"), observation.pixel_scale),
+        )
+    )
+    observation = replace(observation, image=observed["OBSERVED"], variance=observed["VARIANCE"])
+    draws = deconvolved.get("DRAWS", np.zeros((0, *planes["IMAGE"].shape), np.float32))
     return Result(
         observation=observation,
-        image=planes["IMAGE"],
-        image_std=planes["IMAGE_STD"],
-        model=planes["MODEL"],
-        residual=planes["RESIDUAL"],
+        image=deconvolved["IMAGE"],
+        image_std=deconvolved["IMAGE_STD"],
+        model=observed["MODEL"],
+        residual=observed["RESIDUAL"],
         draws=draws,
         **{
             f"{name}_draws": np.asarray(latent[name], np.float32)

@@ -331,7 +331,7 @@ def test_all_bad_is_4_with_one_line(folder, capsys, words, message):
 
 def test_a_prior_that_cannot_be_loaded_is_one_line(folder, capsys, monkeypatch):
     def refuse(name):
-        raise ValueError(
+        raise astrogen.InputError(
             f"load_prior: name must be galaxy or a folder, got {name!r}; train one with `astrogen"
             " train`"
         )
@@ -382,6 +382,30 @@ def test_an_output_that_cannot_be_written_is_4(folder, capsys):
     (folder / "file").write_text("")
     assert deconvolve(folder, "one.fits", "--psf", "psf.fits", out="file") == 4
     assert "file: File exists" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("odd")])
+def test_a_result_that_cannot_be_written_leaves_the_others_alone(
+    folder, capsys, monkeypatch, error
+):
+    write = astrogen.Result.write_fits
+
+    def refuse(result, path, **options):
+        if result.name == "hard":
+            raise error
+        write(result, path, **options)
+
+    monkeypatch.setattr(astrogen.Result, "write_fits", refuse)
+    images = ("one.fits", "hard.fits", "two.npy")
+    assert deconvolve(folder, *images, "--psf", "psf.fits", "--pixel-scale", "0.2") == 3
+    out, err = capsys.readouterr()
+    assert "hard.fits: could not be written" in err and "2 of 3 objects" in out
+    table = Table.read(folder / "out/results.ecsv")
+    assert list(table["file"][:2]) == ["one.fits", "two.fits"]
+    assert table["status"][2].startswith("failed: could not be written: ")
+    for name in ("one", "two"):
+        assert read_result(folder / f"out/{name}.fits").name == name
+    assert "hard.fits" in (folder / "out/index.html").read_text()
 
 
 def test_an_interrupt_is_130(folder, capsys, monkeypatch):

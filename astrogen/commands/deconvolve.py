@@ -12,12 +12,12 @@ from astrogen.commands.words import (
     count,
     exit_code,
     note_failure,
+    note_lost,
     number_or_name,
     positive,
     progress,
     short_warnings,
 )
-from astrogen.files import number_or_path
 
 TEXT = "Deconvolve images of galaxies and say how far the result can be trusted."
 NOISE = ("variance", "sigma", "weight")
@@ -216,8 +216,8 @@ def run(options):
     from astrogen import load_prior
 
     results = _deconvolve_all(observations, load_prior(options.prior), failures, options)
-    _write_all(results, failures, options)
-    return _finish([result for _, result in results], failures, options)
+    written = _write_all(results, failures, options)
+    return _finish([result for _, _, result in written], failures, options)
 
 
 def _match_companions(options):
@@ -280,8 +280,9 @@ def _mask_neighbours(observations, options):
 def _read_one(task, options):
     from astrogen.observation import read_observation
     from astrogen.psf import make_psf, read_psf
+    from astrogen.units import level_or_path
 
-    planes = {kind: number_or_path(task[kind]) for kind in NOISE if kind in task}
+    planes = {kind: level_or_path(task[kind]) for kind in NOISE if kind in task}
     read = partial(
         read_observation,
         task["image"],
@@ -346,37 +347,44 @@ def _deconvolve_all(observations, prior, failures, options):
 
 
 def _write_all(results, failures, options):
-    """A FITS file for each result, the table, the page and its figures."""
-    if not results:
-        return
+    """A FITS file for each result, the table, the page and its figures; [(name, path, result)] of
+    those that could be written.
+    """
     from astrogen.report import write_report
     from astrogen.result import file_names
 
-    plain = [result for _, result in results]
-    for name, result in progress(list(zip(file_names(plain), plain, strict=True)), "writing"):
-        result.write_fits(options.out / f"{name}.fits", num_draws_kept=options.keep_draws)
-    _table(results, failures).write(
-        options.out / "results.ecsv", format="ascii.ecsv", overwrite=True
-    )
-    write_report(
-        plain,
-        options.out,
-        title="Deconvolved galaxies",
-        failures=failures,
-        max_figures=options.figures,
-    )
+    names, written = file_names([result for _, result in results]), []
+    for name, (path, result) in progress(list(zip(names, results, strict=True)), "writing"):
+        try:
+            result.write_fits(options.out / f"{name}.fits", num_draws_kept=options.keep_draws)
+        except Exception as error:
+            note_lost(error, path, failures, options)
+            continue
+        written.append((name, path, result))
+    if written:
+        _table(written, failures).write(
+            options.out / "results.ecsv", format="ascii.ecsv", overwrite=True
+        )
+        write_report(
+            [result for *_, result in written],
+            options.out,
+            title="Deconvolved galaxies",
+            failures=failures,
+            max_figures=options.figures,
+        )
+    return written
 
 
-def _table(results, failures):
+def _table(written, failures):
     """One row for each image, those that failed included, as an astropy Table."""
     from astropy.table import Table, vstack
 
-    from astrogen.result import file_names, results_table
+    from astrogen.result import results_table
 
-    plain = [result for _, result in results]
-    table = results_table(plain)
+    names, paths, results = zip(*written, strict=True)
+    table = results_table(results)
     table.add_columns(
-        [[path for path, _ in results], [f"{name}.fits" for name in file_names(plain)]],
+        [list(paths), [f"{name}.fits" for name in names]],
         indexes=[1, 1],
         names=["image", "file"],
     )

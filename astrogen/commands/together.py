@@ -4,7 +4,7 @@ galaxies of each image.
 
 from functools import partial
 
-from astrogen.commands.words import ALL_FAILED, exit_code, note_failure, progress
+from astrogen.commands.words import ALL_FAILED, exit_code, note_failure, note_lost, progress
 
 
 def check_together(options):
@@ -32,15 +32,21 @@ def fit_together(observations, failures, options):
     from astrogen.report.joint import write_joint_figure
     from astrogen.result import file_names
 
-    results = []
+    fitted, results = [], []
     for paths, stamps, bands in progress(_fields(observations, options), "fitting"):
         try:
-            results.append(_fit(stamps, bands, options))
+            fitted.append((paths[0], _fit(stamps, bands, options)))
         except ValueError as error:
             note_failure(error, paths[0], failures, options)
-    for name, result in zip(file_names(results), results, strict=True):
-        result.write_fits(options.out / f"{name}.fits", num_draws_kept=options.keep_draws)
-        picture = write_joint_figure(result, options.out / f"{name}.png")
+    names = file_names([result for _, result in fitted])
+    for name, (path, result) in zip(names, fitted, strict=True):
+        try:
+            result.write_fits(options.out / f"{name}.fits", num_draws_kept=options.keep_draws)
+            picture = write_joint_figure(result, options.out / f"{name}.png")
+        except Exception as error:
+            note_lost(error, path, failures, options)
+            continue
+        results.append(result)
         print(f"{result.summary()}\n{picture}")
     if not results:
         return ALL_FAILED

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import math
 import sys
+import traceback
 import warnings
 
 from astrogen.errors import AstrogenError
@@ -113,6 +114,17 @@ def note_failure(error, path, failures, options):
     words = reason(error)
     failures.append((path, words))
     complain(words if str(path) in words else f"{path}: {words}")
+
+
+def note_lost(error, path, failures, options):
+    """Record that one result could not be written, whatever the reason: the others, which are
+    computed as well, are not lost with it.
+    """
+    if options.traceback or not is_users(error):
+        traceback.print_exception(error)
+    words = f"could not be written: {reason(error)}"
+    failures.append((path, words))
+    complain(f"{path}: {words}")
 
 
 def is_users(error):

@@ -370,7 +370,7 @@ def _drawer(prior):
     Evidence, normals [batch, galaxy * k + r], by Matheron's rule.
     """
 
-    @tf.function
+    @tf.function(autograph=False)
     def draw(parameters, evidence, normals):
         field = tf.nest.map_structure(lambda tensor: tensor[0], evidence.field)
         num, rows, size = field.forward.shape
@@ -497,12 +497,12 @@ def _surplus(prior, parameters, evidence, near):
 
 @lru_cache
 def _exact_values(prior):
-    return tf.function(target(prior)[0])
+    return tf.function(target(prior)[0], autograph=False)
 
 
 @lru_cache
 def _near_values(prior):
-    return tf.function(near_target(prior))
+    return tf.function(near_target(prior), autograph=False)
 
 
 def find_mode(prior, blend, data, parameters):

@@ -20,7 +20,13 @@ from astrogen.joint.mode import begin, climb_in_turn
 from astrogen.joint.plans import check_overlap, plan_alone, plan_several
 from astrogen.joint.scene import Scene, light_of, make_galaxy, tensor, whole_light
 from astrogen.joint_result import make_joint_result, make_source
+from astrogen.observation import to_unit
 from astrogen.priors import load_prior
+from astrogen.units import is_known
+
+# Scales of exposures of one band that differ by so much, and so many sigma, are no matter of noise
+# or of the PSF.
+SCALES_APART, SCALE_SIGMAS = 0.1, 5.0
 
 
 def deconvolve_jointly(
@@ -44,8 +50,8 @@ def deconvolve_jointly(
 
     Parameters
     ----------
-    observations : sequence of Observation, of one unit; each with a WCS unless there is one, or
-        `aligned`
+    observations : sequence of Observation, each with a WCS unless there is one, or `aligned`; what
+        has another unit than the first is converted
     bands : sequence of str, one for each observation, or None: all of one band
     aligned : bool, the exposures share their pixel grid, and no WCS is asked for
     prior, method, num_draws, seed, background : as in `astrogen.deconvolve`
@@ -57,7 +63,8 @@ def deconvolve_jointly(
 
     Raises
     ------
-    ValueError : an option is wrong, exposures do not overlap, lack a WCS, or differ in unit.
+    ValueError : an option is wrong, exposures do not overlap, lack a WCS, or have units of which
+        one cannot be converted to the other.
     """
     return _fit(
         "deconvolve_jointly",
@@ -139,6 +146,7 @@ def _fit(
     check_options(caller, method, background, num_draws)
     observations = list(observations)
     bands = _check_exposures(caller, observations, bands)
+    observations = [to_unit(observation, observations[0].unit) for observation in observations]
     prior = load_prior(prior) if not hasattr(prior, "components") else prior
     scene = Scene(
         observations, bands, find_frames(observations, aligned=aligned), prior, background
@@ -182,11 +190,13 @@ def _check_exposures(caller, observations, bands):
             f"{caller}: bands must be one for each of the {len(observations)} observations, got"
             f" {len(bands)}; repeat a band for each of its exposures"
         )
-    if len(units := list(dict.fromkeys(str(observation.unit) for observation in observations))) > 1:
-        raise InputError(
-            f"{caller}: observations must have one unit, got"
-            f" {' and '.join(unit or 'none' for unit in units)}; convert them to one flux scale"
-        )
+    first = observations[0].unit
+    for unit in dict.fromkeys(observation.unit for observation in observations):
+        if unit != first and not (is_known(unit) and is_known(first) and unit.is_equivalent(first)):
+            raise InputError(
+                f"{caller}: observations must have one unit, got {str(first) or 'none'} and"
+                f" {str(unit) or 'none'}; convert them to one flux scale"
+            )
     for observation in observations:
         if observation.status != "ok":
             raise InputError(
@@ -265,6 +275,43 @@ def _result(scene, galaxies, draws, provenance):
         num_fitted=followed,
         method=draws.method,
         diagnostics=draws.told,
-        status=draws.status,
+        status=(*unlike_scales(scene.observations, scene.bands, models, levels), *draws.status),
         provenance=provenance,
     )
+
+
+def unlike_scales(observations, bands, models, levels):
+    """A sentence for each band whose exposures do not have one flux scale.
+
+    An exposure's scale is the factor of the light of all galaxies, beside a free level, that fits
+    it best: inverse-variance weighted least squares.
+
+    Parameters
+    ----------
+    observations, bands : sequences of Observation and of str
+    models, levels : sequences of array [h, w], and of the draws of its background, flux per pixel
+
+    Returns
+    -------
+    list of str
+    """
+    found = {}
+    for observation, band, model, level in zip(observations, bands, models, levels, strict=True):
+        weight = np.where(observation.mask, 0.0, 1 / observation.variance.astype(float))
+        light = model - level.mean()
+        light = light - np.sum(light * weight) / np.sum(weight)
+        norm = np.sum(light**2 * weight)
+        scale = np.sum(light * weight * observation.image) / norm if norm > 0 else 1.0
+        found.setdefault(band, []).append((scale, norm**-0.5 if norm > 0 else np.inf, observation))
+    sentences = []
+    for band, scales in found.items():
+        low, high = min(scales, key=lambda s: s[0]), max(scales, key=lambda s: s[0])
+        apart = high[0] - low[0]
+        if apart > SCALES_APART and apart > SCALE_SIGMAS * np.hypot(low[1], high[1]):
+            sentences.append(
+                f"zero_point: exposures of one band{band and f' ({band})'} differ in flux,"
+                f" {low[2].name} is {low[0]:.2f} and {high[2].name} {high[0]:.2f} times the model:"
+                " their units or zero points are not one flux scale; convert them to one, or name"
+                " them as different bands"
+            )
+    return sentences

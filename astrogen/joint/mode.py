@@ -237,7 +237,8 @@ def _exact_draws(prior):
     return tf.function(
         lambda compressed, parameters, normals: posterior.draw_coefficients(
             prior, compressed, parameters, normals
-        )[0]
+        )[0],
+        autograph=False,
     )
 
 

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from astropy.coordinates import SkyCoord
 from astropy.table import Table
 
 from astrogen.errors import InputError
-from astrogen.files import number_or_path
 from astrogen.images import read_psfex, split_path
 from astrogen.observation import Frame, check_frame, cut_frame, make_psf, read_frame, read_psf
+from astrogen.survey.columns import read_columns, read_pixels, read_sky
+from astrogen.units import level_or_path
 
 NAMES = {  # column names that catalogues use, in the order in which they are looked for
     "id": ("id", "object_id", "objid", "objectid", "source_id", "number", "name", "ident"),
@@ -28,7 +28,8 @@ NAMES = {  # column names that catalogues use, in the order in which they are lo
     "y": ("y", "y_image", "ywin_image", "ycentroid"),
 }
 ONE_BASED = ("x_image", "y_image", "xwin_image", "ywin_image")  # SExtractor counts from 1
-COMPANIONS = ("psf", "variance", "sigma", "weight", "mask")  # paths, beside the image's band
+NOISE = ("variance", "sigma", "weight")
+COMPANIONS = ("psf", *NOISE, "mask")  # paths, beside the image's band
 
 
 class Exposure(NamedTuple):
@@ -62,7 +63,9 @@ def read_catalogue(path):
 
     Parameters
     ----------
-    path : path of FITS, ECSV, CSV, Parquet, VOTable, ...
+    path : path of FITS, ECSV, CSV, Parquet, VOTable, ...; identifiers are text, letter for letter.
+        Columns of positions have the unit that they name; without one ra and dec are in degrees
+        (as text: 10:12:03.4 is hours), x and y in pixels
 
     Returns
     -------
@@ -71,60 +74,61 @@ def read_catalogue(path):
 
     Raises
     ------
-    ValueError : the file is no table, has no positions, or an identifier occurs twice.
+    ValueError : the file is no table, has no positions, or an identifier occurs twice or is
+        missing; a column has a unit of another kind, or an impossible value.
     """
-    table = _read_table(path, "read_catalogue: catalogue must be a table that Astropy reads")
-    found = {role: _column(table, names) for role, names in NAMES.items()}
-    ident = [
-        str(value) for value in (table[found["id"]] if found["id"] else range(1, len(table) + 1))
-    ]
-    if not ident:
+    columns = read_columns(
+        path,
+        "read_catalogue: catalogue must be a table that Astropy reads",
+        text=NAMES["id"],
+        numbers=[name for role in ("ra", "dec", "x", "y") for name in NAMES[role]],
+    )
+    if not columns.num_rows:
         raise InputError(
             f"read_catalogue: catalogue must hold objects, got an empty table in {path}"
         )
+    ident = _identifiers(path, columns)
+    found = {
+        role: next((name for name in names if name in columns.numbers), None)
+        for role, names in NAMES.items()
+    }
+    if found["ra"] and found["dec"]:
+        names = found["ra"], found["dec"]
+        return ident, read_sky(path, *(columns.numbers[name] for name in names), names), None
+    if "sky" in columns.numbers:
+        return ident, columns.numbers["sky"], None
+    if found["x"] and found["y"]:
+        pixels = [
+            read_pixels(path, name, columns.numbers[name]) - (name in ONE_BASED)
+            for name in (found["x"], found["y"])
+        ]
+        return ident, None, np.stack(pixels, 1)
+    raise InputError(
+        "read_catalogue: catalogue must have ra and dec, or x and y, got the columns"
+        f" {', '.join(columns.names)} in {path}; rename two"
+    )
+
+
+def _identifiers(path, columns):
+    """One for each row, as the file says it; the rows' numbers where it says none."""
+    name = next((name for name in NAMES["id"] if name in columns.text), None)
+    if name is None:
+        return [str(row) for row in range(1, columns.num_rows + 1)]
+    ident = columns.text[name]
+    missing = next((row for row, value in enumerate(ident, 1) if not (value or "").strip()), None)
+    if missing:
+        raise InputError(
+            f"read_catalogue: identifiers must be there in every row, got none in row {missing} of"
+            f" column {name} in {path}; fill it, or leave out the row"
+        )
     if len(set(ident)) < len(ident):
-        twice = next(value for value in ident if ident.count(value) > 1)
+        seen = set()
+        twice = next(value for value in ident if value in seen or seen.add(value))
         raise InputError(
             f"read_catalogue: identifiers must be different, got {twice!r} twice in {path}; results"
             " could not be told apart"
         )
-    if found["ra"] and found["dec"]:
-        ra, dec = (
-            np.ma.filled(
-                np.ma.asarray(
-                    getattr(table[found[role]], "to_value", lambda unit: table[found[role]])("deg"),
-                    float,
-                ),
-                np.nan,
-            )
-            for role in ("ra", "dec")
-        )
-        return ident, SkyCoord(ra, dec, unit="deg"), None
-    if found["x"] and found["y"]:
-        columns = (
-            np.ma.filled(np.ma.asarray(table[found[role]], float), np.nan)
-            - (found[role].lower() in ONE_BASED)
-            for role in ("x", "y")
-        )
-        return ident, None, np.stack(list(columns), 1)
-    raise InputError(
-        "read_catalogue: catalogue must have ra and dec, or x and y, got the columns"
-        f" {', '.join(table.colnames)} in {path}; rename two"
-    )
-
-
-def _read_table(path, wanted):
-    try:
-        return Table.read(path)
-    except FileNotFoundError:
-        raise
-    except Exception as error:
-        raise InputError(f"{wanted}, got {path}: {error}; see `Table.read`") from error
-
-
-def _column(table, names):
-    lowered = {name.lower(): name for name in table.colnames}
-    return next((lowered[name] for name in names if name in lowered), None)
+    return ident
 
 
 def list_exposures(images, **companions):
@@ -178,14 +182,15 @@ def _absolute(exposure):
     }
     return exposure._replace(
         **{
-            kind: name if is_callable(name) or _is_number(name) else os.path.abspath(name)
+            kind: name if is_callable(name) or _is_noise(kind, name) else os.path.abspath(name)
             for kind, name in named.items()
         }
     )
 
 
-def _is_number(name):
-    return not Path(name).exists() and bool(re.fullmatch(r"[-+.\deE]+", name))
+def _is_noise(kind, name):
+    """Whether a companion is a noise level, with or without a unit, and no path."""
+    return kind in NOISE and not isinstance(level_or_path(name), str)
 
 
 def _is_image(path):
@@ -199,24 +204,34 @@ def _is_image(path):
 
 
 def _exposures_of_table(path, companions):
-    table = _read_table(
-        path, "list_exposures: images must be FITS or .npy files, or a table of them"
+    columns = read_columns(
+        path,
+        "list_exposures: images must be FITS or .npy files, or a table of them",
+        text=Exposure._fields,
+        numbers=NOISE,
     )
-    if "image" not in table.colnames or not len(table):
+    if "image" not in columns.text or not columns.num_rows:
         raise InputError(
             "list_exposures: a table of images must have the column image, and rows, got"
-            f" {', '.join(table.colnames)} with {len(table)} rows in {path}"
+            f" {', '.join(columns.names)} with {columns.num_rows} rows in {path}"
         )
+    units = {kind: str(column.unit or "") for kind, column in columns.numbers.items()}
     exposures = []
-    for row in table:
+    for row in range(columns.num_rows):
         fields = {kind: values[0] for kind, values in companions.items() if values}
         given = {
-            kind: str(row[kind])
-            for kind in Exposure._fields
-            if kind in table.colnames and str(row[kind]).strip() not in ("", "--")
+            kind: values[row]
+            for kind, values in columns.text.items()
+            if (values[row] or "").strip() not in ("", "--")
         }
+        if "image" not in given:
+            raise InputError(
+                f"list_exposures: image must be there in every row, got none in row {row + 1} of"
+                f" {path}"
+            )
         fields |= {
-            kind: name if kind == "band" else _beside(path, name) for kind, name in given.items()
+            kind: name if kind == "band" else _beside(path, kind, name, units.get(kind, ""))
+            for kind, name in given.items()
         }
         exposures.append(_absolute(Exposure(**{"psf": "", **fields})))
     if not all(exposure.psf for exposure in exposures):
@@ -228,11 +243,14 @@ def _exposures_of_table(path, companions):
     return exposures
 
 
-def _beside(table, name):
-    """A number stays one; a path that is not there is looked for beside the table."""
-    return (
-        name if Path(name).exists() or _is_number(name) or ":" in name else str(table.parent / name)
-    )
+def _beside(table, kind, name, unit):
+    """A noise level stays one, in the unit of its column; a path that is not there is looked for
+    beside the table.
+    """
+    here = table.parent / name
+    if _is_noise(kind, name) and not here.exists():
+        return f"{name} {unit}".strip()
+    return name if Path(name).exists() or is_callable(name) else str(here)
 
 
 def match(catalogue, exposures):
@@ -303,8 +321,8 @@ class _Whole(NamedTuple):
 @lru_cache(maxsize=2)
 def _whole(exposure, bad_bits):
     noise = {
-        kind: number_or_path(getattr(exposure, kind))
-        for kind in ("variance", "sigma", "weight")
+        kind: level_or_path(getattr(exposure, kind))
+        for kind in NOISE
         if getattr(exposure, kind) is not None
     }
     frame = read_frame(exposure.image, mask=exposure.mask, bad_bits=bad_bits, **noise)

@@ -24,6 +24,7 @@ from astrogen.files import whole_file, write_whole
 from astrogen.joint_result import JointResult, Source
 from astrogen.observation import make_observation, make_psf
 from astrogen.result import QUANTITIES, Quantities, Result, measured_words
+from astrogen.units import Brightness
 
 FORMAT = "astrogen survey 3"
 MANIFEST, CATALOGUE, FAILURES = "manifest.json", "catalogue.parquet", "failures.ecsv"
@@ -143,6 +144,7 @@ def pack(result, seen, *, bands, num_kept):
                 ],
                 "pixel_scale": observation.pixel_scale,
                 "notes": observation.notes,
+                "brightness": observation.brightness,
             }
             for observation in observations
         ],
@@ -390,7 +392,8 @@ def _observations(row, arrays, about):
             unit=row["unit"] or None,
             name=row["id"],
         )
-        made.append(replace(seen, notes=tuple(told["notes"])))
+        brightness = told["brightness"] and Brightness(*told["brightness"])
+        made.append(replace(seen, notes=tuple(told["notes"]), brightness=brightness))
     return tuple(made)
 
 
