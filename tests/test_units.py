@@ -17,6 +17,7 @@ from astrogen.images import read_planes, write_planes
 from astrogen.joint.fit import unlike_scales
 from astrogen.observation import make_observation, make_psf, read_observation, to_unit
 from astrogen.result import make_result, read_result, results_table
+from astrogen.survey.store import Seen, chunk_path, pack, read_object, write_chunk
 from astrogen.units import flux_unit, read_unit, unit_text
 
 SCALE, FINER = 0.2, 0.1  # arcsec, of the observed and of the deconvolved pixel
@@ -270,3 +271,17 @@ def test_exposures_of_one_band_with_other_zero_points_are_named(factor, bands, s
     ]
     found = unlike_scales(seen, bands, [light + 3, light - 2], [np.full(9, 3.0), np.full(9, -2.0)])
     assert (len(found) == 1 and re.search(said, found[0])) if said else not found
+
+
+@pytest.mark.parametrize("text", ["MJy/sr", "electron/s/pix", "ELECTRONS/S", "DN/s/arcsec2"])
+def test_an_object_of_a_survey_keeps_its_units(text, tmp_path):
+    result = result_of(observe(unit=text))
+    seen = Seen("007", ("a.fits",), ("",))
+    packed = pack(result, seen, bands=[""], num_kept=3)
+    write_chunk(chunk_path(tmp_path, 0), [packed], [])
+    again = read_object(tmp_path, "007")
+    assert str(again.observation.unit) == str(result.observation.unit)
+    assert again.observation.brightness == result.observation.brightness
+    again.write_fits(tmp_path / "r.fits")
+    planes, *_ = read_planes(tmp_path / "r.fits")
+    np.testing.assert_allclose(planes["OBSERVED"], STAMP, rtol=1e-5)
