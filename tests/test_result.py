@@ -478,8 +478,8 @@ def test_a_variance_that_is_too_small_is_said_with_its_factor(observation, facto
 
 @pytest.mark.parametrize("place", [(8, 8), (34, 5), (3, 35)], ids=str)
 def test_light_outside_the_model_is_found_where_it_is(observation, place):
-    """60 sigma and 8 sigma of a star; the noise moves the peak by a pixel at most."""
-    for light in (15.0, 4.0):
+    """28 sigma and 9 sigma of a star; the noise moves the peak by a pixel at most."""
+    for light in (15.0, 5.0):
         (sentence,) = fit_words(*seen_of(observation, light=light, place=place))
         said = re.search(r"poor_fit: .* at pixel \((\d+), (\d+)\)", sentence)
         assert np.abs(np.array(said.groups(), int) - place).max() <= 1
