@@ -35,7 +35,7 @@ _HOMES = {
     "deblend": "joint",
     "JointResult": "joint_result",
     "Result": "result",
-    "read_result": "result",
+    "read_result": "joint_result",
     "results_table": "result",
     "write_report": "report",
     "run_survey": "survey",

@@ -29,6 +29,7 @@ from astrogen.observation import Observation, as_observations
 from astrogen.priors import load_prior
 from astrogen.priors.storage import weights_hash
 from astrogen.result import make_result
+from astrogen.spawn import refuse_fork
 
 METHODS = ("map", "laplace", "hmc", "auto")
 PROPOSALS = 1.5  # draws from the Laplace approximation for each that is kept after weighting
@@ -117,6 +118,7 @@ def deconvolve(
     ------
     ValueError : an option is wrong, or a PSF is sharper than the resolution that is asked for.
     """
+    refuse_fork("deconvolve")
     check_options("deconvolve", method, background, num_draws, batch_size)
     observations, single = as_observations(observations, psf=psf, pixel_scale=pixel_scale)
     prior = load_prior(prior) if not hasattr(prior, "components") else prior

@@ -13,6 +13,7 @@ from astrogen.images import stream_cube
 from astrogen.priors import load_prior
 from astrogen.priors.convergence import MARGIN, draw_latent
 from astrogen.priors.storage import weights_hash
+from astrogen.spawn import refuse_fork
 
 CHUNK_PIXELS = 2**18  # of the grids that are drawn together
 CHUNK_GALAXIES = 256
@@ -145,6 +146,7 @@ def _origin(prior, seed):
 
 def _loaded(prior, wanted):
     """The prior of a name, if it draws what is wanted: "convergence" or "galaxy"."""
+    refuse_fork("emulate")
     prior = load_prior(prior) if isinstance(prior, (str, Path)) else prior
     found = "convergence" if hasattr(prior, "cosmology_range") else "galaxy"
     if found != wanted:

@@ -268,15 +268,18 @@ def choose_plane(path, planes, hdu):
     return only_plane(path, matching, planes, f"the image HDU {hdu!r}")
 
 
-def only_plane(path, matching, planes, wanted):
-    """The single element of `matching`, or an error that lists all `planes` and how to choose."""
+def only_plane(path, matching, planes, wanted, *, choice=None):
+    """The single element of `matching`, or an error that lists those that could be meant, of all
+    `planes`, and how to choose: `choice`, or by hdu.
+    """
     if len(matching) == 1:
         return matching[0]
+    name = Path(path).name
+    advice = choice or f"hdu=NUMBER or NAME, or as {name}[NAME]"
     raise InputFileError(
         path,
         f"{'more than one' if matching else 'no'} HDU could be {wanted}:"
-        f" {'; '.join(map(str, planes))}; choose with hdu=NUMBER or NAME, or as"
-        f" {Path(path).name}[NAME]",
+        f" {'; '.join(map(str, matching or planes))}; choose with {advice}",
     )
 
 

@@ -7,14 +7,16 @@ errors.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 
 import numpy as np
 from astropy.table import Table
 
-from astrogen.images import write_planes
-from astrogen.observation import as_given
+from astrogen.errors import InputFileError
+from astrogen.images import read_plane_wcs, read_planes, write_planes
+from astrogen.observation import Observation, as_given
+from astrogen.psf import PSF
 from astrogen.result import (
     QUANTITIES,
     Quantities,
@@ -24,6 +26,8 @@ from astrogen.result import (
     measure,
     measured_words,
 )
+from astrogen.result import read_result as read_single
+from astrogen.units import Brightness, read_unit
 from astrogen.verdict import (
     compare,
     edge_significance,
@@ -34,7 +38,14 @@ from astrogen.verdict import (
     name_in,
 )
 
-FORMAT = "astrogen joint result 1"
+FORMAT = "astrogen joint result 2"
+# What a file says of each source and each exposure beside its images.
+ABOUT_SOURCE = (
+    *("name", "bands", "reference", "place", "x", "y", "prior_scale", "target_fwhm"),
+    *("colour", "residual_amplitude"),
+)
+ABOUT_EXPOSURE = ("name", "pixel_scale", "notes", "status")
+ABOUT_FIT = ("bands", "chi2", "p_values", "chi2_all", "method", "status", "converged")
 CENTRE_SIGMA = 2.5  # deconvolved pixels, of the weight that says where a galaxy is
 
 
@@ -223,12 +234,12 @@ class JointResult:
     def write_fits(self, path, *, num_draws_kept=None):
         """Write everything to one FITS file, whole or not at all.
 
-        For each source n: IMAGEn, IMAGE_STDn, cubes [band, h, w] with their WCS, and DRAWSn_BAND,
-        cubes [draw, h, w]. For each exposure m: OBSERVEDm, VARIANCEm, MASKm, MODELm, RESIDUALm, and
-        SOURCEn_m, the light of source n. Tables: SOURCES (`table`), COVARIANCE (of all fluxes),
-        DRAWS (fluxes, shifts and backgrounds), ABOUT (name, value as JSON). Images that were given
-        as surface brightness have their planes (those of sources in that of the first) as such;
-        fluxes are in FLUXUNIT.
+        For each source n: IMAGEn, IMAGE_STDn, cubes [band, h, w] with their WCS, and DRAWSn_b,
+        cubes [draw, h, w] of band b. For each exposure m: OBSERVEDm, VARIANCEm, MASKm, MODELm,
+        RESIDUALm, PSFm, and SOURCEn_m, the light of source n. Tables: SOURCES (`table`), COVARIANCE
+        (of all fluxes), DRAWS (fluxes, shifts and backgrounds), LATENTn, ABOUT (name, value as
+        JSON). Images that were given as surface brightness have their planes (those of sources in
+        that of the first) as such; fluxes are in FLUXUNIT. `astrogen.read_result` reads it.
 
         num_draws_kept : int or None, how many draws of the images to write; None: all
         """
@@ -236,8 +247,8 @@ class JointResult:
         for number, source in enumerate(self.sources, 1):
             ours = {f"IMAGE{number}": source.images, f"IMAGE_STD{number}": source.image_std}
             ours |= {
-                f"DRAWS{number}_{band}".rstrip("_"): source.draws[:num_draws_kept, index]
-                for index, band in enumerate(source.bands)
+                f"DRAWS{number}_{index + 1}": source.draws[:num_draws_kept, index]
+                for index in range(len(source.bands))
             }
             factor, given = as_given(self.observations[0], source.prior_scale)
             planes |= {name: plane * np.float32(factor) for name, plane in ours.items()}
@@ -262,6 +273,7 @@ class JointResult:
                 ours[name] = ours[name] * np.float32(factor**power) if power else ours[name]
             planes, wcs = planes | ours, wcs | dict.fromkeys(ours, observation.wcs)
             unit |= dict.fromkeys(ours, given)
+            planes[f"PSF{number}"] = observation.psf.image
         labels = [
             f"{source.name} {band}".strip() for source in self.sources for band in source.bands
         ]
@@ -275,23 +287,18 @@ class JointResult:
         )
         about = {
             "format": FORMAT,
-            "bands": list(self.bands),
-            "exposures": [observation.name for observation in self.observations],
-            "unit": str(self.observations[0].unit),
-            "brightness": [observation.brightness for observation in self.observations],
-            "sources": [source.name for source in self.sources],
-            "reference_bands": [source.reference for source in self.sources],
-            "chi2": self.chi2,
-            "chi2_all": self.chi2_all,
-            "p_values": self.p_values,
-            "method": self.method,
-            "status": list(self.status),
-            "converged": self.converged,
+            "exposures": [_about_exposure(observation) for observation in self.observations],
+            "sources": [_about_source(source) for source in self.sources],
+            **{name: getattr(self, name) for name in ABOUT_FIT},
             "diagnostics": self.diagnostics,
             "provenance": self.provenance,
         }
         tables = {
             "SOURCES": self.table(),
+            **{
+                f"LATENT{number}": Table({"latent": source.latent_draws})
+                for number, source in enumerate(self.sources, 1)
+            },
             "COVARIANCE": covariance,
             "DRAWS": draws,
             "ABOUT": Table(
@@ -315,6 +322,127 @@ class JointResult:
             | {f"STATUS{number}": sentence for number, sentence in enumerate(all_status(self), 1)},
             tables=tables,
         )
+
+
+def _about_exposure(observation):
+    return {name: getattr(observation, name) for name in ABOUT_EXPOSURE} | {
+        "unit": str(observation.unit),
+        "brightness": observation.brightness,
+        "psf": [observation.psf.pixel_scale, observation.psf.pixel_response],
+    }
+
+
+def _about_source(source):
+    return {name: getattr(source, name) for name in ABOUT_SOURCE} | {
+        "quantities": asdict(source.quantities)
+    }
+
+
+def read_result(path):
+    """Read what `Result.write_fits` or `JointResult.write_fits` wrote.
+
+    Parameters
+    ----------
+    path : path
+
+    Returns
+    -------
+    Result or JointResult, with the draws of images that were kept and the quantities of all
+
+    Raises
+    ------
+    InputFileError : the file is damaged, or no result of astrogen.
+    """
+    planes, _, tables = read_planes(path)
+    try:
+        about = {str(row["name"]): json.loads(row["value"]) for row in tables["ABOUT"]}
+        if about["format"] == FORMAT:
+            return _assemble(path, planes, tables, about)
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise InputFileError(
+            path, f"is no result of astrogen, or a damaged one ({type(error).__name__}: {error})"
+        ) from error
+    return read_single(path)
+
+
+def _assemble(path, planes, tables, about):
+    observations = tuple(
+        _read_exposure(path, planes, number, told)
+        for number, told in enumerate(about["exposures"], 1)
+    )
+    draws = tables["DRAWS"]
+    sources = tuple(
+        _read_source(path, planes, tables, number, told, observations)
+        for number, told in enumerate(about["sources"], 1)
+    )
+    models, residuals = (
+        tuple(_fluxes(planes[f"{name}{m}"], seen) for m, seen in enumerate(observations, 1))
+        for name in ("MODEL", "RESIDUAL")
+    )
+    return JointResult(
+        observations=observations,
+        sources=sources,
+        models=models,
+        residuals=residuals,
+        background_draws=np.asarray(draws["background"], np.float32),
+        diagnostics=about["diagnostics"],
+        provenance=about["provenance"],
+        **{name: _tuple(about[name]) for name in ABOUT_FIT},
+    )
+
+
+def _read_exposure(path, planes, number, told):
+    brightness = told["brightness"]
+    seen = Observation(
+        image=planes[f"OBSERVED{number}"],
+        variance=planes[f"VARIANCE{number}"],
+        mask=planes[f"MASK{number}"].astype(bool),
+        psf=PSF(planes[f"PSF{number}"], *told["psf"]),
+        wcs=read_plane_wcs(path, f"OBSERVED{number}"),
+        unit=read_unit(told["unit"]),
+        brightness=brightness and Brightness(*brightness),
+        **{name: _tuple(told[name]) for name in ABOUT_EXPOSURE},
+    )
+    return replace(
+        seen, image=_fluxes(seen.image, seen), variance=_fluxes(seen.variance, seen, power=2)
+    )
+
+
+def _fluxes(plane, observation, pixel_scale=None, power=1):
+    """Fluxes of a plane that a file holds as surface brightness, where the image was given as such."""
+    return plane / np.float32(as_given(observation, pixel_scale)[0] ** power)
+
+
+def _read_source(path, planes, tables, number, told, observations):
+    def scaled(plane):
+        return _fluxes(plane, observations[0], told["prior_scale"])
+
+    images = planes[f"IMAGE{number}"]
+    nothing = np.zeros((0, *images.shape[1:]), np.float32)
+    draws = [
+        planes.get(f"DRAWS{number}_{band}", nothing) for band in range(1, len(told["bands"]) + 1)
+    ]
+    quantities = {name: _tuple(value) for name, value in told["quantities"].items()}
+    quantities["covariance"] = tuple(map(tuple, quantities["covariance"]))
+    return Source(
+        wcs=read_plane_wcs(path, f"IMAGE{number}"),
+        images=scaled(images),
+        image_std=scaled(planes[f"IMAGE_STD{number}"]),
+        draws=scaled(np.stack(draws, 1)),
+        flux_draws=np.asarray(tables["DRAWS"]["flux"][:, number - 1]),
+        shift_draws=np.asarray(tables["DRAWS"]["shift"][:, number - 1]),
+        latent_draws=np.asarray(tables[f"LATENT{number}"]["latent"]),
+        models=tuple(
+            _fluxes(planes[f"SOURCE{number}_{m}"], seen) for m, seen in enumerate(observations, 1)
+        ),
+        measured=Quantities(**quantities),
+        **{name: _tuple(told[name]) for name in ABOUT_SOURCE},
+    )
+
+
+def _tuple(value):
+    """JSON has no tuples."""
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _counted(number, noun):

@@ -27,6 +27,7 @@ from astrogen.map_posterior import CENTRE, gaussian_start, make_target
 from astrogen.priors.convergence import ConvergencePrior
 from astrogen.priors.storage import weights_hash
 from astrogen.shear import kaiser_squires, make_grid
+from astrogen.spawn import refuse_fork
 from astrogen.wiener import multipoles, wiener_filter
 
 FORMAT = "astrogen mass map 1"
@@ -188,6 +189,7 @@ def massmap(
     ValueError : a prior of something else, pixels larger than the prior's, a cosmology outside its
         range, too few draws.
     """
+    refuse_fork("massmap")
     if not isinstance(prior, ConvergencePrior):
         raise InputError(
             "massmap: prior must be one of convergence maps, got"

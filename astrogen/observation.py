@@ -66,6 +66,8 @@ PLANE_ROLES = {
     "weight": {"WHT", "WEIGHT", "IVAR"},
     "mask": {"MASK", "DQ", "BPM"},
 }
+# ERR is the total error there; WHT weighs the read noise alone.
+JWST_PLANES = {"SCI", "ERR", "VAR_POISSON", "VAR_RNOISE"}
 CCDDATA_ROLES = {
     "StdDevUncertainty": "sigma",
     "VarianceUncertainty": "variance",
@@ -586,6 +588,7 @@ def read_observation(
       holds codes: BAD 1, NO_DATA 2, SATURATED 3, BLEED 4, CR 5, LOW_WEIGHT 6, TRANSIENT 7, STREAK
       8; before, bits: BAD 1, SATURATED 2, INTERPOLATED 4, CR 16, BLEED 64, TRANSIENT 128, EDGE 256,
       EDGE2 512. Bad by default are all but STREAK.
+    - JWST: SCI and ERR, the total error; WHT and the VAR_* are parts of it.
     - any other mask: every nonzero value is bad by default.
 
     Parameters
@@ -822,9 +825,14 @@ def _choose_science(file, planes, hdu):
 def _of_roles(file, planes, science, roles):
     """The plane of `science`'s own file that has one of `roles`, or None."""
     found = [plane for plane in planes if _role(plane) in roles and plane is not science]
-    siblings = [plane for plane in found if plane.version == science.version]
+    siblings = [plane for plane in found if plane.version == science.version] or found
+    if JWST_PLANES <= {plane.name for plane in planes}:
+        siblings = [plane for plane in siblings if _role(plane) != "weight"]
+    choice = " or ".join(f"{_role(plane)}={Path(file).name}[{plane.name}]" for plane in siblings)
     return (
-        only_plane(file, siblings or found, planes, f"the {' or '.join(roles)}") if found else None
+        only_plane(file, siblings, planes, f"the {' or '.join(roles)}", choice=choice)
+        if found
+        else None
     )
 
 

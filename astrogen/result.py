@@ -310,9 +310,9 @@ class Result:
             "constant_data": xarray.Dataset(stamp),
         }
         return (
-            arviz.InferenceData(**groups)
-            if hasattr(arviz, "InferenceData")
-            else xarray.DataTree.from_dict(groups)
+            xarray.DataTree.from_dict(groups)
+            if int(arviz.__version__.split(".")[0]) >= 1  # its InferenceData only warns
+            else arviz.InferenceData(**groups)
         )
 
     def write_fits(self, path, *, num_draws_kept=None):

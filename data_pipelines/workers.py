@@ -1,6 +1,7 @@
 """Drawing over processes.
 
-Only the standard library is imported here, so that a worker holds nothing but what it draws with.
+Only the standard library and `astrogen.spawn` are imported here, so that a worker holds nothing but
+what it draws with.
 """
 
 import multiprocessing
@@ -8,6 +9,8 @@ import os
 import signal
 from concurrent.futures import ProcessPoolExecutor
 from threading import Thread
+
+from astrogen.spawn import fresh_context
 
 ONE_THREAD = {
     "OMP_NUM_THREADS": "1",
@@ -48,7 +51,7 @@ def map_ranges(draw_fn, ranges, *, num_workers):
     concurrent.futures.process.BrokenProcessPool : a worker died.
     """
     executor = ProcessPoolExecutor(
-        num_workers, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker
+        num_workers, mp_context=fresh_context("map_ranges"), initializer=_start_worker
     )
     try:
         yield from executor.map(draw_fn, *zip(*ranges))

@@ -6,6 +6,7 @@ import inspect
 import re
 import sys
 import types
+from types import SimpleNamespace
 
 import galsim
 import numpy as np
@@ -211,6 +212,17 @@ def test_draws_go_to_arviz(result):
     )
     summary = arviz.summary(found, var_names=["flux", "shift"])
     assert summary.loc["flux", "mean"] == pytest.approx(result.flux_draws.mean(), rel=1e-2)
+
+
+def test_draws_go_to_arviz_1_as_a_tree(result, monkeypatch):
+    """Its InferenceData is there, but is only a name for xarray's DataTree, which takes no groups."""
+    xarray = pytest.importorskip("xarray")
+    one = SimpleNamespace(__version__="1.3.0", InferenceData=xarray.DataTree)
+    monkeypatch.setitem(sys.modules, "arviz", one)
+    found = result.to_arviz()
+    assert isinstance(found, xarray.DataTree)
+    assert set(found.children) == {"posterior", "observed_data", "constant_data"}
+    np.testing.assert_array_equal(found["posterior/flux"].values[0], result.flux_draws)
 
 
 def test_without_arviz_the_command_is_named(result, monkeypatch):

@@ -610,22 +610,34 @@ def test_a_ccddata_file_is_understood(tmp_path):
     )
 
 
-AMBIGUOUS = {
-    "two-images": [("A", (9, 9)), ("B", (9, 9))],
-    "two-sci": [("SCI", (9, 9)), ("SCI", (9, 9))],
-    "two-noises": [("SCI", (9, 9)), ("ERR", (9, 9)), ("WHT", (9, 9))],
-    "two-masks": [("SCI", (9, 9)), ("MASK", (9, 9)), ("DQ", (9, 9))],
+AMBIGUOUS = {  # names; those that could be meant; the advice
+    "two-images": (["A", "B"], r"1 A \(9 x 9 float64\); 2 B .*hdu=NUMBER"),
+    "two-sci": (["SCI", "SCI"], r"1 SCI \(9 x 9 float64\); 2 SCI .*hdu=NUMBER"),
+    "two-noises": (
+        ["SCI", "ERR", "WHT"],
+        r": 2 ERR \(9 x 9 float64\); 3 WHT .*sigma=a.fits\[ERR\] or weight=a.fits\[WHT\]",
+    ),
+    "two-masks": (
+        ["SCI", "MASK", "DQ"],
+        r": 2 MASK \(9 x 9 float64\); 3 DQ .*mask=a.fits\[MASK\] or mask=a.fits\[DQ\]",
+    ),
 }
 
 
-@pytest.mark.parametrize("layout", AMBIGUOUS.values(), ids=AMBIGUOUS)
-def test_ambiguous_planes_list_the_hdus_and_the_option(tmp_path, layout):
-    path = write_fits(tmp_path / "a.fits", *[(name, np.ones(shape)) for name, shape in layout])
-    with pytest.raises(
-        InputFileError,
-        match=rf"more than one HDU could be .*1 {layout[0][0]} \(9 x 9 float64\); 2 .*hdu=NUMBER",
-    ):
+@pytest.mark.parametrize("names, words", AMBIGUOUS.values(), ids=AMBIGUOUS)
+def test_ambiguous_planes_list_the_hdus_and_the_option(tmp_path, names, words):
+    path = write_fits(tmp_path / "a.fits", *[(name, np.ones((9, 9))) for name in names])
+    with pytest.raises(InputFileError, match="more than one HDU could be .*" + words):
         fetch(path)
+
+
+def test_the_total_error_is_the_noise_of_a_jwst_image(tmp_path):
+    """The mosaics of JWST: WHT is not their inverse variance, and VAR_* are parts of ERR squared."""
+    image = noise_stamp()
+    levels = {"ERR": 2.0, "CON": 1.0, "WHT": 900.0, "VAR_POISSON": 3.0, "VAR_RNOISE": 1.0}
+    planes = [(name, np.full_like(image, level)) for name, level in levels.items()]
+    seen = fetch(write_fits(tmp_path / "i2d.fits", ("SCI", image), *planes))
+    assert np.array_equal(seen.image, image) and (seen.variance == 4).all()
 
 
 def test_hdus_are_chosen_by_number_name_version_and_brackets(tmp_path):

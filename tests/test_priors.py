@@ -428,6 +428,33 @@ def test_a_file_too_large_to_be_weights_is_refused(folder, monkeypatch):
         load_prior(folder)
 
 
+def test_a_prior_is_loaded_once(folder):
+    """Everybody of a process has the same object, and with it the graphs that belong to it, until
+    the folder changes.
+    """
+    first = load_prior(folder)
+    assert load_prior(str(folder)) is first and load_prior(folder / ".." / folder.name) is first
+    edit_card(folder, name="another")
+    assert load_prior(folder) is not first and load_prior(folder).name == "another"
+
+
+def test_a_loaded_prior_cannot_be_changed(folder):
+    with pytest.raises(AttributeError, match="target_fwhm must stay as it was loaded"):
+        load_prior(folder).target_fwhm = 1.0
+    assert load_prior(folder).basis_transform is load_prior(folder).basis_transform
+
+
+def test_the_folder_of_a_training_is_a_prior(folder, tmp_path):
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    with pytest.raises(
+        WeightsError, match="has not finished .checkpoints, but no weights.*--resume"
+    ):
+        load_prior(run)
+    shutil.copytree(folder, run / "weights")
+    assert load_prior(run).card == load_prior(folder).card
+
+
 def test_any_flipped_byte_is_found(folder, rng):
     original = (folder / "decoder.npz").read_bytes()
     for place in rng.integers(0, len(original), 30):

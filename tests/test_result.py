@@ -4,7 +4,7 @@ files against themselves.
 
 import math
 import re
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 
 import galsim
 import numpy as np
@@ -12,12 +12,15 @@ import pytest
 from astropy.wcs import WCS
 from scipy import stats
 
+import astrogen
 from astrogen.errors import InputFileError
 from astrogen.galsim_objects import measure_image, psf_from_galsim
 from astrogen.images import read_plane_wcs, read_planes, write_planes
+from astrogen.joint_result import JointResult, make_joint_result, make_source
 from astrogen.observation import make_observation
 from astrogen.psf import make_psf
 from astrogen.result import (
+    Result,
     all_status,
     deconvolved_wcs,
     file_names,
@@ -800,3 +803,86 @@ def test_quantities_are_measured_once(observation, monkeypatch):
     result = fake_result(observation)
     assert result.quantities is result.quantities
     assert replace(result, measured=result.quantities).quantities is result.quantities
+
+
+def joint_result(observation):
+    """Two galaxies in two bands, with numbers as draws."""
+    rng = np.random.default_rng(3)
+    exposures = [observation, replace(observation, name="second", wcs=None)]
+    shape = observation.image.shape
+    sources = [
+        make_source(
+            observation,
+            name=f"galaxy {number}",
+            bands=("g", "G"),
+            reference="G",
+            place=(0.3 * number, -0.1),
+            prior_scale=0.1,
+            target_fwhm=0.2,
+            draws=rng.uniform(1, 1.1, (12, 2, 1, 1)) * draw_galaxy(1.0),
+            latent_draws=rng.normal(size=(12, 3)),
+            shift_draws=rng.normal(size=(12, 2)),
+            models=rng.normal(size=(2, *shape)),
+            colour=0.5,
+            residual_amplitude=1.5,
+        )
+        for number in (1, 2)
+    ]
+    return make_joint_result(
+        exposures,
+        bands=("g", "G"),
+        sources=sources,
+        models=rng.normal(size=(2, *shape)),
+        background_draws=rng.normal(size=(12, 2)),
+        num_fitted=(3.0, 4.0),
+        method="hmc",
+        diagnostics={"r_hat": 1.2, "k_hat": math.nan},
+        status=["blend: two galaxies share light"],
+        provenance={"seed": 1},
+    )
+
+
+def same(one, other):
+    """Whether two values, arrays, WCS or dataclasses of them say the same, exactly."""
+    if is_dataclass(one):
+        return all(same(getattr(one, f.name), getattr(other, f.name)) for f in fields(one))
+    if isinstance(one, tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    if isinstance(one, WCS):
+        return np.allclose(one.all_pix2world([[3, 4]], 0), other.all_pix2world([[3, 4]], 0), 1e-12)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, (np.ndarray, float)):
+        return np.array_equal(one, other, equal_nan=True)
+    return one == other
+
+
+def test_joint_results_survive_the_disk(observation, tmp_path):
+    """Bands whose names differ by case alone, exposures with and without WCS."""
+    result = joint_result(observation)
+    result.write_fits(tmp_path / "joint.fits")
+    back = astrogen.read_result(tmp_path / "joint.fits")
+    assert isinstance(back, JointResult) and back.summary() == result.summary()
+    for source, other in zip(result.sources, back.sources, strict=True):
+        assert same(replace(source, measured=source.quantities), other)
+    for f in fields(result):
+        if f.name != "sources":
+            assert same(getattr(result, f.name), getattr(back, f.name)), f.name
+
+
+def test_kept_draws_of_a_joint_result(observation, tmp_path):
+    result = joint_result(observation)
+    result.write_fits(tmp_path / "some.fits", num_draws_kept=5)
+    back = astrogen.read_result(tmp_path / "some.fits").sources[1]
+    assert np.array_equal(back.draws, result.sources[1].draws[:5])
+    assert back.quantities == result.sources[1].quantities and len(back.flux_draws) == 12
+    result.write_fits(tmp_path / "none.fits", num_draws_kept=0)
+    assert astrogen.read_result(tmp_path / "none.fits").sources[0].draws.shape == (0, 2, 64, 64)
+
+
+def test_either_kind_of_result_is_recognised(observation, tmp_path):
+    fake_result(observation).write_fits(tmp_path / "one.fits")
+    assert isinstance(astrogen.read_result(tmp_path / "one.fits"), Result)
+    write_planes(tmp_path / "other.fits", {"IMAGE": np.ones((4, 4))})
+    with pytest.raises(InputFileError, match="is no result of astrogen"):
+        astrogen.read_result(tmp_path / "other.fits")

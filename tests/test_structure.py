@@ -3,9 +3,11 @@
 import ast
 import subprocess
 import sys
+from configparser import ConfigParser
 
 import pytest
 from conftest import ROOT
+from setuptools import find_packages
 
 import astrogen
 
@@ -157,3 +159,16 @@ def test_an_unknown_name_says_what_there_is():
         AttributeError, match="has no attribute 'deconvolute'; it offers .*deconvolve"
     ):
         astrogen.deconvolute
+
+
+def test_the_wheel_holds_all_that_users_run():
+    """`python -m data_pipelines` runs where only the wheel is installed, with the table it reads."""
+    told = ConfigParser()
+    told.read(ROOT / "setup.cfg")
+    found = find_packages(ROOT, include=told["options.packages.find"]["include"].split())
+    assert {"astrogen", "astrogen.survey", "data_pipelines"} <= set(found)
+    assert not {"tests", "benchmarks"} & set(found)
+    kept = {name: globs.split() for name, globs in told["options.package_data"].items()}
+    for path in (ROOT / "data_pipelines").iterdir():
+        if path.is_file() and path.suffix != ".py":
+            assert any(path.match(glob) for glob in kept["data_pipelines"]), path

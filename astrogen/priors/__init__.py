@@ -2,15 +2,18 @@
 target PSF, or into maps of the convergence.
 """
 
+from functools import lru_cache
 from pathlib import Path
 
 from astrogen.errors import WeightsError
 from astrogen.priors.convergence import MEMBERS, convergence_prior
 from astrogen.priors.convolutional import convolutional_prior
 from astrogen.priors.galaxy import basis_prior
-from astrogen.priors.storage import read_weights
+from astrogen.priors.storage import CARD, read_card, read_weights, weights_hash
+from astrogen.spawn import refuse_fork
 
 SHIPPED = Path(__file__).parent / "weights"
+WEIGHTS = "weights"  # what training calls the folder of the weights in its own
 KINDS = {
     "basis": basis_prior,
     "convolutional": convolutional_prior,
@@ -21,18 +24,20 @@ KINDS = {
 def load_prior(name):
     """A prior that is shipped with the package, or one from a folder that `astrogen train` wrote.
 
-    Never uses the network.
+    Never uses the network. Loaded once per process: the same folder with the same content gives the
+    same object, with the graphs that belong to it; its attributes cannot be set.
 
     Parameters
     ----------
-    name : str or path, "galaxy", "galaxy-conv", "kappa", or a folder with a card.json; weights of
-        convergence maps hold three fields: with "-gaussian" or
-        "-lognormal" after the name or folder, one of the two without a network
+    name : str or path, "galaxy", "galaxy-conv", "kappa", or a folder with a card.json, or the one
+        that training wrote it into; weights of convergence maps hold three fields: with "-gaussian"
+        or "-lognormal" after the name or folder, one of the two without a network
 
     Raises
     ------
     WeightsError : the weights are missing, damaged, of another version or kind.
     """
+    refuse_fork("load_prior")
     directory, member = _find(str(name))
     if not directory.is_dir():
         raise WeightsError(
@@ -40,6 +45,23 @@ def load_prior(name):
             f"load_prior: name must be one of {shipped_priors()} or a folder with weights, got"
             f" {str(name)!r}",
         )
+    directory = _weights_inside(directory).resolve()
+    card = read_card(directory)
+    stamps = tuple(_stamp(directory / file) for file in sorted(card["files"]))
+    return _load(directory, member, weights_hash(card), stamps)
+
+
+def _stamp(path):
+    """Changes when a file does; None where there is none."""
+    if not path.is_file():
+        return None
+    told = path.stat()
+    return told.st_size, told.st_mtime_ns
+
+
+@lru_cache(maxsize=8)
+def _load(directory, member, card_hash, stamps):
+    """A prior; the last two change when its folder does."""
     card, arrays = read_weights(directory)
     if card["kind"] not in KINDS:
         raise WeightsError(
@@ -50,22 +72,38 @@ def load_prior(name):
     if member and card["kind"] != "convergence":
         raise WeightsError(
             directory,
-            f"load_prior: name must end in -{member} for convergence maps only, got {str(name)!r}"
-            f" of kind {card['kind']!r}; leave it out",
+            f"load_prior: name must end in -{member} for convergence maps only, got"
+            f" '{directory.name}-{member}' of kind {card['kind']!r}; leave it out",
         )
     try:
-        return KINDS[card["kind"]](card, arrays, **({"member": member} if member else {}))
+        prior = KINDS[card["kind"]](card, arrays, **({"member": member} if member else {}))
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise WeightsError(
             directory,
             f"load_prior: card and arrays must describe a whole {card['kind']} prior, got"
             f" {type(error).__name__}: {error}; copy the weights again",
         ) from error
+    prior.frozen = True
+    return prior
+
+
+def _weights_inside(directory):
+    """The folder itself, or the one of the weights in what training writes."""
+    if (directory / CARD).is_file() or not (directory / WEIGHTS).is_dir():
+        if not (directory / CARD).is_file() and (directory / "checkpoints").is_dir():
+            raise WeightsError(
+                directory,
+                "load_prior: name must be a folder with weights, got one of a training that has"
+                " not finished (checkpoints, but no weights); go on with `astrogen train ..."
+                " --resume`",
+            )
+        return directory
+    return directory / WEIGHTS
 
 
 def _find(name):
     """The folder of a name, and the member after its last hyphen (None without)."""
-    directory = SHIPPED / name if (SHIPPED / name / "card.json").is_file() else Path(name)
+    directory = SHIPPED / name if (SHIPPED / name / CARD).is_file() else Path(name)
     stem, _, member = name.rpartition("-")
     return (
         (directory, None)

@@ -19,6 +19,7 @@ import tensorflow as tf
 
 from astrogen.errors import InputError
 from astrogen.priors.correction import Correction
+from astrogen.priors.storage import refuse_change
 
 MEMBERS = ("network", "gaussian", "lognormal")
 CENTRE = (0.3, 0.8)  # Omega_m and sigma_8 where the polynomials are expanded
@@ -60,6 +61,8 @@ class ConvergencePrior:
     cosmology_range : {"omega_m": (low, high), "sigma_8": (low, high)}
     card : dict
     """
+
+    __setattr__ = refuse_change
 
     def __init__(
         self,

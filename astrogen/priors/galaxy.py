@@ -18,6 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from astrogen.priors.networks import ResidualMLP
+from astrogen.priors.storage import refuse_change
 
 RAW_ONE = float(np.log(np.expm1(1.0)))  # softplus(RAW_ONE) = 1
 PIVOT = 50.0  # component whose residual the tilt leaves alone
@@ -44,6 +45,8 @@ class ImagePrior(ABC):
     pixel_scale, target_fwhm : float, arcsec, of the training population: nominal, the prior is
         scale-free within its range of sizes
     """
+
+    __setattr__ = refuse_change
 
     def __init__(
         self,

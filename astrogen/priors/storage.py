@@ -17,6 +17,18 @@ FORMAT, VERSION, CARD = "astrogen prior", 1, "card.json"
 LARGEST = 64 * 2**20  # bytes of one file of arrays
 
 
+def refuse_change(prior, name, value):
+    """What a prior does when an attribute is set: after `load_prior`, which gives one object to all
+    of a process, it refuses.
+    """
+    if vars(prior).get("frozen"):
+        raise AttributeError(
+            f"{prior.name}: {name} must stay as it was loaded, since all of this process share the"
+            " prior; make one of your own from a folder with another card"
+        )
+    object.__setattr__(prior, name, value)
+
+
 def write_weights(directory, *, card, arrays):
     """Write arrays {file: {name: array}} and the card that describes them.
 
@@ -58,7 +70,7 @@ def read_weights(directory):
         the arrays that the card names.
     """
     directory = Path(directory)
-    card = _read_card(directory / CARD)
+    card = read_card(directory)
     return card, {
         Path(name).stem: _read_arrays(directory / name, entry)
         for name, entry in card["files"].items()
@@ -70,7 +82,9 @@ def weights_hash(card):
     return hashlib.sha256(json.dumps(card, sort_keys=True).encode()).hexdigest()
 
 
-def _read_card(path):
+def read_card(directory):
+    """The card of a directory, of which the arrays have not been read; errors of `read_weights`."""
+    path = Path(directory) / CARD
     try:
         card = json.loads(path.read_text())
     except FileNotFoundError:

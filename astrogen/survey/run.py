@@ -4,7 +4,6 @@ Progress counts objects (without --joint, each in each of its exposures).
 """
 
 import contextlib
-import multiprocessing
 import os
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -17,6 +16,7 @@ from tqdm import tqdm
 from astrogen import __version__
 from astrogen.errors import InputError, SurveyError
 from astrogen.quiet import keep_tensorflow_quiet
+from astrogen.spawn import fresh_context
 from astrogen.survey.inputs import (
     as_objects,
     file_hash,
@@ -316,7 +316,7 @@ def _alone(function, *arguments):
 
 @contextlib.contextmanager
 def _pool(num_workers):
-    """Spawned processes, never forked: TensorFlow does not survive a fork.
+    """Spawned processes, see `fresh_context`.
 
     They inherit an environment of one thread, which libraries read when they are loaded.
     """
@@ -325,7 +325,7 @@ def _pool(num_workers):
     try:
         with ProcessPoolExecutor(
             num_workers,
-            mp_context=multiprocessing.get_context("spawn"),
+            mp_context=fresh_context("run_survey"),
             initializer=keep_tensorflow_quiet,
         ) as pool:
             yield pool

@@ -272,7 +272,7 @@ def read_object(out, ident, *, image=None):
     ------
     SurveyError : no such object, or several exposures to choose from.
     """
-    found = []
+    found, reasons = [], []
     for path in sorted((Path(out) / "chunks").glob("*.h5")):
         with _opened(path) as file:
             names, images = (
@@ -284,9 +284,11 @@ def read_object(out, ident, *, image=None):
                 for row in np.flatnonzero(names == str(ident))
                 if image in (None, *images[row].split(SEPARATOR))
             ]
-            reason = dict(file["failures"].asstr()[:]).get(str(ident))
-        if reason:
-            raise SurveyError(out, f"read_object: object {ident!r} has no result: {reason}")
+            reasons += [why for name, why in file["failures"].asstr()[:] if name == str(ident)]
+    if not found and reasons:
+        raise SurveyError(
+            out, f"read_object: object {ident!r} has no result: {'; '.join(dict.fromkeys(reasons))}"
+        )
     if not found:
         raise SurveyError(
             out, f"read_object: ident must be an object of the run, got {ident!r}; see {CATALOGUE}"
