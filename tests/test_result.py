@@ -821,7 +821,7 @@ def joint_result(observation):
             target_fwhm=0.2,
             draws=rng.uniform(1, 1.1, (12, 2, 1, 1)) * draw_galaxy(1.0),
             latent_draws=rng.normal(size=(12, 3)),
-            shift_draws=rng.normal(size=(12, 2)),
+            shift_draws=[0.3 * number, -0.1] + 0.01 * rng.normal(size=(12, 2)),
             models=rng.normal(size=(2, *shape)),
             colour=0.5,
             residual_amplitude=1.5,
