@@ -4,7 +4,7 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 R_HAT_MAX = 1.01  # Vehtari et al. 2021, section 4
 K_HAT_MAX = 0.7  # Vehtari et al. 2024, section 3.2.4
@@ -62,7 +62,7 @@ def compare(residual, source, observation, *, num_fitted=0.0):
     return Fit(
         *goodness_of_fit(residual, source, observation, num_fitted=num_fitted),
         total / freedom,
-        float(stats.chi2.cdf(total, freedom)),
+        float(special.chdtr(freedom, total)),
         scatter,
         detection,
         peak,
@@ -117,7 +117,7 @@ def goodness_of_fit(residual, source, observation, *, num_fitted=0.0):
     pixels = residual[significance >= threshold] / sigma[significance >= threshold]
     freedom = max(pixels.size - num_fitted, 1.0)
     total = float(np.square(pixels, dtype=np.float64).sum())
-    return total / freedom, float(stats.chi2.sf(total, freedom))
+    return total / freedom, float(special.chdtrc(freedom, total))
 
 
 def edge_significance(source, observation):
@@ -154,7 +154,7 @@ def judge_fit(fit, flux=(math.nan, math.nan)):
     value, error = flux
     worst = max(fit.chi2, fit.chi2_all)
     x, y = fit.place
-    lit = bool(stats.norm.sf(abs(fit.peak)) * 2 * fit.num_good < PEAK_P)
+    lit = bool(special.ndtr(-abs(fit.peak)) * 2 * fit.num_good < PEAK_P)
     sentences = []
     if not worst <= FAILED_CHI2:
         sentences.append(
@@ -173,8 +173,8 @@ def judge_fit(fit, flux=(math.nan, math.nan)):
         )
     if fit.scatter < 1 / NOISE_FACTOR and fit.p_low < NOISE_P:
         sentences.append(
-            f"noise_overestimated: the variance is about {1 / fit.scatter:.3g} times too large:"
-            f" reduced chi2 is {fit.chi2_all:.2g} over the stamp; give the variance in the image's"
+            "noise_overestimated: the variance is about"
+            f" {1 / max(fit.scatter, SMALLEST_P):.3g} times too large: reduced chi2 is {fit.chi2_all:.2g} over the stamp; give the variance in the image's"
             " unit squared, errors are too large by the square root"
         )
     if not sentences or sentences[0].startswith("noise"):
