@@ -3,15 +3,23 @@
 Parses, calls a verb of `astrogen.commands`, and says in its exit code what became of it.
 
 Exit codes: 0 done, 2 usage, 3 some objects failed (under --strict also: did not converge, or fit
-poorly), 4 bad input or all failed, 130 interrupted. An object whose status is failed_fit or
-no_source counts as failed, although its result is written.
+poorly), 4 bad input or all failed, 130 interrupted, 143 terminated. An object whose status is
+failed_fit or no_source counts as failed, although its result is written.
 """
 
 import argparse
 
 from astrogen import __version__
 from astrogen.commands import deconvolve, demo, emulate, massmap, show, survey, train
-from astrogen.commands.words import ALL_FAILED, INTERRUPTED, complain, is_users, reason
+from astrogen.commands.words import (
+    ALL_FAILED,
+    INTERRUPTED,
+    TERMINATED,
+    complain,
+    is_users,
+    reason,
+)
+from astrogen.processes import Terminated
 from astrogen.quiet import keep_tensorflow_quiet
 
 VERBS = {
@@ -34,6 +42,9 @@ def main(arguments=None):
     except KeyboardInterrupt:
         complain("interrupted")
         return INTERRUPTED
+    except Terminated:
+        complain("terminated")
+        return TERMINATED
     except Exception as error:
         if options.traceback or not is_users(error):
             raise
@@ -47,7 +58,7 @@ def _parser():
         description="Inverse problems and emulation in astronomy with learned priors.",
         epilog=(
             "exit codes: 0 done, 2 usage, 3 some objects failed (status failed_fit and no_source"
-            " included), 4 bad input or all failed, 130 interrupted"
+            " included), 4 bad input or all failed, 130 interrupted, 143 terminated"
         ),
     )
     parser.add_argument("--version", action="version", version=f"astrogen {__version__}")

@@ -26,6 +26,7 @@ from astrogen.inference.rotation import sample_rotating
 from astrogen.map_posterior import CENTRE, gaussian_start, make_target
 from astrogen.priors.convergence import ConvergencePrior
 from astrogen.priors.storage import weights_hash
+from astrogen.reading import parse_json
 from astrogen.shear import kaiser_squires, make_grid
 from astrogen.spawn import refuse_fork
 from astrogen.wiener import multipoles, wiener_filter
@@ -359,7 +360,7 @@ def read_massmap(path):
     """
     planes, _, tables = read_planes(path)
     try:
-        about = {str(row["name"]): json.loads(row["value"]) for row in tables["ABOUT"]}
+        about = {str(row["name"]): parse_json(row["value"]) for row in tables["ABOUT"]}
         if about["format"] != FORMAT:
             raise InputFileError(path, f"is {about['format']!r}; this version reads {FORMAT!r}")
         field = LensingField(
@@ -386,7 +387,7 @@ def read_massmap(path):
             **{name: about[name] for name in ("diagnostics", "converged", "provenance")},
             status=tuple(about["status"]),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise InputFileError(
             path, f"is no mass map of astrogen, or a damaged one ({type(error).__name__}: {error})"
         ) from error

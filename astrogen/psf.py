@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from astrogen.errors import InputError
+from astrogen.errors import InputError, printable
 from astrogen.images import (
     MAX_PIXELS,
     choose_plane,
@@ -35,6 +35,9 @@ CORE = 0.3
 
 class PoorInputWarning(UserWarning):
     """Input that can be used, but that somebody should look at."""
+
+    def __str__(self):
+        return printable(super().__str__())
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,11 +19,12 @@ from astropy.table import Table, vstack
 from astropy.units import dimensionless_unscaled
 from astropy.wcs.utils import fit_wcs_from_points
 
-from astrogen.errors import InputError, InputFileError
+from astrogen.errors import InputError, InputFileError, printable
 from astrogen.galsim_objects import measure_image
 from astrogen.images import read_plane_wcs, read_planes, write_planes
 from astrogen.observation import Observation, as_given
 from astrogen.psf import PSF
+from astrogen.reading import parse_json
 from astrogen.units import Brightness, read_unit
 from astrogen.verdict import compare, edge_significance, format_p, judge, judge_fit, name_in
 
@@ -155,6 +156,13 @@ class Result:
         return self.quantities.e2
 
     @property
+    def background(self):
+        """(value, error) of the sky's level in the stamp, flux per observed pixel: mean and
+        standard deviation over the draws.
+        """
+        return mean_and_error(self.background_draws)
+
+    @property
     def name(self):
         """Name of the object."""
         return self.observation.name
@@ -204,6 +212,7 @@ class Result:
             ("half-light radius", self.half_light_radius, " arcsec"),
             ("e1", self.e1, ""),
             ("e2", self.e2, ""),
+            ("background", self.background, f"{unit} a pixel"),
         ):
             lines.append(f"  {label:18s} {format_value(pair)}{suffix}")
         lines.append(
@@ -211,16 +220,18 @@ class Result:
         )
         lines += [f"  {note}" for note in self.observation.notes]
         lines += [f"  {sentence}" for sentence in all_status(self)] or ["  ok"]
-        return "\n".join(lines)
+        return "\n".join(map(printable, lines))
 
     def to_table(self):
         """The catalogue quantities as an astropy Table of one row, with units: each with its error
-        (`_err`), chi2, p_value, scales, and what is to be said in words.
+        (`_err`), the background per observed pixel, chi2, p_value, scales, and what is to be said
+        in words.
         """
         unit = self.observation.unit
         row = {"name": self.name}
         for quantity in QUANTITIES:
             row[quantity], row[f"{quantity}_err"] = getattr(self, quantity)
+        row["background"], row["background_err"] = self.background
         row |= {name: getattr(self, name) for name in TABLE_NUMBERS} | {
             "unit": str(unit),
             "status": " | ".join(all_status(self)),
@@ -229,7 +240,8 @@ class Result:
         for name, its_unit in (
             TABLE_UNITS
             if unit == dimensionless_unscaled
-            else {**TABLE_UNITS, "flux": unit, "flux_err": unit}
+            else TABLE_UNITS
+            | dict.fromkeys(("flux", "flux_err", "background", "background_err"), unit)
         ).items():
             table[name].unit = its_unit
         return table
@@ -385,7 +397,7 @@ def make_result(
         )
     draws, per_draw = draws[finite], {name: values[finite] for name, values in per_draw.items()}
     residual = np.where(observation.mask, 0, observation.image - model).astype(np.float32)
-    background = per_draw["background_draws"].mean()
+    background = per_draw["background_draws"].mean(dtype=np.float64)
     fit = compare(residual, model - background, observation, num_fitted=num_fitted)
     flux = per_draw["flux_draws"].astype(np.float64)
     status = (
@@ -403,7 +415,7 @@ def make_result(
         prior_scale=float(prior_scale),
         target_fwhm=float(target_fwhm),
         image=image,
-        image_std=np.sqrt(np.square(draws - image).mean(0)),
+        image_std=draws.std(0, dtype=np.float64).astype(np.float32),
         model=model,
         residual=residual,
         draws=draws,
@@ -549,6 +561,13 @@ def _median_and_error(values):
     return float(middle), float((high - low) / 2) if len(values) >= MIN_DRAWS else math.nan
 
 
+def mean_and_error(draws):
+    """(mean, standard deviation) of draws [num_draws] as floats, summed in float64; nan of none."""
+    if not len(draws):
+        return math.nan, math.nan
+    return float(draws.mean(dtype=np.float64)), float(draws.std(dtype=np.float64))
+
+
 def format_value(pair):
     """`value ± error` with as many digits as the error allows; a dash for what could not be
     measured.
@@ -572,7 +591,8 @@ def results_table(results):
     tables = [result.to_table() for result in results]
     if len({str(result.observation.unit) for result in results}) > 1:
         for table in tables:
-            table["flux"].unit = table["flux_err"].unit = None
+            for name in ("flux", "flux_err", "background", "background_err"):
+                table[name].unit = None
     return vstack(tables)
 
 
@@ -752,6 +772,7 @@ def _header(result):
         ("FLUX", "HLR", "E1", "E2"), (getattr(result, name) for name in QUANTITIES), strict=True
     ):
         header |= {keyword: pair[0], f"{keyword}_ERR": pair[1]}
+    header |= dict(zip(("SKY", "SKY_ERR"), result.background, strict=True))
     return header | {
         f"STATUS{number}": sentence for number, sentence in enumerate(all_status(result), 1)
     }
@@ -774,11 +795,11 @@ def read_result(path):
     """
     planes, _, tables = read_planes(path)
     try:
-        about = {str(row["name"]): json.loads(row["value"]) for row in tables["ABOUT"]}
+        about = {str(row["name"]): parse_json(row["value"]) for row in tables["ABOUT"]}
         if about["format"] != FORMAT:
             raise InputFileError(path, f"is {about['format']!r}; this version reads {FORMAT!r}")
         return _assemble(path, planes, tables["LATENT"], about)
-    except (KeyError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise InputFileError(
             path, f"is no result of astrogen, or a damaged one ({type(error).__name__}: {error})"
         ) from error

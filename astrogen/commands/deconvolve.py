@@ -16,8 +16,10 @@ from astrogen.commands.words import (
     number_or_name,
     positive,
     progress,
+    say,
     short_warnings,
 )
+from astrogen.files import write_table
 
 TEXT = "Deconvolve images of galaxies and say how far the result can be trusted."
 NOISE = ("variance", "sigma", "weight")
@@ -362,9 +364,7 @@ def _write_all(results, failures, options):
             continue
         written.append((name, path, result))
     if written:
-        _table(written, failures).write(
-            options.out / "results.ecsv", format="ascii.ecsv", overwrite=True
-        )
+        write_table(options.out / "results.ecsv", _table(written, failures))
         write_report(
             [result for *_, result in written],
             options.out,
@@ -416,9 +416,9 @@ def _table(written, failures):
 def _finish(results, failures, options):
     """Print what was found, and choose the exit code."""
     for result in results:
-        print(result.summary())
+        say(result.summary())
     if results:
-        print(
+        say(
             f"{len(results)} of {len(results) + len(failures)} objects:"
             f" {options.out / 'index.html'}"
         )

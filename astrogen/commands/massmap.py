@@ -5,7 +5,7 @@ Kaiser-Squires and Wiener maps, a figure and a page out.
 import sys
 from pathlib import Path
 
-from astrogen.commands.words import DONE, SOME_FAILED, complain, count, positive, progress
+from astrogen.commands.words import DONE, SOME_FAILED, complain, count, positive, progress, say
 from astrogen.files import number_or_path
 
 TEXT = "Map the dark matter of a field from shear, and say how well it is known."
@@ -125,7 +125,7 @@ def run(options):
     )
     for note in result.field.notes:
         complain(note)
-    print(f"{result.summary()}\n{page}")
+    say(f"{result.summary()}\n{page}")
     return SOME_FAILED if options.strict and not result.converged else DONE
 
 

@@ -4,7 +4,7 @@ galaxies of each image.
 
 from functools import partial
 
-from astrogen.commands.words import ALL_FAILED, exit_code, note_failure, note_lost, progress
+from astrogen.commands.words import ALL_FAILED, exit_code, note_failure, note_lost, progress, say
 
 
 def check_together(options):
@@ -29,6 +29,7 @@ def fit_together(observations, failures, options):
     """
     from astropy.table import vstack
 
+    from astrogen.files import write_table
     from astrogen.report.joint import write_joint_figure
     from astrogen.result import file_names
 
@@ -47,12 +48,11 @@ def fit_together(observations, failures, options):
             note_lost(error, path, failures, options)
             continue
         results.append(result)
-        print(f"{result.summary()}\n{picture}")
+        say(f"{result.summary()}\n{picture}")
     if not results:
         return ALL_FAILED
-    vstack([result.table() for result in results], metadata_conflicts="silent").write(
-        options.out / "results.ecsv", format="ascii.ecsv", overwrite=True
-    )
+    together = vstack([result.table() for result in results], metadata_conflicts="silent")
+    write_table(options.out / "results.ecsv", together)
     return exit_code(results, 0, failures, options)
 
 

@@ -7,9 +7,9 @@ import sys
 import traceback
 import warnings
 
-from astrogen.errors import AstrogenError
+from astrogen.errors import AstrogenError, printable
 
-DONE, SOME_FAILED, ALL_FAILED, INTERRUPTED = 0, 3, 4, 130
+DONE, SOME_FAILED, ALL_FAILED, INTERRUPTED, TERMINATED = 0, 3, 4, 130, 143
 
 
 def count(text):
@@ -145,4 +145,10 @@ def one_line(message):
 
 
 def complain(text):
-    print(f"astrogen: {text}", file=sys.stderr)
+    """One line on stderr."""
+    print(f"astrogen: {printable(one_line(text))}", file=sys.stderr)
+
+
+def say(text):
+    """Lines on stdout, in which nothing but their ends moves a terminal."""
+    print("\n".join(map(printable, str(text).split("\n"))))

@@ -2,21 +2,23 @@
 the final spectrum, weights and card.
 """
 
-import json
 from pathlib import Path
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from astrogen.errors import InputError
-from astrogen.priors.convergence import ConvergencePrior, Table, stored_arrays
+from astrogen.errors import InputError, InputFileError
+from astrogen.files import npz_bytes, write_whole
+from astrogen.priors.convergence import TERMS, ConvergencePrior, Table, stored_arrays
 from astrogen.priors.correction import Correction
 from astrogen.priors.storage import write_weights
+from astrogen.reading import read_json, read_npz
 from astrogen.training.records import load_maps, read_manifest
 from astrogen.training.replicas import scope_of, worker_folder
 from astrogen.training.spectra import (
     LOG_L,
+    NUM_BANDS,
     fit_shift,
     fit_target,
     lognormal_start,
@@ -40,6 +42,7 @@ L_RANGE = (
     250,
     3000,
 )  # multipoles for which the drawn maps' spectrum was compared with the simulations'
+MAX_STORED = 2**24  # bytes of the file of tables, which has some thousands
 HELD_OUT_EVERY = 10  # without a folder of its own, every tenth simulation is kept for validation
 NUM_MAPS, NUM_ITERATIONS = 256, 3
 FINAL_MAPS, FINAL_ITERATIONS = (
@@ -133,7 +136,7 @@ def train_kappa(
         "num_steps": num_steps,
         "batch": BATCH,
         "num_critic": NUM_CRITIC,
-        "spectrum": spectrum and json.loads(Path(spectrum).read_text())["what"],
+        "spectrum": spectrum and read_json(spectrum)["what"],
         "penalty": PENALTY,
         "steering": STEERING,
         "warm_up": WARM_UP,
@@ -175,12 +178,24 @@ def tables_of_run(maps, out, seed, resume):
     """
     kept = out / "tables.npz"
     if resume and kept.is_file():
-        with np.load(kept, allow_pickle=False) as stored:
-            tables = {
-                kind: Table(*(stored[f"{kind}_{field}"] for field in Table._fields))
-                for kind in ("gaussian", "lognormal")
+        stored = read_npz(kept, max_bytes=MAX_STORED)
+        wanted = {"target": (TERMS, NUM_BANDS), "log_shift": (TERMS,)}
+        for kind in ("gaussian", "lognormal"):
+            shapes = ((TERMS, len(LOG_L)), (TERMS,), (TERMS,))
+            wanted |= {
+                f"{kind}_{field}": shape for field, shape in zip(Table._fields, shapes, strict=True)
             }
-            return stored["target"], tables, stored["log_shift"]
+        if {name: array.shape for name, array in stored.items()} != wanted:
+            raise InputFileError(
+                kept,
+                f"tables_of_run: file must hold arrays of the shapes {wanted}, got {list(stored)};"
+                " delete it to fit again",
+            )
+        tables = {
+            kind: Table(*(stored[f"{kind}_{field}"] for field in Table._fields))
+            for kind in ("gaussian", "lognormal")
+        }
+        return stored["target"], tables, stored["log_shift"]
     target, log_shift = fit_target(maps), fit_shift(maps)
     start = start_table(target, maps["pixel_scale"], maps["kappa"].shape[1:])
     gaussian = make_prior("gaussian", start, start, log_shift, None, maps)
@@ -198,16 +213,12 @@ def tables_of_run(maps, out, seed, resume):
         lognormal, target, num_maps=NUM_MAPS, num_iterations=2 * NUM_ITERATIONS, seed=seed
     )
     tables = {"gaussian": found, "lognormal": numpy_table(lognormal.table)}
-    np.savez(
-        kept,
-        target=target,
-        log_shift=log_shift,
-        **{
-            f"{kind}_{field}": value
-            for kind, table in tables.items()
-            for field, value in table._asdict().items()
-        },
-    )
+    written = {"target": target, "log_shift": log_shift} | {
+        f"{kind}_{field}": value
+        for kind, table in tables.items()
+        for field, value in table._asdict().items()
+    }
+    write_whole(kept, npz_bytes(written))
     return target, tables, log_shift
 
 

@@ -6,14 +6,12 @@ correcting for both, maps are drawn and cut in the same way, measured with the s
 the spectrum that colours the noise is changed until the two agree.
 """
 
-import json
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 
-from astrogen.errors import InputError
+from astrogen.errors import InputError, InputFileError
 from astrogen.priors.convergence import (
     ARCMIN,
     SECOND_ORDER,
@@ -23,6 +21,7 @@ from astrogen.priors.convergence import (
     hat_weights,
     polynomial_terms,
 )
+from astrogen.reading import read_json
 from astrogen.training.map_features import band_edges, band_matrix
 
 LOG_L = np.linspace(np.log(50.0), np.log(6700.0), 24)
@@ -118,18 +117,20 @@ def read_target(path, *, shape, pixel_scale):
 
     Raises
     ------
-    ValueError : the file is of other maps, or none of this kind.
+    InputFileError : the file is none of this kind. InputError : it is of other maps.
     """
     try:
-        stored = json.loads(Path(path).read_text())
+        stored = read_json(path)
         cosmologies, power, l = (
             np.array(stored[name], float) for name in ("cosmologies", "power", "multipoles")
         )
-        of = (stored["pixel_scale"], tuple(stored["image_shape"]))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
+        of = (float(stored["pixel_scale"]), tuple(int(side) for side in stored["image_shape"]))
+        str(stored["what"])
+    except (InputFileError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+        raise InputFileError(
+            path,
             "read_target: spectrum must be a file of `python -m data_pipelines expected-spectrum`,"
-            f" got {path}: {error}"
+            f" got {getattr(error, 'reason', error)}",
         ) from error
     if of != (pixel_scale, tuple(shape)):
         raise InputError(
@@ -138,14 +139,17 @@ def read_target(path, *, shape, pixel_scale):
         )
     if (
         power.shape != (len(cosmologies), NUM_BANDS)
+        or cosmologies.shape != (len(cosmologies), 2)
         or len(cosmologies) < TERMS
+        or l.shape != (NUM_BANDS,)
         or not np.allclose(l, band_multipoles(shape, pixel_scale))
-        or not np.all(power > 0)
+        or not all(np.all((values > 0) & np.isfinite(values)) for values in (power, cosmologies))
     ):
-        raise InputError(
+        raise InputFileError(
+            path,
             f"read_target: spectrum must have positive powers in the {NUM_BANDS} bands of this"
-            f" release at {TERMS} cosmologies or more, got shape {power.shape} in {path}; make the"
-            " file again"
+            f" release at {TERMS} cosmologies or more, got shape {power.shape}; make the file"
+            " again",
         )
     return fit_polynomial(cosmologies, np.log(power), num_terms=TERMS)
 
