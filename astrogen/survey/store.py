@@ -27,8 +27,9 @@ import pyarrow
 from astropy.table import Table, meta, vstack
 from pyarrow import parquet
 
+from astrogen.arrays import npz_bytes
 from astrogen.errors import SurveyError
-from astrogen.files import npz_bytes, write_table, write_whole
+from astrogen.files import write_table, write_whole
 from astrogen.joint_result import JointResult, Source
 from astrogen.observation import make_observation, make_psf
 from astrogen.result import QUANTITIES, Quantities, Result, measured_words
