@@ -72,6 +72,29 @@ def progress(items, words):
     )
 
 
+def exit_code(results, num_empty, failures, options):
+    """What became of results (of which `num_empty` have no data) and of inputs that failed, as an
+    exit code, and a line on stderr for what is not right.
+    """
+    from astrogen.verdict import is_failed, is_poor
+
+    num_failed = sum(is_failed(result.status) for result in results)
+    if num_failed:
+        complain(f"{num_failed} of {len(results)} fits failed or found no galaxy: see the status")
+    if num_empty + num_failed == len(results):
+        return ALL_FAILED
+    num_unconverged = num_poor = 0
+    if options.strict:
+        num_unconverged = sum(not result.converged for result in results)
+        num_poor = sum(is_poor(result.status) for result in results)
+    if num_unconverged:
+        complain(f"{num_unconverged} of {len(results)} posteriors did not converge")
+    if num_poor:
+        complain(f"{num_poor} of {len(results)} fit poorly: see the status")
+    lost = failures or num_empty or num_failed or num_unconverged or num_poor
+    return SOME_FAILED if lost else DONE
+
+
 @contextlib.contextmanager
 def short_warnings(path):
     """Print each different warning of the package as one line, without the place in the code."""
