@@ -13,6 +13,7 @@ from astrogen.commands.words import (
     add_inference,
     complain,
     count,
+    in_options,
     note_failure,
     note_lost,
     number_or_name,
@@ -247,7 +248,7 @@ def _read_all(tasks, options):
     observations, failures = [], []
     for task in progress(tasks, "reading"):
         try:
-            with short_warnings(task["image"]):
+            with short_warnings(task["image"], options):
                 observations.append((task["image"], _read_one(task, options)))
         except Exception as error:
             note_failure(error, task["image"], failures, options)
@@ -414,7 +415,7 @@ def _table(written, failures):
 def _finish(results, failures, options):
     """Print what was found, and choose the exit code."""
     for result in results:
-        say(result.summary())
+        say(in_options(result.summary(), options))
     if results:
         say(
             f"{len(results)} of {len(results) + len(failures)} objects:"

@@ -9,6 +9,7 @@ from astrogen.commands.words import (
     DONE,
     SOME_FAILED,
     complain,
+    in_options,
     note_failure,
     note_lost,
     progress,
@@ -56,7 +57,7 @@ def fit_together(observations, failures, options):
             note_lost(error, path, failures, options)
             continue
         results.append(result)
-        say(f"{result.summary()}\n{picture}")
+        say(f"{in_options(result.summary(), options)}\n{picture}")
     if not results:
         return ALL_FAILED
     vstack([result.table() for result in results], metadata_conflicts="silent").write(
