@@ -3,14 +3,22 @@
 Parses, calls a verb of `astrogen.commands`, and says in its exit code what became of it.
 
 Exit codes: 0 done, 2 usage, 3 some objects failed (or did not converge, under --strict), 4 bad
-input or all failed, 130 interrupted.
+input or all failed, 130 interrupted, 143 terminated.
 """
 
 import argparse
 
 from astrogen import __version__
 from astrogen.commands import deconvolve, demo, emulate, massmap, show, survey, train
-from astrogen.commands.words import ALL_FAILED, INTERRUPTED, complain, is_users, reason
+from astrogen.commands.words import (
+    ALL_FAILED,
+    INTERRUPTED,
+    TERMINATED,
+    complain,
+    is_users,
+    reason,
+)
+from astrogen.processes import Terminated
 from astrogen.quiet import keep_tensorflow_quiet
 
 VERBS = {
@@ -33,6 +41,9 @@ def main(arguments=None):
     except KeyboardInterrupt:
         complain("interrupted")
         return INTERRUPTED
+    except Terminated:
+        complain("terminated")
+        return TERMINATED
     except Exception as error:
         if options.traceback or not is_users(error):
             raise
@@ -46,7 +57,7 @@ def _parser():
         description="Inverse problems and emulation in astronomy with learned priors.",
         epilog=(
             "exit codes: 0 done, 2 usage, 3 some objects failed, 4 bad input or all failed, 130"
-            " interrupted"
+            " interrupted, 143 terminated"
         ),
     )
     parser.add_argument("--version", action="version", version=f"astrogen {__version__}")

@@ -455,7 +455,7 @@ def stream_cube(path, shape, *, header):
             f"stream_cube: path must end in .fits or .npy, got {str(path)!r}; choose one of the two"
         )
     left = shape[0]
-    with whole_file(path) as temporary, open(temporary, "wb") as stream:
+    with whole_file(path) as stream:
         stream.write(_cube_header(shape, header) if ending == ".fits" else _npy_header(shape))
 
         def append(images):

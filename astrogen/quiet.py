@@ -50,7 +50,7 @@ def _silence():
         os.dup2(said.fileno(), 2)
         try:
             yield
-        except BaseException:
+        except Exception:
             os.dup2(terminal, 2)
             said.seek(0)
             os.write(2, said.read())

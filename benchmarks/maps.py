@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from astrogen.files import write_whole
 from astrogen.priors import load_prior
 from astrogen.report.statistics import write_statistics
 from astrogen.statistics import mean_frequency
@@ -99,7 +100,6 @@ def main(arguments=None):
         "targets": ms.TARGETS,
         "cosmologies": [],
     }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
     for directory in options.records:
         compared = compare_cosmology(
             directory,
@@ -110,9 +110,9 @@ def main(arguments=None):
         )
         report["cosmologies"].append(compared)
         print(table(compared), flush=True)
-        options.out.write_text(json.dumps(report, indent=1))
+        write_whole(options.out, json.dumps(report, indent=1))
     report |= _beyond(priors["network"], report["cosmologies"][0], options)
-    options.out.write_text(json.dumps(report, indent=1))
+    write_whole(options.out, json.dumps(report, indent=1))
     if options.figure:
         write_statistics(report["cosmologies"][0], options.figure)
     return 0

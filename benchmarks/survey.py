@@ -37,6 +37,7 @@ from astropy.table import Table
 from astropy.wcs import WCS
 
 from astrogen import forward, load_prior
+from astrogen.files import write_whole
 
 TILES, SIZE, SCALE = 64, 48, 0.2  # galaxies a side of an exposure, pixels of each, arcsec/pixel
 FWHM, SPREAD, PSF_SIDE = 0.7, 0.1, 41
@@ -105,8 +106,7 @@ def main(arguments=None):
         report = measure(Path(folder), options)
     _print(report)
     if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(report, indent=1))
+        write_whole(options.out, json.dumps(report, indent=1))
     return (
         0
         if report["equal bytes"]

@@ -1,5 +1,5 @@
 """The command line of the data pipelines: parse, call, print. Exit codes: 0 done, 2 usage, 3 some
-entries left out, 4 bad input or all left out, 130 interrupted.
+entries left out, 4 bad input or all left out, 130 interrupted, 143 terminated.
 """
 
 import argparse
@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from astrogen.errors import AstrogenError, printable
+from astrogen.processes import Terminated, raise_at_sigterm
 from astrogen.quiet import keep_tensorflow_quiet
 from data_pipelines import map_commands
 from data_pipelines.words import odd, positive, record_options, seed
@@ -24,7 +25,7 @@ def _parser():
         ),
         epilog=(
             "Exit codes: 0 done, 2 usage, 3 some entries left out, 4 bad input or all left out, 130"
-            " interrupted."
+            " interrupted, 143 terminated."
         ),
     )
     verbs = parser.add_subparsers(
@@ -159,15 +160,17 @@ def main(arguments=None):
     """Run one command; the exit code."""
     options = _parser().parse_args(arguments)
     try:
-        return _run(options)
-    except KeyboardInterrupt:
+        with raise_at_sigterm():
+            return _run(options)
+    except (KeyboardInterrupt, Terminated) as ended:
         kept = (
             f"; finished shards are kept in {options.out}, go on with --resume"
             if hasattr(options, "resume")
             else ""
         )
-        print(f"data_pipelines: interrupted{kept}", file=sys.stderr)
-        return 130
+        word, code = ("terminated", 143) if isinstance(ended, Terminated) else ("interrupted", 130)
+        print(f"data_pipelines: {word}{kept}", file=sys.stderr)
+        return code
 
 
 if __name__ == "__main__":

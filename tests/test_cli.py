@@ -5,7 +5,6 @@ Inference itself is replaced by a fast fake.
 
 import subprocess
 import sys
-import time
 import types
 
 import astropy.io.fits as fits
@@ -558,8 +557,7 @@ def test_demo_and_train_pass_their_options_on(tmp_path, monkeypatch):
     ]
 
 
-def test_version_answers_within_a_second_without_tensorflow():
-    start = time.perf_counter()
+def test_version_answers_without_the_libraries_that_take_seconds_to_load():
     run = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "astrogen", "--version"],
         capture_output=True,
@@ -567,8 +565,6 @@ def test_version_answers_within_a_second_without_tensorflow():
         check=True,
     )
     assert run.stdout == f"astrogen {astrogen.__version__}\n"
-    assert (
-        "tensorflow" not in run.stderr
-        and "astropy" not in run.stderr
-        and time.perf_counter() - start < 1
-    )
+    loaded = {line.split("|")[-1].strip().split(".")[0] for line in run.stderr.splitlines()}
+    assert "astrogen" in loaded
+    assert not loaded & {"tensorflow", "keras", "astropy", "scipy", "numpy", "galsim", "h5py"}

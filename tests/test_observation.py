@@ -668,9 +668,28 @@ def test_named_bits_of_an_lsst_mask(tmp_path, bad_bits, expected):
         ("V4.8.2a", [3], [3]),
         ("V3.2.0", None, [1, 3, 5, 16]),
         ("V3.2.0", ["SATURATED"], [3]),
+        ("V3.4.9", None, [1, 3, 5, 16]),
+        ("V3.5.0", None, [1, 3, 5]),
+        ("V3.5.0DES1", ["CR"], [5]),
+        ("V3.10.1", None, [1, 3, 5]),
+        ("V5.1", None, [1, 3, 5]),
+        ("V2.9", None, [1, 3, 5, 16]),
         ("", None, [1, 3, 5, 8, 16]),
     ],
-    ids=["codes", "code-name", "code", "bits", "bit-name", "unknown"],
+    ids=[
+        "codes",
+        "code-name",
+        "code",
+        "bits",
+        "bit-name",
+        "last of bits",
+        "first of codes",
+        "first, by name",
+        "two digits",
+        "later",
+        "earlier",
+        "unknown",
+    ],
 )
 def test_decam_masks_hold_codes_or_bits(tmp_path, version, bad_bits, expected):
     mask = np.zeros((24, 20), np.int16)
@@ -845,6 +864,35 @@ def write_psfex(path, *, sampling=0.5, degree=2, **header):
     )
     fits.HDUList([fits.PrimaryHDU(), table]).writeto(path, overwrite=True)
     return path
+
+
+def odd_image(side=33, scale=SCALE):
+    """A PSF that is not its own mirror image, nor its point reflection, by GalSim."""
+    star = galsim.Gaussian(fwhm=0.7).shear(g1=0.15, g2=0.2)
+    coma = star + 0.3 * galsim.Gaussian(fwhm=0.9).shift(0.12, 0.3)
+    image = coma.drawImage(nx=side, ny=side, scale=scale, dtype=float).array
+    return image / image.sum()
+
+
+def test_a_psf_is_read_the_way_up_that_it_was_written(tmp_path):
+    """From FITS, NumPy and PsfEx files; a file of even sides is moved by half a pixel along either
+    axis, and not turned.
+    """
+    image = odd_image()
+    fits.PrimaryHDU(image).writeto(tmp_path / "a.fits")
+    np.save(tmp_path / "a.npy", image)
+    for path in (tmp_path / "a.fits", tmp_path / "a.npy"):
+        np.testing.assert_allclose(read_psf(path, pixel_scale=SCALE).image, image, atol=1e-12)
+    table = Table({"psf_mask": image[None, None], "polnaxis": [0], "psf_samp": [1.0]})
+    table.write(tmp_path / "merged.fits")
+    np.testing.assert_allclose(
+        read_psf(tmp_path / "merged.fits", pixel_scale=SCALE).image, image, atol=1e-12
+    )
+    even = galsim.Image(odd_image(side=34), scale=SCALE)
+    np.save(tmp_path / "even.npy", even.array)
+    moved = read_psf(tmp_path / "even.npy", pixel_scale=SCALE, recentre=True).image
+    # An even stamp of GalSim's is centred between its pixels, an odd one on a pixel.
+    np.testing.assert_allclose(moved[1:-1, 1:-1], image, atol=1e-4 * image.max())
 
 
 @pytest.mark.parametrize("degree", [0, 1, 2, 3])

@@ -17,6 +17,7 @@ from conftest import ROOT
 from test_workers import die
 
 from astrogen.errors import RecordsError
+from astrogen.files import TEMPORARY
 from astrogen.training.records import (
     digest,
     load_images,
@@ -90,7 +91,8 @@ def test_manifest_states_the_recipe_the_units_and_every_shard(written):
 def test_resume_redraws_only_what_is_missing_or_changed(written, copy):
     manifest = json.loads((copy / "manifest.json").read_text())
     _edit_manifest(copy, shards=manifest["shards"][:2])  # as if killed during the third shard
-    (copy / "galaxies-00002.tfrecord").rename(copy / "galaxies-00002.tfrecord.tmp")
+    left = copy / f".galaxies-00002.tfrecord.{16 * '0'}{TEMPORARY}"
+    (copy / "galaxies-00002.tfrecord").rename(left)
     damaged = copy / "galaxies-00001.tfrecord"
     damaged.write_bytes(damaged.read_bytes()[:-3])
     kept = (copy / "galaxies-00000.tfrecord").stat().st_mtime_ns

@@ -14,18 +14,19 @@ import sys
 import time
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
 import tensorflow as tf
 from astropy.io import fits
 from astropy.table import Table
 from astropy.wcs import WCS
+from oracles import tiny_prior
 
 import astrogen
 from astrogen.cli import main
 from astrogen.errors import InputFileError
 from astrogen.observation import read_observation, read_psf
+from astrogen.priors.storage import write_weights
 from astrogen.survey import inputs, read_object, read_survey, remote, run, run_survey, store, work
 from astrogen.survey.work import Fit, infer_chunk
 
@@ -402,6 +403,7 @@ def test_what_fails_in_inference_is_found_by_halves():
             lambda result, seen: (result, seen.ident),
             list(enumerate(map(Cut, range(8)))),
             failures,
+            work._reason,
         )
     )
     assert kept == {number: (10 * number, f"o{number}") for number in (0, 1, 3, 4, 6, 7)}
@@ -622,8 +624,8 @@ def test_bands_are_named_for_all_images_or_for_none(bands, tmp_path):
 # Nothing lost
 
 
-def test_a_killed_run_goes_on_to_the_same_bytes(folder, whole, tmp_path):
-    """SIGKILL to the whole process group at a random moment, a finished chunk is damaged, then
+def test_a_killed_run_goes_on_to_the_same_bytes(folder, whole, tmp_path, rng):
+    """SIGKILL to the whole process group at some moment, a finished chunk is damaged, then
     again with another number of workers.
     """
     command = [
@@ -648,13 +650,12 @@ def test_a_killed_run_goes_on_to_the_same_bytes(folder, whole, tmp_path):
         str(tmp_path),
         "--resume",
     ]
-    rng = np.random.default_rng(int.from_bytes(os.urandom(4), "little"))
     process = subprocess.Popen(
         command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     deadline = time.monotonic() + 400
     while (
-        not list((tmp_path / "chunks").glob("*.h5"))
+        not list((tmp_path / "chunks").glob("*.npz"))
         and time.monotonic() < deadline
         and process.poll() is None
     ):
@@ -662,7 +663,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(folder, whole, tmp_path):
     time.sleep(rng.uniform(0, 1.5))
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    for path in list((tmp_path / "chunks").glob("*.h5"))[
+    for path in list((tmp_path / "chunks").glob("*.npz"))[
         :1
     ]:  # and a disk that lost the end of a file
         path.write_bytes(path.read_bytes()[:2000])
@@ -706,6 +707,47 @@ def test_runs_are_not_mixed(folder, whole, options, message):
     with pytest.raises((store.SurveyError, ValueError), match=message):
         _run(folder, whole, **options)
     assert _bytes(whole) == before
+
+
+def test_a_run_is_not_mixed_with_other_weights_of_the_same_name(folder, tmp_path):
+    """Weights that were trained anew stand in the same folder under the same name."""
+    weights, rng = tmp_path / "mine", np.random.default_rng(1)
+    prior, numbers = tiny_prior(rng)
+    card = {
+        "kind": "basis",
+        "name": "mine",
+        "latent": prior.latent_size,
+        "encoder_widths": [],
+        "decoder_widths": [],
+        **{name: 0.1 for name in ("floor", "tilt", "pixel_scale", "target_fwhm")},
+        "log_amplitude": [0.3, 0.5],
+    }
+    arrays = {
+        "basis": {name: numbers[of] for name, of in (("mean", "mean"), ("std", "std"))}
+        | {"images": numbers["basis"]},
+        "encoder": {"weight_00": np.zeros((6, 6)), "weight_01": np.zeros(6)},
+        "decoder": {
+            "weight_00": numbers["kernel"],
+            "whitening_mean": numbers["whitening_mean"],
+            "whitening_factor": numbers["whitening_factor"],
+        },
+    }
+    exposures = inputs.list_exposures([folder / "exposure.fits"], psf=[folder / "psf.npy"])
+    fit, seen = FIT._replace(prior=str(weights)), []
+    for scale in (1.0, 1.0, 1.001):
+        arrays["decoder"]["weight_01"] = scale * numbers["bias"]
+        write_weights(weights, card=card, arrays=arrays)
+        seen.append(run._manifest(folder / "pixels.ecsv", exposures, fit, 2))
+    out = tmp_path / "run"
+    store.settle_manifest(out, seen[0], resume=False)
+    store.settle_manifest(out, seen[1], resume=True)
+    before = _bytes(out)
+    with pytest.raises(
+        store.SurveyError, match="a resumed run must be of the same weights, got weights .* now "
+    ):
+        store.settle_manifest(out, seen[2], resume=True)
+    assert _bytes(out) == before
+    store.settle_manifest(out, seen[2], resume=True, force=True)
 
 
 def test_neighbours_are_masked_where_asked(folder, tmp_path, in_process):
@@ -765,38 +807,6 @@ def test_a_run_is_not_mixed_with_another_function(folder, tmp_path, monkeypatch)
         match="psf must name a function that can be imported, got 'my_psfs_of_yore:psf_of'",
     ):
         inputs.function_hash("my_psfs_of_yore:psf_of")
-
-
-def test_bytes_do_not_depend_on_who_holds_a_dataset(tmp_path, monkeypatch):
-    """HDF5 puts into the file what a dataset still has to write when its last reference goes; a
-    profiler's thread may hold one.
-    """
-    rng, write = np.random.default_rng(1), h5py.Group.create_dataset
-    packed = [
-        (
-            {"id": f"o{number}", "flux": 1.0},
-            {name: rng.normal(size=(64, 64)) for name in ("image", "model", "psf")},
-            "{}",
-        )
-        for number in range(3)
-    ]
-    store.write_chunk(tmp_path / "plain.h5", packed, [])
-    held = []
-    monkeypatch.setattr(
-        h5py.Group,
-        "create_dataset",
-        lambda *arguments, **options: held.append(write(*arguments, **options)) or held[-1],
-    )
-    store.write_chunk(tmp_path / "held.h5", packed, [])
-    assert held and (tmp_path / "held.h5").read_bytes() == (tmp_path / "plain.h5").read_bytes()
-
-
-def test_a_damaged_chunk_is_not_read(whole, tmp_path):
-    path = tmp_path / "000001.h5"
-    path.write_bytes(store.chunk_path(whole, 1).read_bytes()[:2000])
-    assert not store.is_whole(path)
-    with pytest.raises(store.SurveyError, match="read_rows: chunk must be whole"):
-        store.read_rows(path)
 
 
 @pytest.mark.slow
@@ -898,7 +908,7 @@ def test_a_scheduler_that_goes_is_an_error_and_a_resume_ends_the_run(
             [
                 "sh",
                 "-c",
-                f"until ls {tmp_path}/run/chunks/*.h5; do sleep 0.1; done; kill -9 {scheduler.pid}",
+                f"until ls {tmp_path}/run/chunks/*.npz; do sleep 0.1; done; kill -9 {scheduler.pid}",
             ],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -976,9 +986,9 @@ def test_workers_of_others_have_the_same_code(tmp_path):
     with pytest.raises(
         store.SurveyError, match="workers must have the astrogen of the client, got other code in "
     ) as caught:
-        remote.infer_remotely("another", str(tmp_path / "c.h5"), [], [], FIT)
+        remote.infer_remotely("another", str(tmp_path / "c.npz"), [], [], FIT)
     arrived = pickle.loads(pickle.dumps(caught.value))
-    assert str(arrived) == str(caught.value) and arrived.path == tmp_path / "c.h5"
+    assert str(arrived) == str(caught.value) and arrived.path == str(tmp_path / "c.npz")
 
 
 def test_command_line_faults(folder, tmp_path, capsys):
@@ -994,7 +1004,5 @@ def test_results_of_an_unfinished_run_are_not_read(tmp_path):
     with pytest.raises(store.SurveyError, match="read_survey: run must have finished"):
         read_survey(tmp_path)
     (tmp_path / "manifest.json").write_text("{}")
-    with pytest.raises(
-        store.SurveyError, match="read_manifest: format must be 'astrogen survey 3', got None"
-    ):
+    with pytest.raises(store.SurveyError, match="format must be 'astrogen survey 3', got None"):
         store.read_manifest(tmp_path / "manifest.json")

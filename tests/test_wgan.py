@@ -421,6 +421,39 @@ def test_a_checkpoint_holds_every_weight(tmp_path):
         np.testing.assert_array_equal(one, two)
 
 
+class Linear(keras.layers.Layer):
+    """A critic whose slope is its weights, whatever the maps and the cosmology."""
+
+    def __init__(self, slope):
+        super().__init__()
+        self.slope = self.add_weight(shape=slope.shape, name="slope")
+        self.slope.assign(slope)
+        self.built = True
+
+    def call(self, maps, cosmology):
+        return tf.reduce_sum(self.slope * maps, [1, 2])
+
+
+@pytest.mark.parametrize("norm", [0.4, 2.5], ids=["too flat", "too steep"])
+def test_the_critic_descends_its_loss_and_ten_times_the_penalty(norm, rng, monkeypatch):
+    """Of a linear critic w the gradient of both is known: the mean drawn less the mean simulated
+    map, and 2 (|w| - 1) w / |w| (Gulrajani et al. 2017, eq. 3, with their weight of ten).
+    """
+    slope = rng.normal(size=(6, 6))
+    slope *= norm / np.linalg.norm(slope)
+    monkeypatch.setattr(wgan, "Critic", lambda side: Linear(slope.astype(np.float32)))
+    target = wgan.Target(np.zeros((TERMS, 3)), np.ones(3))
+    step = wgan.Step(small_prior(), small_prior().network, target, loss="wgan-gp", seed=1)
+    step.optimizers["critic"] = keras.optimizers.SGD(1e-3)
+    real, fake = rng.normal(size=(2, 4, 6, 6)).astype(np.float32)
+    told = step._update_critic(
+        tf.constant(real), tf.constant(fake), tf.zeros([4, 2]), tf.fill([4, 1, 1], 0.3)
+    )
+    assert float(told["penalty"]) == pytest.approx((norm - 1) ** 2, rel=1e-4)
+    gradient = fake.mean(0) - real.mean(0) + 10 * 2 * (norm - 1) * slope / norm
+    np.testing.assert_allclose(step.critic.slope, slope - 1e-3 * gradient, atol=1e-6)
+
+
 def test_the_plain_loss_trains_without_penalty_and_steering(quick):
     maps, _ = kappa.split_maps(quick, None)
     prior = small_prior(scale=0.0)

@@ -22,6 +22,7 @@ from astrogen.commands.words import (
     say,
     short_warnings,
 )
+from astrogen.files import write_table
 
 TEXT = "Deconvolve images of galaxies and say how far the result can be trusted."
 NOISE = ("variance", "sigma", "weight")
@@ -361,9 +362,7 @@ def _write_all(results, failures, options):
             continue
         written.append((name, path, result))
     if written:
-        _table(written, failures).write(
-            options.out / "results.ecsv", format="ascii.ecsv", overwrite=True
-        )
+        write_table(options.out / "results.ecsv", _table(written, failures))
         write_report(
             [result for *_, result in written],
             options.out,

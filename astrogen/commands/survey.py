@@ -15,8 +15,10 @@ from astrogen.commands.words import (
     count,
     number_or_name,
     say,
+    short_warnings,
 )
 from astrogen.errors import InputError
+from astrogen.processes import raise_at_sigterm
 
 TEXT = "Deconvolve every object of a catalogue; resumable, in parallel, nothing lost."
 
@@ -145,6 +147,12 @@ def add_options(verb):
 
 
 def run(options):
+    with raise_at_sigterm(), short_warnings(options.out):
+        done = _run(options)
+    return _report(done, options)
+
+
+def _run(options):
     from astrogen.survey import run_survey
     from astrogen.survey.work import Fit
 
@@ -161,7 +169,7 @@ def run(options):
         mask_neighbours=options.mask_neighbours,
         seed=options.seed,
     )
-    done = run_survey(
+    return run_survey(
         options.catalogue,
         _expanded(options.images),
         out=options.out,
@@ -179,6 +187,10 @@ def run(options):
         },
         band=options.bands,
     )
+
+
+def _report(done, options):
+    """Say what became of the run; the exit code."""
     if done.num_unfinished:
         say(f"{done.num_unfinished} chunks are left to the other shards: {options.out}")
         return DONE

@@ -15,6 +15,7 @@ from astrogen.commands.words import (
     progress,
     say,
 )
+from astrogen.files import write_table
 
 
 def check_together(options):
@@ -60,9 +61,8 @@ def fit_together(observations, failures, options):
         say(f"{in_options(result.summary(), options)}\n{picture}")
     if not results:
         return ALL_FAILED
-    vstack([result.table() for result in results], metadata_conflicts="silent").write(
-        options.out / "results.ecsv", format="ascii.ecsv", overwrite=True
-    )
+    together = vstack([result.table() for result in results], metadata_conflicts="silent")
+    write_table(options.out / "results.ecsv", together)
     num_unconverged = sum(not result.converged for result in results) if options.strict else 0
     if num_unconverged:
         complain(f"{num_unconverged} of {len(results)} posteriors did not converge")

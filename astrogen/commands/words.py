@@ -12,7 +12,7 @@ import warnings
 
 from astrogen.errors import AstrogenError, printable
 
-DONE, SOME_FAILED, ALL_FAILED, INTERRUPTED = 0, 3, 4, 130
+DONE, SOME_FAILED, ALL_FAILED, INTERRUPTED, TERMINATED = 0, 3, 4, 130, 143
 
 # Options that are not called as the argument that they give; "function.argument" where only that
 # function's is meant. None: what is no argument, though an option has its name.

@@ -3,13 +3,13 @@ file is checked against the card before use.
 """
 
 import hashlib
-import io
 import json
 from pathlib import Path
 
 import numpy as np
 
 from astrogen.errors import InputFileError, WeightsError
+from astrogen.files import npz_bytes, write_whole
 from astrogen.reading import parse_npz, read_bytes, read_json
 
 FORMAT, VERSION, CARD = "astrogen prior", 1, "card.json"
@@ -40,24 +40,22 @@ def write_weights(directory, *, card, arrays):
     dict : the card as written, with the sha256, shapes and dtypes of every file
     """
     directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
     files = {}
     for name, content in arrays.items():
         content = {
             key: np.asarray(value, np.float16 if np.ndim(value) > 1 else np.float32)
             for key, value in content.items()
         }
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, **content)
-        (directory / f"{name}.npz").write_bytes(buffer.getvalue())
+        written = npz_bytes(content)
+        write_whole(directory / f"{name}.npz", written)
         files[f"{name}.npz"] = {
-            "sha256": hashlib.sha256(buffer.getvalue()).hexdigest(),
+            "sha256": hashlib.sha256(written).hexdigest(),
             "arrays": {
                 key: [list(value.shape), str(value.dtype)] for key, value in content.items()
             },
         }
     card = {"format": FORMAT, "version": VERSION, **card, "files": files}
-    (directory / CARD).write_text(json.dumps(card, indent=1) + "\n")
+    write_whole(directory / CARD, json.dumps(card, indent=1) + "\n")
     return card
 
 

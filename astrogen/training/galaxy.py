@@ -8,6 +8,7 @@ import keras
 import numpy as np
 
 from astrogen.errors import InputFileError, RecordsError
+from astrogen.files import npz_bytes, write_array, write_whole
 from astrogen.priors import load_prior
 from astrogen.priors.galaxy import BasisPrior
 from astrogen.priors.storage import write_weights
@@ -15,7 +16,7 @@ from astrogen.reading import open_regular, read_npz
 from astrogen.report import write_contact_sheet
 from astrogen.training.basis import Basis, fit_basis, whiten
 from astrogen.training.real import compress_real
-from astrogen.training.records import load_images, read_manifest
+from astrogen.training.records import load_images, read_manifest, sha256_of
 from astrogen.training.replicas import scope_of, worker_folder
 from astrogen.training.vae import (
     FLOOR,
@@ -119,19 +120,32 @@ def basis_of_run(records, out, seed, resume):
                 f" ({stored['origin']}), got {origin}; resume with those, or train in another"
                 " folder",
             )
+        if not coefficients.is_file() or sha256_of(coefficients) != str(
+            stored.get("coefficients_sha256")
+        ):
+            raise InputFileError(
+                coefficients,
+                "train_galaxy: coefficients must be as they were written, got others; delete"
+                f" {kept} to make them again",
+            )
         basis = Basis(stored["images"], stored["mean"], stored["std"], float(stored["residual"]))
         return basis, _read_coefficients(coefficients, len(basis.std))
     basis, white = fit_basis(
         load_images(records, split="train")["image"], num_components=NUM_COMPONENTS, seed=seed
     )
-    np.save(coefficients, white)
-    np.savez(out / "unfinished.npz", origin=origin, **basis._asdict())
-    (out / "unfinished.npz").replace(kept)
+    write_basis(out, basis, white, origin)
     return basis, white
 
 
+def write_basis(out, basis, white, origin):
+    """Keep the basis and the whitened coefficients of records and seed, `origin`."""
+    write_array(out / "coefficients.npy", white)
+    told = {"origin": origin, "coefficients_sha256": sha256_of(out / "coefficients.npy")}
+    write_whole(out / "basis.npz", npz_bytes(told | basis._asdict()))
+
+
 def _read_coefficients(path, num):
-    """The whitened coefficients [galaxy, num], left on the disk."""
+    """The whitened coefficients [orientation, galaxy, num], left on the disk."""
     try:
         with open_regular(path):
             white = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -139,7 +153,7 @@ def _read_coefficients(path, num):
         raise InputFileError(
             path, f"train_galaxy: file must be a whole array, got {error}; train in another folder"
         ) from error
-    if white.ndim != 2 or white.shape[1] != num or white.dtype.kind != "f":
+    if white.ndim != 3 or white.shape[-1] != num or white.dtype.kind != "f":
         raise InputFileError(
             path,
             f"train_galaxy: file must hold {num} coefficients of each galaxy, got {white.shape} of"

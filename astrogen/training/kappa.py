@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from astrogen.errors import InputError, InputFileError
+from astrogen.files import npz_bytes, write_whole
 from astrogen.priors.convergence import TERMS, ConvergencePrior, Table, stored_arrays
 from astrogen.priors.correction import Correction
 from astrogen.priors.storage import write_weights
@@ -212,16 +213,12 @@ def tables_of_run(maps, out, seed, resume):
         lognormal, target, num_maps=NUM_MAPS, num_iterations=2 * NUM_ITERATIONS, seed=seed
     )
     tables = {"gaussian": found, "lognormal": numpy_table(lognormal.table)}
-    np.savez(
-        kept,
-        target=target,
-        log_shift=log_shift,
-        **{
-            f"{kind}_{field}": value
-            for kind, table in tables.items()
-            for field, value in table._asdict().items()
-        },
-    )
+    written = {"target": target, "log_shift": log_shift} | {
+        f"{kind}_{field}": value
+        for kind, table in tables.items()
+        for field, value in table._asdict().items()
+    }
+    write_whole(kept, npz_bytes(written))
     return target, tables, log_shift
 
 

@@ -16,9 +16,11 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from astrogen.errors import InputFileError
+from astrogen.files import npz_bytes, write_whole
 from astrogen.priors.convergence import MARGIN, draw_latent, polynomial_terms, scaled_cosmology
 from astrogen.reading import read_npz
 from astrogen.statistics import diversity
+from astrogen.training.checkpoints import keep_checkpoints
 from astrogen.training.critic import Critic, critic_loss, generator_loss, gradient_penalty
 from astrogen.training.map_features import map_features
 from astrogen.training.replicas import averaged, mean_here, parts
@@ -296,9 +298,7 @@ def train_wgan(
         `astrogen.statistics.diversity`)
     """
     step = Step(prior, average, target, loss=loss, seed=seed, strategy=strategy)
-    manager = tf.train.CheckpointManager(step.checkpoint, str(out / "checkpoints"), max_to_keep=2)
-    if resume_from and (latest := tf.train.latest_checkpoint(str(resume_from / "checkpoints"))):
-        step.checkpoint.restore(latest).assert_existing_objects_matched()
+    manager = keep_checkpoints(step.checkpoint, out, resume_from=resume_from)
     logs = tf.summary.create_file_writer(str(out / "logs"))
     warm_up = min(WARM_UP, num_steps // 2) if loss == "wgan-gp" else 0
     validate = validator(prior, average, validation, target.scatter, seed)
@@ -316,12 +316,10 @@ def train_wgan(
                     and index + 1 > CHOOSE_FROM * num_steps
                 ):
                     step.best.assign(told["statistic"])
-                    np.savez(
-                        out / "best.npz",
-                        *average.get_weights(),
-                        step=index + 1,
-                        **{name: told[name] for name in TOLD[1:]},
-                    )
+                    weights = enumerate(average.get_weights())
+                    best = {f"arr_{number}": value for number, value in weights}
+                    best |= {"step": index + 1} | {name: told[name] for name in TOLD[1:]}
+                    write_whole(out / "best.npz", npz_bytes(best))
                 manager.save()
                 with logs.as_default(step=index + 1):
                     for name, value in told.items():
