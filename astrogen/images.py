@@ -203,8 +203,7 @@ def only_plane(path, matching, planes, wanted, *, choice=None):
     """
     if len(matching) == 1:
         return matching[0]
-    name = Path(path).name
-    advice = choice or f"hdu=NUMBER or NAME, or as {name}[NAME]"
+    advice = choice or f"the number in front, as {path}[NUMBER]"
     raise InputFileError(
         path,
         f"{'more than one' if matching else 'no'} HDU could be {wanted}:"

@@ -314,7 +314,9 @@ def test_an_object_that_inference_refuses_does_not_stop_the_others(folder, capsy
         pytest.param(["broken.fits", "--psf", "psf.fits"], "broken.fits: is truncated", id="image"),
         pytest.param(["refused.fits", "--psf", "psf.fits"], "psf must be broader", id="inference"),
         pytest.param(["one.fits", "--psf", "broken.fits"], "broken.fits: is truncated", id="psf"),
-        pytest.param(["two.npy", "--psf", "psf.fits"], "give pixel_scale", id="no scale"),
+        pytest.param(
+            ["two.npy", "--psf", "psf.fits"], "give --pixel-scale in arcsec", id="no scale"
+        ),
         pytest.param(["one.fits", "--psf", "mask.fits"], "must have odd sides", id="even psf"),
         pytest.param(
             ["one.fits", "--psf", "psf.fits", "--mask", "psf.fits"], r"(21, 21)", id="shapes"

@@ -534,8 +534,14 @@ def test_a_ccddata_file_is_understood(tmp_path):
 
 
 AMBIGUOUS = {  # names; those that could be meant; the advice
-    "two-images": (["A", "B"], r"1 A \(9 x 9 float64\); 2 B .*hdu=NUMBER"),
-    "two-sci": (["SCI", "SCI"], r"1 SCI \(9 x 9 float64\); 2 SCI .*hdu=NUMBER"),
+    "two-images": (
+        ["A", "B"],
+        r"1 A \(9 x 9 float64\); 2 B .*the number in front, as .*\[NUMBER\]",
+    ),
+    "two-sci": (
+        ["SCI", "SCI"],
+        r"1 SCI \(9 x 9 float64\); 2 SCI .*the number in front, as .*\[NUMBER\]",
+    ),
     "two-noises": (
         ["SCI", "ERR", "WHT"],
         r": 2 ERR \(9 x 9 float64\); 3 WHT .*sigma=a.fits\[ERR\] or weight=a.fits\[WHT\]",

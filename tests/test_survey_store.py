@@ -452,7 +452,7 @@ def test_a_fault_of_the_machine_that_stays_is_tried_again_by_resume(
         _failing(patched, lambda count: error_fn())
         assert _command(folder, out) == 3
     (row,) = Table.read(out / store.FAILURES)
-    assert row["id"] == "o3" and "fault of the machine: --resume tries again" in row["reason"]
+    assert row["id"] == "o3" and "fault of the machine: a resumed run tries again" in row["reason"]
     assert _command(folder, out, "--resume") == 0
     assert _bytes(out) == _bytes(whole)
 

@@ -1,5 +1,5 @@
-"""What the verbs share: exit codes, types of options, progress, and errors as one line, in the words
-of the command line.
+"""What the verbs share: exit codes, types of options, progress, and errors as one line that names
+options.
 """
 
 import argparse
@@ -47,7 +47,7 @@ INSTEAD = {
     "plane": "write the plane that is meant to a file of its own",
     "prior_scale": "",
     "recentre": "",
-    "resume": "",
+    "resume": "go on with `astrogen survey ... --resume`",
     "sigma": "",
     "sources": "",
     "variance": "",
@@ -79,6 +79,20 @@ def positive(text):
     value = float(text)
     if not (math.isfinite(value) and value > 0):
         raise argparse.ArgumentTypeError(f"must be positive, got {text}")
+    return value
+
+
+def whole(text):
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"must be 0 or more, got {text}")
+    return value
+
+
+def fraction(text):
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"must be between 0 and 1, got {text}")
     return value
 
 
@@ -212,7 +226,7 @@ def in_options(text, options):
 
 
 def _option(flags, *names):
-    """The verb's option for an argument, of which the first name that OPTIONS has counts, or None."""
+    """The verb's option for an argument, or None; the first name that OPTIONS has counts."""
     known = [OPTIONS[name] for name in names if name in OPTIONS]
     option = known[0] if known else f"--{names[-1].replace('_', '-')}"
     return option if option in flags else None
