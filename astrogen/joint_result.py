@@ -137,6 +137,16 @@ class JointResult:
         return self.observations[0].name
 
     @property
+    def background(self):
+        """(values [exposure], errors [exposure]) of the sky's level, flux per observed pixel: mean
+        and standard deviation over the draws.
+        """
+        return (
+            self.background_draws.mean(0, np.float64),
+            self.background_draws.std(0, dtype=np.float64),
+        )
+
+    @property
     def flux_covariance(self):
         """Covariance [source * band, source * band] of all fluxes, the bands of a source together."""
         draws = np.concatenate([source.flux_draws for source in self.sources], 1)
@@ -181,6 +191,23 @@ class JointResult:
         table["flux"].unit = table["flux_err"].unit = self.observations[0].unit
         return table
 
+    def exposures(self):
+        """One row for each exposure, as astropy Table: what was fitted to it, and how well."""
+        level, error = self.background
+        table = Table(
+            {
+                "name": [observation.name for observation in self.observations],
+                "band": list(self.bands),
+                "background": level,
+                "background_err": error,
+                "chi2": self.chi2,
+                "p_value": self.p_values,
+                "chi2_all": self.chi2_all,
+            }
+        )
+        table["background"].unit = table["background_err"].unit = self.observations[0].unit
+        return table
+
     def summary(self):
         """What was found and how far it can be trusted, as text of several lines."""
         lines = [
@@ -203,12 +230,19 @@ class JointResult:
                 f"  {source.name} at ({source.x:.1f}, {source.y:.1f}): {fluxes}; half-light radius"
                 f" {format_value(source.quantities.half_light_radius)} arcsec"
             )
-        for observation, band, chi2, p_value, everywhere in zip(
-            self.observations, self.bands, self.chi2, self.p_values, self.chi2_all, strict=True
+        for observation, band, chi2, p_value, everywhere, *level in zip(
+            self.observations,
+            self.bands,
+            self.chi2,
+            self.p_values,
+            self.chi2_all,
+            *self.background,
+            strict=True,
         ):
             lines.append(
                 f"  {observation.name} {band}: reduced chi2 {chi2:.2f} inside the galaxies"
-                f" ({format_p(p_value)}), {everywhere:.2f} over all good pixels"
+                f" ({format_p(p_value)}), {everywhere:.2f} over all good pixels; background"
+                f" {format_value(level)} a pixel"
             )
         lines += [f"  {sentence}" for sentence in self.status] or ["  ok"]
         return "\n".join(map(printable, lines))
@@ -218,10 +252,11 @@ class JointResult:
 
         For each source n: IMAGEn, IMAGE_STDn, cubes [band, h, w] with their WCS, and DRAWSn_b,
         cubes [draw, h, w] of band b. For each exposure m: OBSERVEDm, VARIANCEm, MASKm, MODELm,
-        RESIDUALm, PSFm, and SOURCEn_m, the light of source n. Tables: SOURCES (`table`), COVARIANCE
-        (of all fluxes), DRAWS (fluxes, shifts and backgrounds), LATENTn, ABOUT (name, value as
-        JSON). Images that were given as surface brightness have their planes (those of sources in
-        that of the first) as such; fluxes are in FLUXUNIT. `astrogen.read_result` reads it.
+        RESIDUALm, PSFm, and SOURCEn_m, the light of source n. Tables: SOURCES (`table`), EXPOSURES
+        (`exposures`), COVARIANCE (of all fluxes), DRAWS (fluxes, shifts and backgrounds), LATENTn,
+        ABOUT (name, value as JSON). Images that were given as surface brightness have their planes
+        (those of sources in that of the first) as such; fluxes are in FLUXUNIT.
+        `astrogen.read_result` reads it.
 
         num_draws_kept : int or None, how many draws of the images to write; None: all
         """
@@ -277,6 +312,7 @@ class JointResult:
         }
         tables = {
             "SOURCES": self.table(),
+            "EXPOSURES": self.exposures(),
             **{
                 f"LATENT{number}": Table({"latent": source.latent_draws})
                 for number, source in enumerate(self.sources, 1)
@@ -483,7 +519,7 @@ def make_source(
         target_fwhm=float(target_fwhm),
         wcs=wcs,
         images=images,
-        image_std=draws.std(0),
+        image_std=draws.std(0, dtype=np.float64).astype(np.float32),
         draws=draws,
         flux_draws=draws.sum((2, 3), np.float64),
         shift_draws=np.asarray(shift_draws),
@@ -532,19 +568,20 @@ def make_joint_result(
         parameters that each exposure fixed; the rest as in `JointResult`
     """
     models = [np.asarray(model, np.float32) for model in models]
+    levels = np.mean(background_draws, 0, dtype=np.float64)
     residuals = [
         np.where(observation.mask, 0, observation.image - model).astype(np.float32)
         for observation, model in zip(observations, models, strict=True)
     ]
     fits, everywhere = [], []
     for observation, model, residual, level, fitted in zip(
-        observations, models, residuals, background_draws.mean(0), num_fitted, strict=True
+        observations, models, residuals, levels, num_fitted, strict=True
     ):
         fits.append(goodness_of_fit(residual, model - level, observation, num_fitted=fitted))
         good = ~observation.mask
         everywhere.append(
             float(
-                np.sum(residual[good] ** 2 / observation.variance[good], dtype=float)
+                np.sum(np.square(residual[good], dtype=float) / observation.variance[good])
                 / max(good.sum() - fitted, 1.0)
             )
         )
@@ -553,9 +590,7 @@ def make_joint_result(
     edge = (
         min(
             edge_significance(model - level, observation)
-            for observation, model, level in zip(
-                observations, models, background_draws.mean(0), strict=True
-            )
+            for observation, model, level in zip(observations, models, levels, strict=True)
         )
         if len(sources) == 1
         else 0.0

@@ -134,6 +134,13 @@ class Result:
         return self.quantities.e2
 
     @property
+    def background(self):
+        """(value, error) of the sky's level in the stamp, flux per observed pixel: mean and
+        standard deviation over the draws.
+        """
+        return mean_and_error(self.background_draws)
+
+    @property
     def name(self):
         """Name of the object."""
         return self.observation.name
@@ -183,6 +190,7 @@ class Result:
             ("half-light radius", self.half_light_radius, " arcsec"),
             ("e1", self.e1, ""),
             ("e2", self.e2, ""),
+            ("background", self.background, f"{unit} a pixel"),
         ):
             lines.append(f"  {label:18s} {format_value(pair)}{suffix}")
         lines.append(
@@ -194,12 +202,14 @@ class Result:
 
     def to_table(self):
         """The catalogue quantities as an astropy Table of one row, with units: each with its error
-        (`_err`), chi2, p_value, scales, and what is to be said in words.
+        (`_err`), the background per observed pixel, chi2, p_value, scales, and what is to be said
+        in words.
         """
         unit = self.observation.unit
         row = {"name": self.name}
         for quantity in QUANTITIES:
             row[quantity], row[f"{quantity}_err"] = getattr(self, quantity)
+        row["background"], row["background_err"] = self.background
         row |= {name: getattr(self, name) for name in TABLE_NUMBERS} | {
             "unit": str(unit),
             "status": " | ".join(all_status(self)),
@@ -208,7 +218,8 @@ class Result:
         for name, its_unit in (
             TABLE_UNITS
             if unit == dimensionless_unscaled
-            else {**TABLE_UNITS, "flux": unit, "flux_err": unit}
+            else TABLE_UNITS
+            | dict.fromkeys(("flux", "flux_err", "background", "background_err"), unit)
         ).items():
             table[name].unit = its_unit
         return table
@@ -364,7 +375,7 @@ def make_result(
         )
     draws, per_draw = draws[finite], {name: values[finite] for name, values in per_draw.items()}
     residual = np.where(observation.mask, 0, observation.image - model).astype(np.float32)
-    background = per_draw["background_draws"].mean()
+    background = per_draw["background_draws"].mean(dtype=np.float64)
     chi2, p_value = goodness_of_fit(
         residual, model - background, observation, num_fitted=num_fitted
     )
@@ -384,7 +395,7 @@ def make_result(
         prior_scale=float(prior_scale),
         target_fwhm=float(target_fwhm),
         image=image,
-        image_std=np.sqrt(np.square(draws - image).mean(0)),
+        image_std=draws.std(0, dtype=np.float64).astype(np.float32),
         model=model,
         residual=residual,
         draws=draws,
@@ -509,6 +520,13 @@ def _median_and_error(values):
     return float(middle), float((high - low) / 2) if len(values) >= MIN_DRAWS else math.nan
 
 
+def mean_and_error(draws):
+    """(mean, standard deviation) of draws [num_draws] as floats, summed in float64; nan of none."""
+    if not len(draws):
+        return math.nan, math.nan
+    return float(draws.mean(dtype=np.float64)), float(draws.std(dtype=np.float64))
+
+
 def format_value(pair):
     """`value ± error` with as many digits as the error allows; a dash for what could not be
     measured.
@@ -532,7 +550,8 @@ def results_table(results):
     tables = [result.to_table() for result in results]
     if len({str(result.observation.unit) for result in results}) > 1:
         for table in tables:
-            table["flux"].unit = table["flux_err"].unit = None
+            for name in ("flux", "flux_err", "background", "background_err"):
+                table[name].unit = None
     return vstack(tables)
 
 
@@ -711,6 +730,7 @@ def _header(result):
         ("FLUX", "HLR", "E1", "E2"), (getattr(result, name) for name in QUANTITIES), strict=True
     ):
         header |= {keyword: pair[0], f"{keyword}_ERR": pair[1]}
+    header |= dict(zip(("SKY", "SKY_ERR"), result.background, strict=True))
     return header | {
         f"STATUS{number}": sentence for number, sentence in enumerate(all_status(result), 1)
     }

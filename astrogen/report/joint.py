@@ -113,7 +113,7 @@ def _cards(result):
 def _draw_exposure(axes, result, number):
     observation, level = (
         result.observations[number],
-        float(result.background_draws[:, number].mean()),
+        result.background[0][number],
     )
     sigma = float(np.sqrt(np.median(observation.variance[~observation.mask])))
     model = result.models[number] - level

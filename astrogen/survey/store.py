@@ -124,6 +124,9 @@ def pack(result, seen, *, bands, num_kept):
         f"cov_{one}_{other}": quantities.covariance[QUANTITIES.index(one)][QUANTITIES.index(other)]
         for one, other in COVARIANCE
     }
+    row["background"], row["background_err"] = (
+        (part[0] for part in result.background) if jointly else result.background
+    )
     row |= _fluxes(source, bands) if jointly else {}
     row |= (
         {"chi2": result.chi2[worst], "p_value": result.p_values[worst]}
