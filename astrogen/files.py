@@ -13,8 +13,6 @@ import stat
 import zipfile
 from pathlib import Path
 
-import numpy as np
-
 TEMPORARY = ".astrogen-tmp"  # the end of the name of a file that is being written
 LOCK = ".astrogen-lock"
 NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -143,6 +141,8 @@ def npz_bytes(arrays, *, level=6):
     Made in memory, so that a disk that is full is met by Python alone. `level` is that of zlib: 1
     is fast, 6 is NumPy's.
     """
+    import numpy as np  # which the command line loads when a verb runs, not before
+
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=level) as archive:
         for name, array in arrays.items():
@@ -153,6 +153,8 @@ def npz_bytes(arrays, *, level=6):
 
 def write_array(path, array):
     """Write a large array as a .npy file, without a copy of it in memory."""
+    import numpy as np
+
     array = np.ascontiguousarray(array)
     with whole_file(path) as stream:
         told = np.lib.format.header_data_from_array_1_0(array)

@@ -1,5 +1,5 @@
-"""Advice in the words of the interface that prints it: every message of the package, as each verb of
-the command line prints it, names options that the verb has, and what it advises works.
+"""Advice in the words of the interface that prints it: every message of the package, as each verb
+of the command line prints it, names options that the verb has, and what it advises works.
 """
 
 import argparse
@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from astropy.io import fits
 from astropy.wcs import WCS
-
 from test_cli import fake_deconvolve
 
 import astrogen
@@ -108,7 +107,10 @@ ARGUMENTS = _arguments()
 ELSEWHERE = {
     "deconvolve": {"survey", "field.py", "massmap.py", "training", "emulate.py"},
     "survey": {"field.py", "massmap.py", "training", "emulate.py"},
-    "show": {"field.py", "massmap.py", "training", "emulate.py", "observation.py"},
+    "show": {
+        *("survey/inputs.py", "observation.py"),
+        *("field.py", "massmap.py", "training", "emulate.py"),
+    },
     "massmap": {"survey", "observation.py", "training", "emulate.py"},
     "emulate kappa": {"survey", "field.py", "massmap.py", "observation.py", "training"},
     "emulate galaxy": {"survey", "field.py", "massmap.py", "observation.py", "training"},
@@ -210,6 +212,21 @@ WORDS = [  # what the library says, the verb, what it prints
         "massmap",
         "massmap: --chains and --draws must be at least 2 and 8, got 1 and 8; R-hat compares",
         id="subjects",
+    ),
+    pytest.param(
+        "check_cosmology: omega_m must be within 0.2 to 0.4, got 0.9; choose one inside, or"
+        " extrapolate (--extrapolate) at your own risk",
+        "massmap",
+        "check_cosmology: --omega-m must be within 0.2 to 0.4, got 0.9; choose one inside",
+        id="an option of another verb",
+    ),
+    pytest.param(
+        "make_psf: psf is centred +0.50, +0.50 pixels from its middle pixel; give recentre=True"
+        " (--psf-recentre of astrogen deconvolve) if its middle pixel is not the star's place",
+        "deconvolve",
+        "make_psf: psf is centred +0.50, +0.50 pixels from its middle pixel; give --psf-recentre if"
+        " its middle pixel is not the star's place",
+        id="said in both ways",
     ),
     pytest.param(
         "load_prior: name must be one of ['kappa'], got 'kapa'",
@@ -393,8 +410,8 @@ def test_the_noise_is_chosen_as_advised(folder, capsys, way):
         pytest.param(
             np.ones((30, 30)),
             ["--sigma", "1", "--bad-bits", "4"],
-            "--mask must be given with --bad-bits, got --bad-bits [4] and no mask in image.npy; give"
-            " --mask",
+            "--mask must be given with --bad-bits, got --bad-bits [4] and no mask in image.npy;"
+            " give --mask",
             ["--mask", "mask.npy"],
             id="mask",
         ),

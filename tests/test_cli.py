@@ -303,7 +303,7 @@ def test_one_bad_image_among_several_is_reported_and_the_others_go_on(folder, ca
 def test_an_object_that_inference_refuses_does_not_stop_the_others(folder, capsys):
     assert deconvolve(folder, "refused.fits", "one.fits", "--psf", "psf.fits", "--draws", 9) == 3
     assert (
-        "refused.fits: deconvolve: psf must be broader than the target" in capsys.readouterr().err
+        "refused.fits: deconvolve: --psf must be broader than the target" in capsys.readouterr().err
     )
     assert (folder / "out/one.fits").exists() and not (folder / "out/refused.fits").exists()
 

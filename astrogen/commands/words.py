@@ -65,6 +65,7 @@ PHRASES = (
 MARK = re.compile(r"(?<![\w.=/\[\]'\"-])([a-z][a-z0-9_]*)=([^\s,;:()]*)")
 BARE = re.compile(r"(?<![\w.=/\[\]'\"-])([a-z]+(?:_[a-z0-9]+)+)(?![\w.=/\[\]'\"(-])")
 SUBJECT = re.compile(r"(\w+): ((?:\w+(?:, | and | or ))*\w+)(?= must\b)")
+TWICE = re.compile(r"\b(\w+) \(--\1\)")
 ASIDE = re.compile(r" \((--[^()]*)\)")
 
 
@@ -211,6 +212,7 @@ def in_options(text, options):
         for action in options.parser._actions
         for name in action.option_strings
     }
+    text = TWICE.sub(lambda match: f"{match[1]}=" if match[1] in INSTEAD else match[0], text)
     first, *advice = text.split("; ")
     first = SUBJECT.sub(lambda match: _subject(match, flags), first, count=1)
     advice = [way for clause in advice if (way := _possible(clause, flags))]
@@ -219,6 +221,7 @@ def in_options(text, options):
     text = ASIDE.sub(
         lambda match: match[0] * (set(re.findall(r"--[\w-]+", match[1])) <= set(flags)), text
     )
+    text = re.sub(r"(--[\w-]+) \(\1[^()]*\)", r"\1", text)
     for pattern, phrase in PHRASES:
         if set(re.findall(r"--[\w-]+", phrase)) <= set(flags):
             text = re.sub(rf"{pattern}(?! \()", phrase, text)

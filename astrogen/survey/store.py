@@ -339,6 +339,12 @@ def read_object(out, ident, *, image=None):
     ------
     SurveyError : no such object, or several exposures to choose from.
     """
+    if not (Path(out) / "chunks").is_dir():
+        raise SurveyError(
+            out,
+            "read_object: folder must hold a survey run, got no chunks; give the one that `astrogen"
+            " survey --out` named",
+        )
     found, reasons = [], []
     for path in sorted((Path(out) / "chunks").glob("*.json")):
         path = path.with_suffix(".npz")
@@ -646,7 +652,7 @@ def read_manifest(path):
         path,
         format=FORMAT,
         advice=(
-            "go on with resume=True, force=True if catalogue, images and options are those of the run, or"
-            " start again in another folder"
+            "go on with resume=True, force=True if catalogue, images and options are those of the"
+            " run, or start again in another folder"
         ),
     )

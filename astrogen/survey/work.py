@@ -71,7 +71,8 @@ def cannot_write(path, error):
     return SurveyError(
         path,
         "run_survey: machine must let files be written and processes be started, got"
-        f" {error.strerror or error}; mend that and go on with resume=True: finished chunks are kept",
+        f" {error.strerror or error}; mend that and go on with resume=True: finished chunks are"
+        " kept",
     )
 
 
