@@ -2,8 +2,9 @@
 
 Parses, calls a verb of `astrogen.commands`, and says in its exit code what became of it.
 
-Exit codes: 0 done, 2 usage, 3 some objects failed (or did not converge, under --strict), 4 bad
-input or all failed, 130 interrupted, 143 terminated.
+Exit codes: 0 done, 2 usage, 3 some objects failed (under --strict also: did not converge, or fit
+poorly), 4 bad input or all failed, 130 interrupted, 143 terminated. An object whose status is
+failed_fit or no_source counts as failed, although its result is written.
 """
 
 import argparse
@@ -56,8 +57,8 @@ def _parser():
         prog="astrogen",
         description="Inverse problems and emulation in astronomy with learned priors.",
         epilog=(
-            "exit codes: 0 done, 2 usage, 3 some objects failed, 4 bad input or all failed, 130"
-            " interrupted, 143 terminated"
+            "exit codes: 0 done, 2 usage, 3 some objects failed (status failed_fit and no_source"
+            " included), 4 bad input or all failed, 130 interrupted, 143 terminated"
         ),
     )
     parser.add_argument("--version", action="version", version=f"astrogen {__version__}")

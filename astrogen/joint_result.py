@@ -7,7 +7,6 @@ errors.
 """
 
 import json
-import math
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 
@@ -19,10 +18,26 @@ from astrogen.images import read_plane_wcs, read_planes, write_planes
 from astrogen.observation import Observation, as_given
 from astrogen.psf import PSF
 from astrogen.reading import parse_json
-from astrogen.result import QUANTITIES, Quantities, deconvolved_wcs, format_value, measure
+from astrogen.result import (
+    QUANTITIES,
+    Quantities,
+    all_status,
+    deconvolved_wcs,
+    format_value,
+    measure,
+    measured_words,
+)
 from astrogen.result import read_result as read_single
 from astrogen.units import Brightness, read_unit
-from astrogen.verdict import edge_significance, format_p, goodness_of_fit, judge
+from astrogen.verdict import (
+    compare,
+    edge_significance,
+    format_p,
+    judge,
+    judge_fit,
+    judge_flux,
+    name_in,
+)
 
 FORMAT = "astrogen joint result 2"
 # What a file says of each source and each exposure beside its images.
@@ -96,8 +111,12 @@ class Source:
     @cached_property
     def quantities(self):
         """`astrogen.result.Quantities` in the reference band."""
+        band = self.bands.index(self.reference)
         return self.measured or measure(
-            self.draws[:, self.bands.index(self.reference)], pixel_scale=self.prior_scale
+            self.draws[:, band],
+            pixel_scale=self.prior_scale,
+            places=self.shift_draws - np.asarray(self.place),
+            fluxes=self.flux_draws[:, band],
         )
 
 
@@ -183,6 +202,7 @@ class JointResult:
                         "prior_scale": source.prior_scale,
                         "method": self.method,
                         "converged": self.converged,
+                        "status": " | ".join(self.status + measured_words(source.quantities)),
                     }
                 )
         table = Table(rows)
@@ -244,7 +264,7 @@ class JointResult:
                 f" ({format_p(p_value)}), {everywhere:.2f} over all good pixels; background"
                 f" {format_value(level)} a pixel"
             )
-        lines += [f"  {sentence}" for sentence in self.status] or ["  ok"]
+        lines += [f"  {sentence}" for sentence in all_status(self)] or ["  ok"]
         return "\n".join(map(printable, lines))
 
     def write_fits(self, path, *, num_draws_kept=None):
@@ -337,7 +357,7 @@ class JointResult:
             wcs=wcs,
             unit=unit,
             header=header
-            | {f"STATUS{number}": sentence for number, sentence in enumerate(self.status, 1)},
+            | {f"STATUS{number}": sentence for number, sentence in enumerate(all_status(self), 1)},
             tables=tables,
         )
 
@@ -573,18 +593,14 @@ def make_joint_result(
         np.where(observation.mask, 0, observation.image - model).astype(np.float32)
         for observation, model in zip(observations, models, strict=True)
     ]
-    fits, everywhere = [], []
-    for observation, model, residual, level, fitted in zip(
-        observations, models, residuals, levels, num_fitted, strict=True
-    ):
-        fits.append(goodness_of_fit(residual, model - level, observation, num_fitted=fitted))
-        good = ~observation.mask
-        everywhere.append(
-            float(
-                np.sum(np.square(residual[good], dtype=float) / observation.variance[good])
-                / max(good.sum() - fitted, 1.0)
-            )
+    fits = [
+        compare(residual, model - level, observation, num_fitted=fitted)
+        for observation, model, residual, level, fitted in zip(
+            observations, models, residuals, levels, num_fitted, strict=True
         )
+    ]
+    # A galaxy that one exposure does not show may stand in the others.
+    detection = float(np.sqrt(sum(max(fit.detection, 0.0) ** 2 for fit in fits)))
     # Galaxies at the edge of a field are cut off as a matter of course; of a lone one the exposure
     # that shows most of it counts.
     edge = (
@@ -595,12 +611,19 @@ def make_joint_result(
         if len(sources) == 1
         else 0.0
     )
-    sentences = list(judge(diagnostics, math.nan, 1.0, edge=edge))
-    sentences += [
-        f"{observation.name} {band}: {words}".replace(" :", ":")
+    words = [
+        name_in(f"{observation.name} {band}".strip(), sentence)
         for observation, band, fit in zip(observations, bands, fits, strict=True)
-        for words in judge({}, *fit)
+        for sentence in judge_fit(fit._replace(detection=detection))
     ]
+    words += [
+        name_in(source.name, sentence)
+        for source in sources
+        for sentence in judge_flux(
+            [float(part[source.bands.index(source.reference)]) for part in source.flux]
+        )
+    ]
+    sentences = list(judge(diagnostics, fits=words, edge=edge))
     sentences += status
     return JointResult(
         observations=tuple(observations),
@@ -609,9 +632,9 @@ def make_joint_result(
         models=tuple(models),
         residuals=tuple(residuals),
         background_draws=np.asarray(background_draws, np.float32),
-        chi2=tuple(float(chi2) for chi2, _ in fits),
-        p_values=tuple(float(p_value) for _, p_value in fits),
-        chi2_all=tuple(everywhere),
+        chi2=tuple(fit.chi2 for fit in fits),
+        p_values=tuple(fit.p_value for fit in fits),
+        chi2_all=tuple(fit.chi2_all for fit in fits),
         method=method,
         status=tuple(sentences),
         converged=not any(sentence.startswith("not_converged") for sentence in sentences),

@@ -39,6 +39,7 @@ from astrogen.psf import (
     check_image,
     check_positive,
     make_psf,
+    off_centre,
     psf_from_model,
     read_psf,
 )
@@ -170,6 +171,8 @@ def make_observation(
     unit, factor, brightness = _settle_unit(unit, text, wcs, pixel_scale, pixels.shape, notes)
     psf = psf_from_model(psf, pixel_scale=pixel_scale, name=f"psf of {name}")
     _check_psf(psf, pixel_scale, pixels.shape)
+    if words := off_centre(psf, pixel_scale):
+        notes.append(f"the PSF {words}")
     bad = _bad_pixels(mask, pixels.shape)
     with np.errstate(over="ignore"):
         pixels = (pixels if factor == 1 else pixels * float(factor)).astype(np.float32)
@@ -603,7 +606,7 @@ def read_observation(
     pixel_scale : float or None, arcsec per pixel; None: from the WCS
     name : str or None; None: the file's name without its endings
     position : (x, y) pixels from 0, or SkyCoord, centre of a cutout
-    size : int or (h, w), pixels of the cutout; pixels beyond the image are masked
+    size : int or (h, w), pixels of the cutout, which must lie inside the image
     max_bad_fraction : float, as in `make_observation`
     max_pixels : int, cap on the pixels of each plane
 
@@ -628,6 +631,7 @@ def read_observation(
         max_pixels=max_pixels,
     )
     if position is not None or size is not None:
+        _check_box(frame, position, size)
         frame = cut_frame(frame, position, size)
     return check_frame(
         frame,
@@ -741,6 +745,54 @@ def cut_frame(frame, position, size):
         stamp.wcs,
         frame.unit,
     )
+
+
+def _check_box(frame, position, size):
+    """A cutout must lie inside the image: what is beyond says nothing, and a position beyond is a
+    mistake, often sky coordinates in place of pixels.
+    """
+    if position is None or size is None or isinstance(position, SkyCoord) and frame.wcs is None:
+        return
+    on_sky = isinstance(position, SkyCoord)
+    place = frame.wcs.world_to_pixel(position) if on_sky else position
+    try:
+        place, shape = np.asarray(place, float).reshape(2), frame.image.shape
+        sides = np.broadcast_to(size, 2).astype(float)[::-1]  # along x, along y
+    except (TypeError, ValueError):
+        return  # no box at all, which `cut_frame` refuses
+    hint = "" if on_sky else _sky_hint(frame, place)
+    low = np.ceil(place - sides / 2)
+    if (low >= 0).all() and (low + sides <= shape[::-1]).all():
+        if hint:
+            warnings.warn(
+                f"read_observation: position {tuple(place.tolist())} is taken as pixels; {hint}",
+                PoorInputWarning,
+                stacklevel=3,
+            )
+        return
+    inside = (place > -0.5).all() and (place < np.array(shape[::-1]) - 0.5).all()
+    where = ", ".join(f"{part:.6g}" for part in place)
+    side = int(min(2 * np.min(np.r_[place + 0.5, np.array(shape[::-1]) - 0.5 - place]), 1e9))
+    advice = f"take a smaller size (at most about {side})" if inside else "give pixels from 0"
+    raise InputError(
+        "read_observation: position and size must describe a box inside the image of"
+        f" {shape[1]} x {shape[0]} pixels, got ({where}), which lies"
+        f" {'too near its edge for' if inside else 'outside it, and'} a size of"
+        f" {sides[0]:g} x {sides[1]:g}; {hint or advice}"
+    )
+
+
+def _sky_hint(frame, place):
+    """What to say of a position in pixels that the WCS would take for RA and Dec in the image."""
+    if frame.wcs is None or not abs(place[1]) <= 90:
+        return ""
+    try:
+        x, y = (float(part) for part in frame.wcs.world_to_pixel(SkyCoord(*place, unit="deg")))
+    except Exception:  # wcslib has many errors; none of them leaves a hint
+        return ""
+    if not (0 <= x < frame.image.shape[1] and 0 <= y < frame.image.shape[0]):
+        return ""
+    return f"as RA and Dec in degrees it is pixel ({x:.1f}, {y:.1f}) of the image: give that"
 
 
 def check_frame(frame, **how):

@@ -26,9 +26,24 @@ from astrogen.observation import Observation, as_given
 from astrogen.psf import PSF
 from astrogen.reading import parse_json
 from astrogen.units import Brightness, read_unit
-from astrogen.verdict import edge_significance, format_p, goodness_of_fit, judge
+from astrogen.verdict import compare, edge_significance, format_p, judge, judge_fit, name_in
 
 MIN_DRAWS = 8  # fewer draws give no error
+MOST_LOST = 0.5  # share of the draws without a quantity from which it has no answer
+# Of a quantity without an answer, and of one that some draws lack.
+SHAPE_WORDS = (
+    "no_ellipticity: the adaptive moments gave no answer on {num} draws: the flux is not positive,"
+    " or the galaxy reaches the edge of the deconvolved image; give a larger pixel scale, or a"
+    " cutout about the galaxy",
+    "poor_shape: the adaptive moments gave no answer on {num} draws, which e1 and e2 leave out",
+)
+RADIUS_WORDS = (
+    "no_radius: the flux of {num} draws is not positive, or half of it does not lie within a circle"
+    " about the galaxy that the deconvolved image holds; give a larger pixel scale, or a cutout"
+    " about the galaxy",
+    "poor_radius: {num} draws have no half-light radius, which leaves them out: their flux is not"
+    " positive, or too much of it lies beyond the deconvolved image",
+)
 FORMAT = "astrogen result 2"
 QUANTITIES = ("flux", "half_light_radius", "e1", "e2")
 TABLE_NUMBERS = ("chi2", "p_value", "prior_scale", "target_fwhm", "method", "converged")
@@ -45,10 +60,11 @@ class Quantities:
     """Catalogue quantities, each (value, error): the median over the draws and half of their
     central 68 % interval.
 
-    Of the image at the target resolution. The error is nan with fewer than 8 draws, everything is
-    nan where nothing could be measured. flux: in the units of the observation; half_light_radius:
-    arcsec; e1, e2: distortion convention, along the pixel axes; num_failed: draws on which the
-    adaptive moments did not converge (left out of e1, e2); covariance [4, 4] of the four in this
+    Of the image at the target resolution, about the fitted place. The error is nan with fewer than
+    8 draws; a quantity that less than half of the draws have is nan, and `measured_words` says why.
+    flux: in the units of the observation; half_light_radius: arcsec; e1, e2: distortion convention,
+    along the pixel axes; num_failed: draws without adaptive moments (left out of e1, e2);
+    num_no_radius: draws without a half-light radius; covariance [4, 4] of the four in this
     order over the draws where all of them could be measured, as nested tuples, nan with fewer than
     8.
     """
@@ -58,6 +74,7 @@ class Quantities:
     e1: tuple
     e2: tuple
     num_failed: int
+    num_no_radius: int
     covariance: tuple
 
 
@@ -111,7 +128,12 @@ class Result:
     @cached_property
     def quantities(self):
         """Quantities, measured on first use (about 1 ms per draw)."""
-        return self.measured or measure(self.draws, pixel_scale=self.prior_scale)
+        return self.measured or measure(
+            self.draws,
+            pixel_scale=self.prior_scale,
+            places=self.shift_draws,
+            fluxes=self.flux_draws,
+        )
 
     @property
     def flux(self):
@@ -376,14 +398,12 @@ def make_result(
     draws, per_draw = draws[finite], {name: values[finite] for name, values in per_draw.items()}
     residual = np.where(observation.mask, 0, observation.image - model).astype(np.float32)
     background = per_draw["background_draws"].mean(dtype=np.float64)
-    chi2, p_value = goodness_of_fit(
-        residual, model - background, observation, num_fitted=num_fitted
-    )
+    fit = compare(residual, model - background, observation, num_fitted=num_fitted)
+    flux = per_draw["flux_draws"].astype(np.float64)
     status = (
         *judge(
             diagnostics,
-            chi2,
-            p_value,
+            fits=judge_fit(fit, (float(flux.mean()), float(flux.std()))),
             num_lost=int((~finite).sum()),
             edge=edge_significance(model - background, observation),
         ),
@@ -400,12 +420,12 @@ def make_result(
         residual=residual,
         draws=draws,
         **per_draw,
-        chi2=chi2,
-        p_value=p_value,
+        chi2=fit.chi2,
+        p_value=fit.p_value,
         method=method,
         status=status,
         converged=not any(sentence.startswith("not_converged") for sentence in status),
-        diagnostics=dict(diagnostics),
+        diagnostics=dict(diagnostics) | {"chi2_all": fit.chi2_all},
         provenance=dict(provenance),
     )
 
@@ -464,44 +484,65 @@ def _empty_result(
 
 
 def all_status(result):
-    """The sentences of `result.status`, and what measuring its draws adds."""
-    return (*result.status, *poor_shape(result.quantities))
-
-
-def poor_shape(quantities):
-    """A sentence on draws whose shape could not be measured; none where there are none."""
-    failed = quantities.num_failed
+    """The sentences of `result.status`, of a Result or JointResult, and what measuring its draws
+    adds.
+    """
+    if not hasattr(result, "sources"):
+        return (*result.status, *measured_words(result.quantities))
     return (
-        (
-            (
-                f"poor_shape: the adaptive moments did not converge on {failed} draws, which e1 and"
-                " e2 leave out"
-            ),
-        )
-        if failed
-        else ()
+        *result.status,
+        *(
+            name_in(source.name, sentence)
+            for source in result.sources
+            for sentence in measured_words(source.quantities)
+        ),
     )
+
+
+def measured_words(quantities):
+    """Sentences on quantities that some or all draws do not have; none where there are none."""
+    sentences = []
+    for num, pair, words in (
+        (quantities.num_failed, quantities.e1, SHAPE_WORDS),
+        (quantities.num_no_radius, quantities.half_light_radius, RADIUS_WORDS),
+    ):
+        if num:
+            sentences.append(words[math.isfinite(pair[0])].format(num=num))
+    return tuple(sentences)
 
 
 # --- measuring
 
 
-def measure(draws, *, pixel_scale):
+def measure(draws, *, pixel_scale, places=None, fluxes=None):
     """Flux, half-light radius and ellipticity of each draw by GalSim, summed up over the draws.
 
     Parameters
     ----------
     draws : array [num_draws, height, width], flux per pixel
     pixel_scale : float, arcsec per pixel
+    places : array [num_draws, 2] or None, (x, y) arcsec from the images' middle, where the galaxy
+        stands in each; None: there
+    fluxes : array [num_draws] or None, of all the light; None: of what the images hold
 
     Returns
     -------
     Quantities
     """
-    rows = np.array([measure_image(draw, pixel_scale=pixel_scale) for draw in draws]).reshape(-1, 4)
+    places = np.zeros((len(draws), 2)) if places is None else places
+    fluxes = [None] * len(draws) if fluxes is None else fluxes
+    rows = np.array(
+        [
+            measure_image(draw, pixel_scale=pixel_scale, place=place, flux=flux)
+            for draw, place, flux in zip(draws, places, fluxes, strict=True)
+        ]
+    ).reshape(-1, 4)
+    lost = np.isnan(rows).sum(0)
+    rows[:, lost > MOST_LOST * len(rows)] = np.nan
     return Quantities(
         *(_median_and_error(column) for column in rows.T),
-        num_failed=int(np.isnan(rows[:, 2]).sum()),
+        num_failed=int(lost[2]),
+        num_no_radius=int(lost[1]),
         covariance=_covariance(rows),
     )
 
@@ -705,6 +746,7 @@ def _about(result):
         "status": list(result.status),
         "converged": bool(result.converged),
         "num_failed": result.quantities.num_failed,
+        "num_no_radius": result.quantities.num_no_radius,
         "covariance": result.quantities.covariance,
         "diagnostics": {name: float(value) for name, value in result.diagnostics.items()},
         "provenance": result.provenance,
@@ -817,6 +859,7 @@ def _assemble(path, planes, latent, about):
         measured=Quantities(
             *(tuple(about[name]) for name in QUANTITIES),
             num_failed=about["num_failed"],
+            num_no_radius=about["num_no_radius"],
             covariance=tuple(map(tuple, about["covariance"])),
         ),
     )

@@ -52,7 +52,7 @@ def _result(stamp, fit):
         converged=True,
         diagnostics={"k_hat": 0.1},
         provenance={"seed": fit.seed},
-        measured=Quantities(*values, num_failed=0, covariance=covariance),
+        measured=Quantities(*values, num_failed=0, num_no_radius=0, covariance=covariance),
     )
 
 

@@ -21,6 +21,12 @@ from astrogen.result import make_result, read_result
 SHAPE = (30, 32)
 
 
+def noise(observation):
+    """Noise of the observation's variance, the same each time."""
+    normals = np.random.default_rng(17).normal(size=observation.image.shape)
+    return np.sqrt(observation.variance) * normals
+
+
 def fake_deconvolve(
     observations, *, prior, method, num_draws, seed, prior_scale, background, num_chains, progress
 ):
@@ -51,7 +57,7 @@ def fake_deconvolve(
             prior_scale=prior_scale or 0.1,
             target_fwhm=0.2,
             draws=draws,
-            model=observation.image,
+            model=observation.image - noise(observation),
             latent_draws=np.zeros((num_draws, 2)),
             flux_draws=np.ones(num_draws),
             shift_draws=np.zeros((num_draws, 2)),

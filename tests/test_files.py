@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 from astropy.table import Table
 
+from astrogen.arrays import npz_bytes, write_array
 from astrogen.files import (
     TEMPORARY,
-    npz_bytes,
     whole_file,
-    write_array,
     write_table,
     write_whole,
 )

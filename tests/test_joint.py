@@ -26,6 +26,7 @@ from astrogen.joint.bands import (
 )
 from astrogen.joint.plans import plan_alone
 from astrogen.joint.scene import Scene
+from astrogen.joint_result import make_source
 
 SCALE, SIDE = 0.2, 40
 
@@ -293,6 +294,34 @@ def test_bands_of_other_depth_scale_and_mask_have_their_own_fluxes():
     centre = source.images[:, 30:34, 30:34].sum((1, 2)) / source.images.sum((1, 2))
     assert centre[1] > 1.2 * centre[0]  # redder inside
     np.testing.assert_array_equal(result.sources[0].draws, other.sources[0].draws)
+
+
+@pytest.mark.parametrize("shift", [(0.0, 0.0), (1.6, -1.2)], ids=str)
+def test_a_source_is_measured_where_its_draws_stand(shift):
+    """Draws are images about `place`, places are arcsec from the middle of the first stamp: half of
+    a round Gaussian's light lies within 1.177 sigma.
+    """
+    place, sigma = np.array([-2.0, 0.7]), 0.4
+    image = (
+        galsim.Gaussian(sigma=sigma, flux=3).shift(*shift).drawImage(nx=64, ny=64, scale=0.1).array
+    )
+    source = make_source(
+        _exposure(GALAXY * 100, fwhm=0.7, sigma=0.15, seed=1),
+        name="one",
+        bands=("g", "r"),
+        reference="r",
+        place=place,
+        prior_scale=0.1,
+        target_fwhm=0.2,
+        draws=np.tile([np.zeros_like(image), image], (10, 1, 1, 1)),
+        latent_draws=np.zeros((10, 2)),
+        shift_draws=np.tile(place + shift, (10, 1)),
+        models=(),
+        colour=1.0,
+        residual_amplitude=1.0,
+    )
+    assert source.quantities.half_light_radius[0] == pytest.approx(1.177 * sigma, rel=0.01)
+    assert source.quantities.e1[0] == pytest.approx(0, abs=1e-3)
 
 
 # ---- blends ----

@@ -5,6 +5,7 @@ and the real data.
 import gzip
 import os
 import pickle
+import re
 import struct
 import warnings
 
@@ -134,7 +135,11 @@ def test_even_psf_is_moved_by_half_a_pixel_to_the_closed_form():
         ),
         (np.zeros((15, 15)), "psf must have a positive sum, got 0"),
         (-gaussian_image(), "psf must have a positive sum, got -1"),
-        (gaussian_image(14), r"psf must have odd sides, got \(14, 14\); give recentre=True"),
+        (
+            gaussian_image(14),
+            r"psf must have odd sides, got \(14, 14\) with its light about pixel \(6.50, 6.50\)"
+            r" from 0; give recentre=True, which moves",
+        ),
         (
             np.zeros((3, 15, 15)),
             r"psf must be a 2-d array of real numbers, got shape \(3, 15, 15\)",
@@ -175,11 +180,86 @@ def test_psf_sum_off_by_more_than_a_percent_warns_with_the_sum():
         make_psf(1.005 * gaussian_image(), pixel_scale=SCALE)
 
 
-def test_psf_off_centre_warns():
-    with pytest.warns(
-        PoorInputWarning, match=r"centred \+2.0, -0.0 pixels|centred \+2.0, \+0.0 pixels"
-    ):
-        make_psf(gaussian_image(21, dx=2), pixel_scale=SCALE)
+def psf_profile(kind, scale=1.0):
+    """PSFs of FWHM 3 (of about 1.4 where undersampled), in pixels of `scale`."""
+    return {
+        "round": galsim.Moffat(beta=3, fwhm=3 * scale),
+        "elliptical": galsim.Moffat(beta=3, fwhm=3 * scale).shear(g1=0.2, g2=-0.15),
+        "undersampled": galsim.Gaussian(fwhm=1.2 * scale).shear(g1=0.1),
+    }[kind]
+
+
+def drawn_psf(kind, offset=(0.0, 0.0), shape=(41, 41), *, scale=1.0, oversampling=1):
+    """A PSF that contains the observed pixel of side `scale`, off by `offset` observed pixels."""
+    seen = galsim.Convolve(psf_profile(kind, scale), galsim.Pixel(scale))
+    return seen.drawImage(
+        nx=shape[1],
+        ny=shape[0],
+        scale=scale / oversampling,
+        offset=galsim.PositionD(*offset) * oversampling,
+        method="no_pixel",
+    ).array
+
+
+@pytest.mark.parametrize("kind", ["round", "elliptical", "undersampled"])
+@pytest.mark.parametrize("oversampling", [1, 3])
+@pytest.mark.parametrize("offset", [(0.05, 0.0), (-0.3, 0.21), (0.5, -0.5), (2.0, -1.3)], ids=str)
+def test_a_psf_off_its_middle_warns_with_its_offset(kind, oversampling, offset):
+    image = drawn_psf(kind, offset, shape=(61, 61), oversampling=oversampling)
+    with pytest.warns(PoorInputWarning, match="pixels from its middle pixel.*recentre=True") as got:
+        psf = make_psf(image / image.sum(), pixel_scale=1 / oversampling, pixel_response=1.0)
+    said = re.search(r"centred ([+-][.\d]+), ([+-][.\d]+) pixels", str(got[0].message))
+    assert [float(part) for part in said.groups()] == pytest.approx(
+        offset, abs=0.04 if kind == "undersampled" and oversampling == 1 else 0.02
+    )
+    stamp = make_observation(np.zeros((61, 61)), psf=psf, sigma=1.0, pixel_scale=1.0)
+    assert "the PSF is centred" in stamp.notes[0]
+
+
+@pytest.mark.parametrize("kind", ["round", "elliptical", "undersampled"])
+def test_a_psf_within_two_hundredths_is_silent(kind):
+    for offset in ((0.0, 0.0), (0.012, -0.01)):
+        image = drawn_psf(kind, offset)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            psf = make_psf(image / image.sum(), pixel_scale=1.0)
+        assert not observe(psf=psf, pixel_scale=1.0).notes
+
+
+def test_noise_of_a_psf_and_coma_are_no_offset(rng):
+    """A star of S/N 100, and a PSF whose centre is a matter of definition."""
+    star, lens = drawn_psf("elliptical"), drawn_psf("round")
+    noise = np.sqrt((star**2).sum()) / 100
+    coma = galsim.Gaussian(fwhm=6).drawImage(nx=41, ny=41, scale=1.0, offset=(4, 0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for image in (
+            *(star + noise * rng.normal(size=(20, *star.shape))),
+            lens + 0.05 * coma.array,
+        ):
+            make_psf(image / image.sum(), pixel_scale=1.0)
+
+
+@pytest.mark.parametrize("kind", ["round", "elliptical"])
+@pytest.mark.parametrize("offset", [(0.3, -0.2), (1.4, 0.7)], ids=str)
+def test_recentring_takes_a_psf_to_its_middle(kind, offset):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        image = drawn_psf(kind, offset, (81, 81), oversampling=2)
+        psf = make_psf(image / image.sum(), pixel_scale=1.0, recentre=True)
+    truth = drawn_psf(kind, shape=(81, 81), oversampling=2)
+    np.testing.assert_allclose(psf.image, truth / truth.sum(), atol=2e-3 * truth.max())
+
+
+@pytest.mark.parametrize("first", [-1, 0, 1], ids=["n//2 - 1", "between", "n//2"])
+def test_even_sides_of_any_convention_are_recentred(first):
+    """The centre on the pixel before the middle, between the middle pixels, or on the one after."""
+    image = drawn_psf("elliptical", (0.25 * first, 0.25 * first), (40, 40), oversampling=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        psf = make_psf(image / image.sum(), pixel_scale=1.0, recentre=True)
+    truth = drawn_psf("elliptical", oversampling=2)
+    np.testing.assert_allclose(psf.image, truth / truth.sum(), atol=2e-3 * truth.max())
 
 
 @QUICK
@@ -737,8 +817,39 @@ def test_cutouts_by_pixel_and_by_coordinate(tmp_path):
     assert again.wcs.world_to_pixel(sky) == pytest.approx(
         (10, 10), abs=1e-6
     ) and again.pixel_scale == pytest.approx(SCALE, rel=1e-5)
-    edge = fetch(tmp_path / "a.fits", sigma=1, position=(0, 0), size=21)
-    assert edge.mask.sum() == 21 * 21 - 11 * 11 and (edge.image[10:, 10:] == image[:11, :11]).all()
+    corner = fetch(tmp_path / "a.fits", sigma=1, position=(10, 10), size=21)
+    np.testing.assert_array_equal(corner.image, image[:21, :21])
+
+
+@pytest.mark.parametrize(
+    ("position", "demand"),
+    [
+        (
+            (9, 50),
+            r"got \(9, 50\), which lies too near its edge for a size of 21 x 21; take a smaller",
+        ),
+        ((40, 89.7), r"which lies too near its edge .* \(at most about 19\)"),
+        ((-3, 50), r"inside the image of 80 x 100 pixels, got \(-3, 50\), which lies outside it"),
+        (
+            (150.0005, 2.0002),
+            r"as RA and Dec in degrees it is pixel \(0\.\d, 14\.\d\) of the image",
+        ),
+    ],
+    ids=["left", "top", "outside", "sky"],
+)
+def test_cutouts_beyond_the_image_are_refused(tmp_path, position, demand):
+    hdu = fits.PrimaryHDU(np.zeros((100, 80)), tan_wcs().to_header())
+    hdu.writeto(tmp_path / "a.fits")
+    with pytest.raises(ValueError, match=f"read_observation: position and size must.*{demand}"):
+        fetch(tmp_path / "a.fits", variance=1, position=position, size=21)
+
+
+def test_sky_coordinates_that_could_be_pixels_warn(tmp_path):
+    wcs = tan_wcs()
+    wcs.wcs.crval = [30.0, 12.0]
+    fits.PrimaryHDU(np.zeros((100, 80)), wcs.to_header()).writeto(tmp_path / "a.fits")
+    with pytest.warns(PoorInputWarning, match="taken as pixels; as RA and Dec in degrees"):
+        fetch(tmp_path / "a.fits", variance=1, position=(29.9995, 12.0005), size=21)
 
 
 @pytest.mark.parametrize(
@@ -746,7 +857,7 @@ def test_cutouts_by_pixel_and_by_coordinate(tmp_path):
     [
         (
             {"position": (900, 50), "size": 21},
-            r"position and size must describe a box that meets the image \(24, 20\)",
+            "position and size must describe a box inside the image of 20 x 24 pixels",
         ),
         ({"position": (5, 5)}, "position and size must be given together"),
         ({"position": (5, 5), "size": -3}, "position and size must describe a box"),

@@ -23,6 +23,7 @@ from conftest import ROOT
 from pyarrow import parquet
 
 from astrogen import files
+from astrogen.arrays import npz_bytes
 from astrogen.cli import main
 from astrogen.errors import SurveyError
 from astrogen.survey import read_object, read_survey, run, store, work
@@ -511,8 +512,8 @@ def _huge_member():
     [
         lambda: b"",
         lambda: b"\x89HDF\r\n\x1a\n" + bytes(100),
-        lambda: files.npz_bytes({"row/id": ["o2"]}),
-        lambda: files.npz_bytes({"row/id": [1, 2], "about": np.zeros(3, np.uint8)}),
+        lambda: npz_bytes({"row/id": ["o2"]}),
+        lambda: npz_bytes({"row/id": [1, 2], "about": np.zeros(3, np.uint8)}),
         _huge_member,
     ],
     ids=["empty", "HDF5", "less", "other", "bomb"],

@@ -7,12 +7,10 @@ from pathlib import Path
 
 from astrogen.commands.together import check_together, fit_together
 from astrogen.commands.words import (
-    ALL_FAILED,
-    DONE,
-    SOME_FAILED,
     add_inference,
     complain,
     count,
+    exit_code,
     fraction,
     in_options,
     note_failure,
@@ -114,7 +112,10 @@ def add_options(verb):
     psf.add_argument(
         "--psf-recentre",
         action="store_true",
-        help="the PSF image has even sides, its centre between the middle pixels",
+        help=(
+            "move the centre of the PSF's light to its middle pixel: for even sides of any"
+            " convention, or where it is off by a fraction of a pixel"
+        ),
     )
     psf.add_argument(
         "--psf-position",
@@ -203,7 +204,9 @@ def add_options(verb):
         "--chains", type=count, default=4, metavar="N", help="chains of hmc (default 4)"
     )
     how.add_argument(
-        "--strict", action="store_true", help="exit with 3 where a posterior did not converge"
+        "--strict",
+        action="store_true",
+        help="exit with 3 also where a posterior did not converge or fits poorly",
     )
 
     output = verb.add_argument_group("output")
@@ -456,9 +459,4 @@ def _finish(results, failures, options):
     num_empty = sum(result.observation.status == "no_data" for result in results)
     if num_empty:
         complain(f"{num_empty} of {len(results)} images hold no good pixel")
-    if num_empty == len(results):
-        return ALL_FAILED
-    num_unconverged = sum(not result.converged for result in results) if options.strict else 0
-    if num_unconverged:
-        complain(f"{num_unconverged} of {len(results)} posteriors did not converge")
-    return SOME_FAILED if failures or num_empty or num_unconverged else DONE
+    return exit_code(results, num_empty, failures, options)

@@ -6,16 +6,13 @@ from functools import partial
 
 from astrogen.commands.words import (
     ALL_FAILED,
-    DONE,
-    SOME_FAILED,
-    complain,
+    exit_code,
     in_options,
     note_failure,
     note_lost,
     progress,
     say,
 )
-from astrogen.files import write_table
 
 
 def check_together(options):
@@ -40,6 +37,7 @@ def fit_together(observations, failures, options):
     """
     from astropy.table import vstack
 
+    from astrogen.files import write_table
     from astrogen.report.joint import write_joint_figure
     from astrogen.result import file_names
 
@@ -63,10 +61,7 @@ def fit_together(observations, failures, options):
         return ALL_FAILED
     together = vstack([result.table() for result in results], metadata_conflicts="silent")
     write_table(options.out / "results.ecsv", together)
-    num_unconverged = sum(not result.converged for result in results) if options.strict else 0
-    if num_unconverged:
-        complain(f"{num_unconverged} of {len(results)} posteriors did not converge")
-    return SOME_FAILED if failures or num_unconverged else DONE
+    return exit_code(results, 0, failures, options)
 
 
 def _fields(observations, options):

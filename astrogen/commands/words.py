@@ -58,6 +58,7 @@ PHRASES = (
     (r"\bmethod hmc\b", "--method hmc"),
     (r"\bmore draws\b", "more draws (--draws)"),
     (r"\bor chains\b", "or chains (--chains)"),
+    (r"\bfit it too \(deblend\)", "fit it too (--deblend)"),
     (r"\blonger burn-in\b", "longer burn-in (--burn-in)"),
 )
 # How messages of the library name an argument: `name=VALUE` or `name=` in what to do, a name with
@@ -141,6 +142,29 @@ def progress(items, words):
     return tqdm(
         items, desc=words, file=sys.stderr, leave=False, disable=None if len(items) > 1 else True
     )
+
+
+def exit_code(results, num_empty, failures, options):
+    """What became of results (of which `num_empty` have no data) and of inputs that failed, as an
+    exit code, and a line on stderr for what is not right.
+    """
+    from astrogen.verdict import is_failed, is_poor
+
+    num_failed = sum(is_failed(result.status) for result in results)
+    if num_failed:
+        complain(f"{num_failed} of {len(results)} fits failed or found no galaxy: see the status")
+    if num_empty + num_failed == len(results):
+        return ALL_FAILED
+    num_unconverged = num_poor = 0
+    if options.strict:
+        num_unconverged = sum(not result.converged for result in results)
+        num_poor = sum(is_poor(result.status) for result in results)
+    if num_unconverged:
+        complain(f"{num_unconverged} of {len(results)} posteriors did not converge")
+    if num_poor:
+        complain(f"{num_poor} of {len(results)} fit poorly: see the status")
+    lost = failures or num_empty or num_failed or num_unconverged or num_poor
+    return SOME_FAILED if lost else DONE
 
 
 @contextlib.contextmanager

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from astrogen.arrays import npz_bytes
 from astrogen.errors import InputFileError, WeightsError
-from astrogen.files import npz_bytes, write_whole
+from astrogen.files import write_whole
 from astrogen.reading import parse_npz, read_bytes, read_json
 
 FORMAT, VERSION, CARD = "astrogen prior", 1, "card.json"

@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import os
 import re
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -347,11 +348,19 @@ def cut_out(target, exposure, *, size, name, bad_bits=None):
     the exposure is masked.
     """
     whole, centre = _whole(exposure, bad_bits), (target.x, target.y)
-    return check_frame(
+    stamp = check_frame(
         cut_frame(whole.frame, centre, size),
         psf=_psf(exposure, whole.pixel_scale, centre),
         pixel_scale=whole.pixel_scale,
         name=name,
+    )
+    low = np.ceil(np.array(centre) - size / 2)
+    held = np.minimum(low + size, whole.frame.image.shape[::-1]) - np.maximum(low, 0)
+    beyond = 1 - float(np.prod(held)) / size**2
+    if not beyond > 0:
+        return stamp
+    return replace(
+        stamp, notes=(*stamp.notes, f"{beyond:.0%} of the stamp lies beyond the exposure")
     )
 
 

@@ -27,11 +27,12 @@ import pyarrow
 from astropy.table import Table, meta, vstack
 from pyarrow import parquet
 
+from astrogen.arrays import npz_bytes
 from astrogen.errors import SurveyError
-from astrogen.files import npz_bytes, write_table, write_whole
+from astrogen.files import write_table, write_whole
 from astrogen.joint_result import JointResult, Source
 from astrogen.observation import make_observation, make_psf
-from astrogen.result import QUANTITIES, Quantities, Result, poor_shape
+from astrogen.result import QUANTITIES, Quantities, Result, measured_words
 from astrogen.survey.ledger import read_hashed, read_signed, sha256_of, signed, write_signed
 from astrogen.units import Brightness
 
@@ -142,7 +143,7 @@ def pack(result, seen, *, bands, num_kept):
     row |= {
         "converged": result.converged,
         "method": result.method,
-        "status": " | ".join((*result.status, *poor_shape(quantities), *seen.missing)),
+        "status": " | ".join((*result.status, *measured_words(quantities), *seen.missing)),
     }
     draws = source.draws
     chosen = (
@@ -184,6 +185,7 @@ def pack(result, seen, *, bands, num_kept):
         "diagnostics": result.diagnostics,
         "provenance": result.provenance,
         "num_failed": quantities.num_failed,
+        "num_no_radius": quantities.num_no_radius,
         "covariance": quantities.covariance,
     }
     if jointly:
@@ -391,7 +393,10 @@ def _unpack(stored, number):
     )
     pairs = [(float(row[name]), float(row[f"{name}_err"])) for name in QUANTITIES]
     measured = Quantities(
-        *pairs, num_failed=about["num_failed"], covariance=tuple(map(tuple, about["covariance"]))
+        *pairs,
+        num_failed=about["num_failed"],
+        num_no_radius=about["num_no_radius"],
+        covariance=tuple(map(tuple, about["covariance"])),
     )
     source = {name: float(row[name]) for name in SCALES} | {
         "image_std": arrays["image_std"],

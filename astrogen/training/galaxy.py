@@ -7,8 +7,9 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from astrogen.arrays import npz_bytes, write_array
 from astrogen.errors import InputFileError, RecordsError
-from astrogen.files import npz_bytes, write_array, write_whole
+from astrogen.files import write_whole
 from astrogen.priors import load_prior
 from astrogen.priors.galaxy import BasisPrior
 from astrogen.priors.storage import write_weights

@@ -8,8 +8,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from astrogen.arrays import npz_bytes
 from astrogen.errors import InputError, InputFileError
-from astrogen.files import npz_bytes, write_whole
+from astrogen.files import write_whole
 from astrogen.priors.convergence import TERMS, ConvergencePrior, Table, stored_arrays
 from astrogen.priors.correction import Correction
 from astrogen.priors.storage import write_weights

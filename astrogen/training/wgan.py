@@ -15,8 +15,9 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
+from astrogen.arrays import npz_bytes
 from astrogen.errors import InputFileError
-from astrogen.files import npz_bytes, write_whole
+from astrogen.files import write_whole
 from astrogen.priors.convergence import MARGIN, draw_latent, polynomial_terms, scaled_cosmology
 from astrogen.reading import read_npz
 from astrogen.statistics import diversity
