@@ -1,5 +1,5 @@
-"""How arrays are written: equal arrays as equal bytes, and nothing that could be code. The ways back
-are in reading.py.
+"""How arrays are written: equal arrays as equal bytes, and nothing that could be code. The ways
+back are in reading.py.
 """
 
 import io

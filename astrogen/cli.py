@@ -34,7 +34,9 @@ VERBS = {
 
 
 def main(arguments=None):
-    """Run the command line and return its exit code; `arguments` defaults to those of the process."""
+    """Run the command line and return its exit code; `arguments` defaults to those of the
+    process.
+    """
     keep_tensorflow_quiet()
     options = _parser().parse_args(arguments)
     try:

@@ -167,7 +167,9 @@ class JointResult:
 
     @property
     def flux_covariance(self):
-        """Covariance [source * band, source * band] of all fluxes, the bands of a source together."""
+        """Covariance [source * band, source * band] of all fluxes, the bands of a source
+        together.
+        """
         draws = np.concatenate([source.flux_draws for source in self.sources], 1)
         return np.atleast_2d(np.cov(draws.T.astype(float)))
 
@@ -447,7 +449,9 @@ def _read_exposure(path, planes, number, told):
 
 
 def _fluxes(plane, observation, pixel_scale=None, power=1):
-    """Fluxes of a plane that a file holds as surface brightness, where the image was given as such."""
+    """Fluxes of a plane that a file holds as surface brightness, where the image was given as
+    such.
+    """
     return plane / np.float32(as_given(observation, pixel_scale)[0] ** power)
 
 

@@ -197,7 +197,7 @@ def massmap(
             f" {getattr(prior, 'name', prior)!r}; load_prior('kappa')"
         )
     sampled = isinstance(cosmology, str)
-    if sampled and cosmology != SAMPLED or not sampled and np.shape(cosmology) != (2,):
+    if (sampled and cosmology != SAMPLED) or (not sampled and np.shape(cosmology) != (2,)):
         raise InputError(
             f"massmap: cosmology must be (Omega_m, sigma_8) or {SAMPLED!r}, got {cosmology!r}; give"
             " one of the two"

@@ -238,7 +238,7 @@ def as_observations(stamps, *, psf=None, pixel_scale=None):
             "as_observations: psf and pixel_scale must be None for Observations, which have"
             " their own, got one; leave it out"
         )
-    each = isinstance(psf, (list, tuple)) or getattr(psf, "ndim", 2) == 3 and not single
+    each = isinstance(psf, (list, tuple)) or (getattr(psf, "ndim", 2) == 3 and not single)
     if each and len(psf) != len(stamps):
         raise InputError(
             f"as_observations: psf must be one for all or one for each of the {len(stamps)} stamps,"
@@ -826,7 +826,7 @@ def _of_roles(file, planes, science, roles):
     """The plane of `science`'s own file that has one of `roles`, or None."""
     found = [plane for plane in planes if _role(plane) in roles and plane is not science]
     siblings = [plane for plane in found if plane.version == science.version] or found
-    if JWST_PLANES <= {plane.name for plane in planes}:
+    if {plane.name for plane in planes} >= JWST_PLANES:
         siblings = [plane for plane in siblings if _role(plane) != "weight"]
     choice = " or ".join(f"{_role(plane)}={file}[{plane.name}]" for plane in siblings)
     return (

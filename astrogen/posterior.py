@@ -492,7 +492,9 @@ def matheron_update(miss, residual, wild, noise):
 
 
 def stack(parts):
-    """Several Compressed as one batch: data and forward are padded with zeros, which say nothing."""
+    """Several Compressed as one batch: data and forward are padded with zeros, which say
+    nothing.
+    """
     rows, columns = (
         max(part.forward.shape[1] for part in parts),
         max(part.forward.shape[2] for part in parts),

@@ -402,7 +402,7 @@ def psf_from_model(model, *, pixel_scale, position=None, plane=None, name="psf")
             " use make_psf"
         )
     if image.ndim == 3:
-        if plane is None and len(image) > 1 or not 0 <= (plane or 0) < len(image):
+        if (plane is None and len(image) > 1) or not 0 <= (plane or 0) < len(image):
             raise InputError(
                 f"psf_from_model: plane must be chosen from 0 to {len(image) - 1} for a cube of"
                 f" PSFs, got {plane}; give the observation's band"

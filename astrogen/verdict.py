@@ -174,8 +174,9 @@ def judge_fit(fit, flux=(math.nan, math.nan)):
     if fit.scatter < 1 / NOISE_FACTOR and fit.p_low < NOISE_P:
         sentences.append(
             "noise_overestimated: the variance is about"
-            f" {1 / max(fit.scatter, SMALLEST_P):.3g} times too large: reduced chi2 is {fit.chi2_all:.2g} over the stamp; give the variance in the image's"
-            " unit squared, errors are too large by the square root"
+            f" {1 / max(fit.scatter, SMALLEST_P):.3g} times too large: reduced chi2 is"
+            f" {fit.chi2_all:.2g} over the stamp; give the variance in the image's unit squared,"
+            " errors are too large by the square root"
         )
     if not sentences or sentences[0].startswith("noise"):
         sentences += _poor_fit(fit, lit)

@@ -213,8 +213,9 @@ def table(compared):
         values = [compared["priors"][kind]["distances"][name] for kind in kinds]
         target = ms.TARGETS.get(name)
         verdict = "" if target is None else "  met" if values[0] <= target else "  NOT met"
+        wanted, floor = "" if target is None else f"{target:.3f}", compared["floor"][name]
         lines.append(
-            f"  {name:<18}{'' if target is None else format(target, '.3f'):>9}{compared['floor'][name]:>9.4f}"
+            f"  {name:<18}{wanted:>9}{floor:>9.4f}"
             + "".join(f"{value:>12.4f}" for value in values)
             + verdict
         )

@@ -455,13 +455,16 @@ def _print(report):
         f" inputs took {report['seconds for inputs']:.0f} s"
     )
     print(
-        f"{'run':8}{'objects':>9}{'workers':>9}{'seconds':>9}{'stamps/s':>10}{'CPU ms/object':>15}{'peak MB per worker':>22}{'failed':>8}"
+        f"{'run':8}{'objects':>9}{'workers':>9}{'seconds':>9}{'stamps/s':>10}"
+        f"{'CPU ms/object':>15}{'peak MB per worker':>22}{'failed':>8}"
     )
     for name, run in report["runs"].items():
         peaks = " ".join(map(str, run["peak MB per worker"]))
         verdict = "" if run["failed as expected"] else "   NOT those that were poisoned"
         print(
-            f"{name:8}{run['objects']:9d}{run['workers']:9d}{run['seconds']:9.0f}{run['stamps/s']:10.2f}{run['CPU ms per object']:15.0f}{peaks:>22}{run['failed']:8d}{verdict}"
+            f"{name:8}{run['objects']:9d}{run['workers']:9d}{run['seconds']:9.0f}"
+            f"{run['stamps/s']:10.2f}{run['CPU ms per object']:15.0f}{peaks:>22}"
+            f"{run['failed']:8d}{verdict}"
         )
     runs = report["runs"]
     if {"one", "many"} <= runs.keys():

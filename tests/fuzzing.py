@@ -69,20 +69,23 @@ FORMS = (
 class Reader(NamedTuple):
     """make(folder) writes a sound file and returns its path; read(folder) reads it; kind: which
     damage is meant for it; checksums: no other values may come out; vouch(folder) makes what
-    belongs to the file agree with its damage."""
+    belongs to the file agree with its damage; share: of the cases, where a file is large."""
 
     make: callable
     read: callable
     kind: str = "bytes"
     checksums: bool = False
     vouch: callable = None
+    share: float = 1.0
 
 
 # --- damage
 
 
 def damage(content, kind, rng):
-    """Other bytes: one blind change or one that is meant for the kind of file, sometimes several."""
+    """Other bytes: one blind change or one that is meant for the kind of file, sometimes
+    several.
+    """
     for _ in range(1 if rng.random() < 0.7 else int(rng.integers(2, 6))):
         aimed = AIMED.get(kind)
         content = (aimed if aimed and rng.random() < 0.6 else _blind)(content, rng)
@@ -145,7 +148,7 @@ def _json_value(content, rng):
     """Another value, or none, somewhere in a tree."""
     try:
         tree = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         return _blind(content, rng)
     place, parent = tree, None
     while isinstance(place, dict | list) and place:
@@ -666,7 +669,9 @@ READERS = {
         _maps("a.fits", lambda: _fits_map(ANGLE=3.0)), _read_maps("a.fits", "columbia"), "fits"
     ),
     "maps_ktng": Reader(_maps("a.dat", _fits_map), _read_maps("a.dat", "ktng", 2.3), "fits"),
-    "maps_healpix": Reader(_maps("a.npy", _sky), _read_maps("a.npy", "cosmogrid"), "npy"),
+    "maps_healpix": Reader(
+        _maps("a.npy", _sky), _read_maps("a.npy", "cosmogrid"), "npy", share=0.1
+    ),
     "real_catalogue": Reader(_real_catalogue("catalog.fits"), _read_real, "fits"),
     "real_images": Reader(_real_catalogue("images.fits"), _read_real, "fits"),
 }

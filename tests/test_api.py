@@ -16,7 +16,7 @@ from astropy.nddata import CCDData, InverseVariance, NDData, StdDevUncertainty, 
 from astropy.wcs import WCS
 from conftest import ROOT
 from photutils.psf import GriddedPSFModel, ImagePSF
-from test_result import fake_result, observation
+from test_result import fake_result, observation  # noqa: F401
 
 import astrogen
 from astrogen.observation import as_observations, make_observation
@@ -215,7 +215,9 @@ def test_draws_go_to_arviz(result):
 
 
 def test_draws_go_to_arviz_1_as_a_tree(result, monkeypatch):
-    """Its InferenceData is there, but is only a name for xarray's DataTree, which takes no groups."""
+    """Its InferenceData is there, but is only a name for xarray's DataTree, which takes no
+    groups.
+    """
     xarray = pytest.importorskip("xarray")
     one = SimpleNamespace(__version__="1.3.0", InferenceData=xarray.DataTree)
     monkeypatch.setitem(sys.modules, "arviz", one)
@@ -234,7 +236,7 @@ def test_without_arviz_the_command_is_named(result, monkeypatch):
         result.to_arviz()
 
 
-def test_tables_of_several_units(observation):
+def test_tables_of_several_units(observation):  # noqa: F811
     one = fake_result(observation)
     other = fake_result(
         make_observation(

@@ -94,7 +94,9 @@ def run(observations, prior, **options):
 
 @pytest.fixture(scope="module")
 def stamps(prior):
-    """Two telescopes, three shapes and four signal-to-noise ratios: what can go through together."""
+    """Two telescopes, three shapes and four signal-to-noise ratios: what can go through
+    together.
+    """
     return (
         observed(prior, 2, 1)[0]
         + observed(prior, 1, 2, pixel_scale=0.168, fwhm=0.6, shape=(40, 41))[0]
@@ -244,7 +246,7 @@ def test_the_model_is_the_image_as_the_telescope_sees_it(results, stamps):
     """Drawn by GalSim from the deconvolved image: the target PSF is taken out and the observed one
     put in.
     """
-    result, stamp = results[0], stamps[0]
+    result = results[0]
     image = galsim.Image(result.image.astype(float), scale=result.prior_scale)
     galaxy = galsim.InterpolatedImage(
         image,

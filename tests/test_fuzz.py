@@ -36,8 +36,8 @@ def test_a_few_damaged_files_are_read_or_refused(cases, name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", READERS)
 def test_many_damaged_files_are_read_or_refused(cases, name):
-    assert not _wrong(cases, name, range(FEW, MANY))
+    assert not _wrong(cases, name, range(FEW, int(MANY * READERS[name].share)))
 
 
 def test_enough_cases_are_tried():
-    assert len(READERS) * MANY >= 5000
+    assert sum(int(MANY * reader.share) for reader in READERS.values()) >= 5000

@@ -506,7 +506,9 @@ def test_equal_targets_end_with_nearly_equal_steps():
 
 
 def banana(parameters, bend):
-    """Pairs (x, y): x is a standard normal, y follows bend * (x^2 - 1) with standard deviation .1."""
+    """Pairs (x, y): x is a standard normal, y follows bend * (x^2 - 1) with standard deviation
+    .1.
+    """
     x, y = tf.split(parameters, 2, -1)
     return -0.5 * tf.reduce_sum(x**2 + ((y - bend[:, None] * (x**2 - 1)) / 0.1) ** 2, -1)
 
@@ -674,6 +676,7 @@ def test_one_trace_serves_other_evidence_of_the_same_shape(rng):
         traces.append(1)
         return linear_log_density(parameters, stamps)
 
+    counts = []
     for _ in range(3):
         stamps = linear_stamps(rng, 2)
         climb = find_map(log_density_fn, linear_curvature, stamps, tf.zeros([2, 5]))
@@ -681,8 +684,8 @@ def test_one_trace_serves_other_evidence_of_the_same_shape(rng):
         sample_hmc(
             log_density_fn, climb, stamps, num_draws=4, num_burnin=2, num_chains=2, seed=SEED
         )
-        counts = len(traces) if _ == 0 else counts
-    assert len(traces) == counts
+        counts.append(len(traces))
+    assert counts[0] == counts[-1]
 
 
 def test_a_seed_of_another_shape_is_refused(rng):

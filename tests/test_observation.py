@@ -643,7 +643,9 @@ def test_ambiguous_planes_list_the_hdus_and_the_option(tmp_path, names, words):
 
 
 def test_the_total_error_is_the_noise_of_a_jwst_image(tmp_path):
-    """The mosaics of JWST: WHT is not their inverse variance, and VAR_* are parts of ERR squared."""
+    """The mosaics of JWST: WHT is not their inverse variance, and VAR_* are parts of ERR
+    squared.
+    """
     image = noise_stamp()
     levels = {"ERR": 2.0, "CON": 1.0, "WHT": 900.0, "VAR_POISSON": 3.0, "VAR_RNOISE": 1.0}
     planes = [(name, np.full_like(image, level)) for name, level in levels.items()]

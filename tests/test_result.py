@@ -231,7 +231,9 @@ def test_measured_gaussian_has_its_size_and_shape(radius, shift):
     ids=["small", "moved", "beyond the first look", "far from the middle"],
 )
 def test_half_light_radius_is_that_of_galsim(radius, shift, rng):
-    """GalSim's, on a three times finer grid to which its own FFT interpolation is written out here."""
+    """GalSim's, on a three times finer grid to which its own FFT interpolation is written out
+    here.
+    """
     image = (
         galsim.Exponential(half_light_radius=radius, flux=7)
         .shear(g1=0.2)

@@ -186,7 +186,9 @@ def test_embedding_is_undone_by_cropping(rng):
 
 
 def test_kaiser_squires_undoes_the_shear_and_tells_e_from_b(rng):
-    """On a periodic field without noise, up to the mean; shapes turned by 45 degrees are B modes."""
+    """On a periodic field without noise, up to the mean; shapes turned by 45 degrees are B
+    modes.
+    """
     n = 48
     k = np.hypot(np.fft.fftfreq(n)[:, None], np.fft.rfftfreq(n))
     kappa = filtered(

@@ -76,7 +76,9 @@ def _write_exposure(path, positions, *, shape=(80, 100), flux=500.0, wcs=None, s
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """An exposure of six galaxies on a WCS, its noise and PSF, and catalogues in sky and in pixels."""
+    """An exposure of six galaxies on a WCS, its noise and PSF, and catalogues in sky and in
+    pixels.
+    """
     folder = tmp_path_factory.mktemp("survey")
     _write_exposure(folder / "exposure.fits", POSITIONS)
     psf = _gaussian((25, 25), 12, 12, 1.7)
@@ -961,7 +963,9 @@ def test_workers_of_others_keep_to_one_thread_or_refuse(tmp_path, monkeypatch):
 
 
 def test_threads_are_set_in_a_process_that_has_not_begun(tmp_path):
-    """A worker with numpy at work and TensorFlow only imported: both are at one thread afterwards."""
+    """A worker with numpy at work and TensorFlow only imported: both are at one thread
+    afterwards.
+    """
     program = (
         "import numpy, tensorflow as tf, threadpoolctl; from astrogen.survey.remote import"
         " keep_to_one_thread; keep_to_one_thread('chunk'); print(max(pool['num_threads'] for pool"

@@ -272,7 +272,9 @@ def test_ten_killed_parents(folder, whole, tmp_path, number):
 def test_what_a_kill_between_two_steps_of_writing_leaves(
     folder, whole, tmp_path, here, monkeypatch, stop
 ):
-    """Before the n-th file is put in its place the process is gone: temporary file and lock stay."""
+    """Before the n-th file is put in its place the process is gone: temporary file and lock
+    stay.
+    """
     out, replace, left = tmp_path / "run", os.replace, [stop]
 
     class Gone(BaseException):

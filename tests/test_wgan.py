@@ -125,7 +125,9 @@ def test_every_band_has_modes_and_a_wave_falls_into_its_own():
 
 
 def test_power_along_an_axis_is_told_from_that_along_a_diagonal():
-    """A wave along an axis counts in full among those along axes, one along a diagonal not at all."""
+    """A wave along an axis counts in full among those along axes, one along a diagonal not at
+    all.
+    """
     x = np.arange(64)
     straight, oblique = (
         np.cos(2 * np.pi * (k * x[:, None] + l * x) / 64)[None] for k, l in ((0, 14), (10, 10))
@@ -160,8 +162,8 @@ def test_pixels_are_shared_by_the_two_levels_beside_them():
 
 def test_a_peak_is_counted_at_its_height(rng):
     log_map = 1e-3 * rng.normal(size=(1, 64, 64)).astype(np.float32) - 30.0
-    for row, column in ((10, 10), (20, 33), (50, 7)):
-        log_map[0, row, column] = PEAK_LEVELS[4]
+    for place in ((10, 10), (20, 33), (50, 7)):
+        log_map[0, *place] = PEAK_LEVELS[4]
     found = (
         map_features(tf.constant(log_map), tf.constant(log_map), pixel_scale=PIXEL_SCALE)[
             0

@@ -28,6 +28,7 @@ from astrogen.files import write_table
 TEXT = "Deconvolve images of galaxies and say how far the result can be trusted."
 NOISE = ("variance", "sigma", "weight")
 COMPANIONS = ("psf", *NOISE, "mask")
+MOST_UNTRACED = 32  # objects, one batch: done in less time than it takes to trace what does it
 
 
 def add_options(verb):
@@ -351,12 +352,18 @@ def _read_psf(path, pixel_scale, options):
         raise
 
 
+def _is_quick(observations, options):
+    """Whether the work is done before it would have been traced."""
+    return options.method in ("map", "laplace") and len(observations) <= MOST_UNTRACED
+
+
 def _deconvolve_all(observations, prior, failures, options):
     """[(path, Result)]: all together, and one by one where something is wrong with one of them."""
     from astrogen import deconvolve
+    from astrogen.quiet import untraced
 
     fit = partial(
-        deconvolve,
+        untraced(deconvolve) if _is_quick(observations, options) else deconvolve,
         prior=prior,
         method=options.method,
         num_draws=options.draws,

@@ -6,7 +6,8 @@ Agrees with ArviZ, and with the closed form of an autoregressive chain (tests/te
 """
 
 import numpy as np
-from scipy import special, stats
+import scipy  # its statistics take a second to load: on first use
+from scipy import special
 
 
 def r_hat(draws):
@@ -63,7 +64,7 @@ def _split(draws):
 
 def _rank_normalise(draws):
     num = draws.shape[0] * draws.shape[1]
-    ranks = stats.rankdata(draws.reshape(num, -1), axis=0)
+    ranks = scipy.stats.rankdata(draws.reshape(num, -1), axis=0)
     return special.ndtri((ranks - 0.375) / (num + 0.25)).reshape(draws.shape)
 
 

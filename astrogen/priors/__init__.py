@@ -80,7 +80,7 @@ def _stamp(path):
 def _load(directory, member, card_hash, stamps):
     """A prior; the last two change when its folder does."""
     card, arrays = read_weights(directory)
-    if card["kind"] not in KINDS:
+    if not isinstance(card["kind"], str) or card["kind"] not in KINDS:
         raise WeightsError(
             directory,
             f"load_prior: kind must be one of {sorted(KINDS)}, got {card['kind']!r}; use the"

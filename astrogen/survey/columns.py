@@ -235,7 +235,7 @@ def _unit_of(column, path, name, wanted, what):
     text = str(column.unit).strip().strip("\"'").lower()
     word = next((unit for spelt, unit in UNIT_WORDS.items() if re.fullmatch(spelt, text)), None)
     unit = read_unit(word or column.unit)
-    if word == "hourangle" and what != "an angle" or not unit.is_equivalent(wanted):
+    if (word == "hourangle" and what != "an angle") or not unit.is_equivalent(wanted):
         raise InputError(
             f"read_catalogue: column {name} must be {what}, got the unit {str(column.unit)!r} in"
             f" {path}; convert it, or name its unit as astropy does"

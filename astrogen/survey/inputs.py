@@ -75,7 +75,8 @@ def read_catalogue(path):
 
     Raises
     ------
-    InputFileError : the file is damaged or no table. InputError : it has no positions, or an identifier occurs twice or is
+    InputFileError : the file is damaged or no table. InputError : it has no positions, or an
+    identifier occurs twice or is
         missing; a column has a unit of another kind, or an impossible value.
     """
     columns = read_columns(

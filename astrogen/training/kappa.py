@@ -224,7 +224,9 @@ def tables_of_run(maps, out, seed, resume):
 
 
 def rematched(tables, target, log_shift, maps, seed):
-    """The tables of the Gaussian and the lognormal field, brought to the bands of another target."""
+    """The tables of the Gaussian and the lognormal field, brought to the bands of another
+    target.
+    """
     moved = {}
     for kind, table in tables.items():
         prior = make_prior(kind, table, moved.get("gaussian", table), log_shift, None, maps)

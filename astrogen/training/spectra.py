@@ -138,8 +138,8 @@ def read_target(path, *, shape, pixel_scale):
             f" arcmin as the records are, got {of[1]} of {of[0]:g} in {path}"
         )
     if (
-        power.shape != (len(cosmologies), NUM_BANDS)
-        or cosmologies.shape != (len(cosmologies), 2)
+        cosmologies.shape[1:] != (2,)
+        or power.shape != (len(cosmologies), NUM_BANDS)
         or len(cosmologies) < TERMS
         or l.shape != (NUM_BANDS,)
         or not np.allclose(l, band_multipoles(shape, pixel_scale))

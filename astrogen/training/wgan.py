@@ -195,7 +195,9 @@ class Step:
         return told
 
     def _update(self, kappa, cosmology, latent, mixes, count, adversarial):
-        """What one replica does with its share: dict of scalars, and the new running differences."""
+        """What one replica does with its share: dict of scalars, and the new running
+        differences.
+        """
         prior, scaled, moved = self.prior, scaled_cosmology(cosmology), self.difference
         told = {}
         with tf.GradientTape() as tape:
