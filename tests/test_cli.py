@@ -464,6 +464,16 @@ def test_warnings_of_the_input_are_one_line_each(folder, capsys):
             id="draws",
         ),
         pytest.param(
+            ["deconvolve", "i", "--psf", "p", "--out", "x", "--keep-draws", "-5"],
+            "must be 0 or more, got -5",
+            id="kept draws",
+        ),
+        pytest.param(
+            ["deconvolve", "i", "--psf", "p", "--out", "x", "--max-bad-fraction", "2"],
+            "must be between 0 and 1, got 2",
+            id="fraction",
+        ),
+        pytest.param(
             ["deconvolve", "i", "--psf", "p", "--out", "x", "--pixel-scale", "nan"],
             "must be positive, got nan",
             id="scale",
