@@ -50,7 +50,7 @@ def main(arguments=None):
     except Exception as error:
         if options.traceback or not is_users(error):
             raise
-        complain(reason(error))
+        complain(reason(error, options))
         return ALL_FAILED
 
 

@@ -55,7 +55,7 @@ def detect(observations, *, aligned=False):
     if not len(found):
         raise InputError(
             f"detect: observations must show a galaxy above {THRESHOLD:g} sigma, got none in"
-            f" {observations[0].name!r}; give positions (--sources)"
+            f" {observations[0].name!r}; give their positions by sources="
         )
     return np.stack([found["xpeak"], found["ypeak"]], 1)[np.argsort(-found["flux"])].astype(float)
 

@@ -203,8 +203,7 @@ def only_plane(path, matching, planes, wanted, *, choice=None):
     """
     if len(matching) == 1:
         return matching[0]
-    name = Path(path).name
-    advice = choice or f"hdu=NUMBER or NAME, or as {name}[NAME]"
+    advice = choice or f"the number in front, as {path}[NUMBER]"
     raise InputFileError(
         path,
         f"{'more than one' if matching else 'no'} HDU could be {wanted}:"
@@ -238,13 +237,11 @@ def header_wcs(header):
     """
     sizes = {f"{axis}_ORDER": MAX_SIP_ORDER for axis in ("A", "B", "AP", "BP")}
     sizes |= {f"WCSAXES{other}": MAX_AXES for other in ("", *ascii_uppercase)}
-    if any(
-        type(header.get(name, 0)) is not int or header.get(name, 0) > most
-        for name, most in sizes.items()
-    ):
-        return None
     with warnings.catch_warnings(), contextlib.suppress(Exception):
         warnings.simplefilter("ignore")
+        stated = {name: header.get(name, 0) for name in sizes}  # fails where a card is damaged
+        if any(type(stated[name]) is not int or stated[name] > sizes[name] for name in sizes):
+            return None
         wcs = WCS(header)
         return wcs.celestial if wcs.has_celestial else None
     return None

@@ -412,8 +412,8 @@ def _border_variance(pixels, bad):
     if not variance >= np.finfo(np.float32).tiny:
         raise InputError(
             f"make_observation: variance must be given for this stamp, got none and {len(values)}"
-            f" good border pixels with an estimate of {variance:.3g}; give variance, sigma or"
-            " weight"
+            f" good border pixels with an estimate of {variance:.3g}; give variance=, sigma="
+            " or weight="
         )
     return variance
 
@@ -438,7 +438,7 @@ def _settle_scale(wcs, pixel_scale, shape, name, notes):
     if sides is None:
         raise InputError(
             f"make_observation: pixel_scale must be given for {name!r}, which has no celestial WCS,"
-            " got None; give pixel_scale in arcsec per pixel (--pixel-scale on the command line)"
+            " got None; give pixel_scale in arcsec per pixel"
         )
     if abs(sides[0] / sides[1] - 1) > SCALE_TOLERANCE:
         notes.append(
@@ -532,8 +532,8 @@ def _check_psf(psf, pixel_scale, shape):
     if psf.pixel_scale > pixel_scale * (1 + SCALE_TOLERANCE):
         raise InputError(
             "make_observation: psf must be sampled at least as finely as the image, got"
-            f" {psf.pixel_scale:.5g} arcsec per pixel for an image of {pixel_scale:.5g}; give its"
-            " own pixel scale or oversampling"
+            f" {psf.pixel_scale:.5g} arcsec per pixel for an image of {pixel_scale:.5g}; say how it"
+            " is sampled (oversampling=)"
         )
     if psf.pixel_response and abs(psf.pixel_response / pixel_scale - 1) > SCALE_TOLERANCE:
         raise InputError(
@@ -828,7 +828,7 @@ def _of_roles(file, planes, science, roles):
     siblings = [plane for plane in found if plane.version == science.version] or found
     if {plane.name for plane in planes} >= JWST_PLANES:
         siblings = [plane for plane in siblings if _role(plane) != "weight"]
-    choice = " or ".join(f"{_role(plane)}={Path(file).name}[{plane.name}]" for plane in siblings)
+    choice = " or ".join(f"{_role(plane)}={file}[{plane.name}]" for plane in siblings)
     return (
         only_plane(file, siblings, planes, f"the {' or '.join(roles)}", choice=choice)
         if found
@@ -896,7 +896,7 @@ def _read_mask(file, planes, science, mask, bad_bits, plane, max_pixels):
         if bad_bits is not None:
             raise InputError(
                 f"read_observation: mask must be given with bad_bits, got bad_bits={bad_bits!r} and"
-                f" no mask in {file}; give mask"
+                f" no mask in {file}; give mask="
             )
         return None
     return flag_bad(take_plane(mask or file, found, plane), found, bad_bits)

@@ -170,7 +170,7 @@ def _make_psf(image, pixel_scale, pixel_response, recentre, name, observed_scale
         psf = _recentred(psf)
     if words := off_centre(psf, observed_scale or pixel_scale):
         warnings.warn(
-            f"make_psf: {name} {words}; give recentre=True (--psf-recentre of astrogen deconvolve)"
+            f"make_psf: {name} {words}; give recentre=True"
             " if its middle pixel is not meant to be the star's place",
             PoorInputWarning,
             stacklevel=3,
@@ -254,8 +254,8 @@ def _odd_square(image, recentre, name):
         x, y = (part + n // 2 for part, n in zip(centre, image.shape[::-1], strict=True))
         raise InputError(
             f"make_psf: {name} must have odd sides, got {image.shape} with its light about pixel"
-            f" ({x:.2f}, {y:.2f}) from 0; give recentre=True (--psf-recentre of astrogen"
-            " deconvolve), which moves it to the middle pixel, or crop it so that its centre is"
+            f" ({x:.2f}, {y:.2f}) from 0; give recentre=True,"
+            " which moves it to the middle pixel, or crop it so that its centre is"
             " the middle pixel"
         )
     return square

@@ -247,7 +247,7 @@ def judge(diagnostics, *, fits=(), num_lost=0, edge=0.0):
     if diagnostics.get("map_converged", 1) < 1:
         sentences.append(
             "not_converged: the search for the best fit stopped before its end; give a smaller"
-            " stamp or better starting values"
+            " stamp"
         )
     if not diagnostics.get("r_hat", 1) <= R_HAT_MAX:
         sentences.append(

@@ -309,7 +309,7 @@ def test_one_bad_image_among_several_is_reported_and_the_others_go_on(folder, ca
 def test_an_object_that_inference_refuses_does_not_stop_the_others(folder, capsys):
     assert deconvolve(folder, "refused.fits", "one.fits", "--psf", "psf.fits", "--draws", 9) == 3
     assert (
-        "refused.fits: deconvolve: psf must be broader than the target" in capsys.readouterr().err
+        "refused.fits: deconvolve: --psf must be broader than the target" in capsys.readouterr().err
     )
     assert (folder / "out/one.fits").exists() and not (folder / "out/refused.fits").exists()
 
@@ -320,7 +320,9 @@ def test_an_object_that_inference_refuses_does_not_stop_the_others(folder, capsy
         pytest.param(["broken.fits", "--psf", "psf.fits"], "broken.fits: is truncated", id="image"),
         pytest.param(["refused.fits", "--psf", "psf.fits"], "psf must be broader", id="inference"),
         pytest.param(["one.fits", "--psf", "broken.fits"], "broken.fits: is truncated", id="psf"),
-        pytest.param(["two.npy", "--psf", "psf.fits"], "give pixel_scale", id="no scale"),
+        pytest.param(
+            ["two.npy", "--psf", "psf.fits"], "give --pixel-scale in arcsec", id="no scale"
+        ),
         pytest.param(["one.fits", "--psf", "mask.fits"], "must have odd sides", id="even psf"),
         pytest.param(
             ["one.fits", "--psf", "psf.fits", "--mask", "psf.fits"], r"(21, 21)", id="shapes"
@@ -460,6 +462,16 @@ def test_warnings_of_the_input_are_one_line_each(folder, capsys):
             ["deconvolve", "i", "--psf", "p", "--out", "x", "--draws", "0"],
             "must be at least 1, got 0",
             id="draws",
+        ),
+        pytest.param(
+            ["deconvolve", "i", "--psf", "p", "--out", "x", "--keep-draws", "-5"],
+            "must be 0 or more, got -5",
+            id="kept draws",
+        ),
+        pytest.param(
+            ["deconvolve", "i", "--psf", "p", "--out", "x", "--max-bad-fraction", "2"],
+            "must be between 0 and 1, got 2",
+            id="fraction",
         ),
         pytest.param(
             ["deconvolve", "i", "--psf", "p", "--out", "x", "--pixel-scale", "nan"],

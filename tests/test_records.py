@@ -172,7 +172,7 @@ def test_a_killed_run_of_one_worker_resumes_to_the_bytes_of_two_uninterrupted(wr
         run.send_signal(signal.SIGKILL)
     assert run.returncode == -signal.SIGKILL
     with pytest.raises(
-        RecordsError, match="all 3 shards must be written, got [012]; finish the run with --resume"
+        RecordsError, match="all 3 shards must be written, got [012]; finish the run"
     ):
         read_manifest(tmp_path)
     _write(tmp_path, resume=True)
@@ -254,7 +254,7 @@ def test_shapes_are_known_before_anything_is_read(written):
             {"kind": "real"},
             "kind must be 'galaxies', got 'real'; 'real' is read by read_real_records",
         ),
-        ({"num": 120}, "all 5 shards must be written, got 3; finish the run with --resume"),
+        ({"num": 120}, "all 5 shards must be written, got 3; finish the run"),
         (
             {"shards": [{"file": "../secret", "start": 0, "num": 1}]},
             "shard must be a file of the directory, got '../secret'",

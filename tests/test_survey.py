@@ -687,13 +687,13 @@ def test_shards_make_the_same_run(folder, whole, tmp_path):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({}, "out must hold no run, got a manifest; go on with --resume"),
+        ({}, "out must hold no run, got a manifest; go on with resume=True"),
         ({"resume": True, "fit": FIT._replace(seed=2)}, "must be of the same fit, got fit .* now "),
         (
             {"resume": True, "chunk": 3},
             (
                 "must be of the same chunk, got chunk 2 now 3; choose another folder, or mix them"
-                " with --force"
+                " with force=True"
             ),
         ),
         ({"resume": True, "sigma": ["2.0"]}, "must be of the same exposures, got exposures "),
@@ -917,7 +917,7 @@ def test_a_scheduler_that_goes_is_an_error_and_a_resume_ends_the_run(
         )
         with pytest.raises(
             store.SurveyError,
-            match="scheduler must be there until the end, got .* go on with --resume",
+            match="scheduler must be there until the end, got .* go on with resume=True",
         ):
             _run(folder, tmp_path / "run", scheduler=address)
         killer.wait()

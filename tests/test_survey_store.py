@@ -16,7 +16,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import survey_stand_in as stand_in
+from astropy.io import fits
 from astropy.table import Table
+from astropy.wcs import WCS
 from conftest import ROOT
 from pyarrow import parquet
 
@@ -455,7 +457,7 @@ def test_a_fault_of_the_machine_that_stays_is_tried_again_by_resume(
         _failing(patched, lambda count: error_fn())
         assert _command(folder, out) == 3
     (row,) = Table.read(out / store.FAILURES)
-    assert row["id"] == "o3" and "fault of the machine: --resume tries again" in row["reason"]
+    assert row["id"] == "o3" and "fault of the machine: a resumed run tries again" in row["reason"]
     assert _command(folder, out, "--resume") == 0
     assert _bytes(out) == _bytes(whole)
 
@@ -540,3 +542,33 @@ def test_json_that_nests_without_end_is_refused(whole, tmp_path):
     (out / store.MANIFEST).write_text("[" * 100_000)
     with pytest.raises(SurveyError, match="must be JSON"):
         store.read_manifest(out / store.MANIFEST)
+
+
+def test_an_object_that_failed_in_another_exposure_is_read(tmp_path, here, capsys):
+    stand_in.write_inputs(tmp_path)
+    with fits.open(tmp_path / "exposure.fits") as hdus:
+        sky = WCS(hdus["IMAGE"].header).pixel_to_world(*2 * [10.0 + 7 * np.arange(stand_in.NUM)])
+        hdus["IMAGE"].data[:45] = np.nan
+        hdus.writeto(tmp_path / "half.fits")
+    ident = [f"o{number}" for number in range(stand_in.NUM)]
+    Table({"id": ident, "ra": sky.ra, "dec": sky.dec}).write(tmp_path / "sky.ecsv")
+    words = ["--psf", str(tmp_path / "psf.npy"), "--size", "16", "--out", str(tmp_path / "run")]
+    images = [str(tmp_path / name) for name in ("half.fits", "exposure.fits")]
+    assert main(["survey", str(tmp_path / "sky.ecsv"), "--images", *images, *words]) == 3
+    failed = Table.read(tmp_path / "run" / store.FAILURES)
+    assert "o1" in failed["id"] and "o9" not in failed["id"]
+    # Seen in both, done in one.
+    assert list(read_survey(tmp_path / "run")["id"]).count("o1") == 1
+    result = read_object(tmp_path / "run", "o1")
+    assert result.name.startswith("o1") and not result.observation.mask.any()
+    picture = str(tmp_path / "o1.png")
+    assert main(["show", str(tmp_path / "run"), "o1", "--out", picture]) == 0
+    assert "o1" in capsys.readouterr().out and Path(picture).exists()
+    # Done in both: one has to be chosen, by what `show` calls it.
+    assert main(["show", str(tmp_path / "run"), "o9", "--out", picture]) == 4
+    said = capsys.readouterr().err
+    assert "--image must be given for 'o9', which is in half.fits, exposure.fits" in said
+    assert main(["show", str(tmp_path), "o9"]) == 4
+    assert "folder must hold a survey run, got no chunks" in capsys.readouterr().err
+    chosen = [str(tmp_path / "run"), "o9", "--image", "half.fits", "--out", picture]
+    assert main(["show", *chosen]) == 0

@@ -11,6 +11,8 @@ from astrogen.commands.words import (
     complain,
     count,
     exit_code,
+    fraction,
+    in_options,
     note_failure,
     note_lost,
     number_or_name,
@@ -18,7 +20,9 @@ from astrogen.commands.words import (
     progress,
     say,
     short_warnings,
+    whole,
 )
+from astrogen.errors import AstrogenError
 from astrogen.files import write_table
 
 TEXT = "Deconvolve images of galaxies and say how far the result can be trusted."
@@ -150,6 +154,19 @@ def add_options(verb):
         metavar="ARCSEC",
         help="per pixel of the image (default: from its WCS)",
     )
+    image.add_argument(
+        "--max-bad-fraction",
+        type=fraction,
+        default=0.5,
+        metavar="X",
+        help="of a stamp's unmasked pixels that may be NaN or infinite (default 0.5)",
+    )
+    image.add_argument(
+        "--max-pixels",
+        type=count,
+        metavar="N",
+        help="of one plane of a file; larger ones are refused (default 100 million)",
+    )
 
     together = verb.add_argument_group("several exposures, bands, galaxies")
     together.add_argument(
@@ -196,13 +213,16 @@ def add_options(verb):
     output = verb.add_argument_group("output")
     output.add_argument(
         "--figures",
-        type=int,
+        type=whole,
         default=24,
         metavar="N",
         help="objects with a figure, in the page and as PNG (default 24)",
     )
     output.add_argument(
-        "--keep-draws", type=int, metavar="N", help="draws that each FITS file holds (default: all)"
+        "--keep-draws",
+        type=whole,
+        metavar="N",
+        help="draws that each FITS file holds (default: all)",
     )
 
 
@@ -252,7 +272,7 @@ def _read_all(tasks, options):
     observations, failures = [], []
     for task in progress(tasks, "reading"):
         try:
-            with short_warnings(task["image"]):
+            with short_warnings(task["image"], options):
                 observations.append((task["image"], _read_one(task, options)))
         except Exception as error:
             note_failure(error, task["image"], failures, options)
@@ -281,8 +301,9 @@ def _mask_neighbours(observations, options):
 
 
 def _read_one(task, options):
+    from astrogen.images import MAX_PIXELS
     from astrogen.observation import read_observation
-    from astrogen.psf import make_psf, read_psf
+    from astrogen.psf import make_psf
     from astrogen.units import level_or_path
 
     planes = {kind: level_or_path(task[kind]) for kind in NOISE if kind in task}
@@ -297,6 +318,8 @@ def _read_one(task, options):
         pixel_scale=options.pixel_scale,
         position=options.position,
         size=options.size,
+        max_bad_fraction=options.max_bad_fraction,
+        max_pixels=options.max_pixels or MAX_PIXELS,
     )
     # A PSF needs the pixel scale, which may stand in the image's WCS: then the image is read with a
     # point first.
@@ -304,9 +327,17 @@ def _read_one(task, options):
         options.pixel_scale
         or read(psf=make_psf([[1.0]], pixel_scale=1e-6, pixel_response=0.0)).pixel_scale
     )
-    return read(
-        psf=read_psf(
-            task["psf"],
+    return read(psf=_read_psf(task["psf"], pixel_scale, options))
+
+
+def _read_psf(path, pixel_scale, options):
+    """The PSF; an error about its file names the options of the PSF, not those of the image."""
+    from astrogen.images import MAX_PIXELS
+    from astrogen.psf import read_psf
+
+    try:
+        return read_psf(
+            path,
             pixel_scale=pixel_scale,
             oversampling=options.psf_oversampling,
             includes_pixel=not options.psf_without_pixel,
@@ -314,8 +345,11 @@ def _read_one(task, options):
             position=options.psf_position or options.position,
             hdu=options.psf_hdu,
             plane=options.psf_plane,
+            max_pixels=options.max_pixels or MAX_PIXELS,
         )
-    )
+    except AstrogenError as error:
+        error.reason = error.reason.replace(" plane=", " psf_plane=")
+        raise
 
 
 def _is_quick(observations, options):
@@ -423,7 +457,7 @@ def _table(written, failures):
 def _finish(results, failures, options):
     """Print what was found, and choose the exit code."""
     for result in results:
-        say(result.summary())
+        say(in_options(result.summary(), options))
     if results:
         say(
             f"{len(results)} of {len(results) + len(failures)} objects:"

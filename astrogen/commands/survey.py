@@ -147,7 +147,7 @@ def add_options(verb):
 
 
 def run(options):
-    with raise_at_sigterm(), short_warnings(options.out):
+    with raise_at_sigterm(), short_warnings(options.out, options):
         done = _run(options)
     return _report(done, options)
 
@@ -209,15 +209,21 @@ def _expanded(patterns):
     """Files that a pattern names, sorted; what is no pattern stays."""
     paths = []
     for pattern in patterns:
-        found = (
-            sorted(glob.glob(pattern))
-            if glob.has_magic(pattern) and not Path(pattern).exists()
-            else [pattern]
-        )
+        found = _matching(pattern)
         if not found:
             raise InputError(f"survey: {pattern} must match files, got none")
         paths += found
     return paths
+
+
+def _matching(pattern):
+    """The files of one pattern; the brackets at its end may also choose an HDU of each."""
+    if not glob.has_magic(pattern) or Path(pattern).exists():
+        return [pattern]
+    if found := sorted(glob.glob(pattern)):
+        return found
+    file, bracket, hdu = pattern.rpartition("[")
+    return [path + bracket + hdu for path in sorted(glob.glob(file))] if hdu[-1:] == "]" else []
 
 
 def _shard(text):

@@ -4,7 +4,15 @@ galaxies of each image.
 
 from functools import partial
 
-from astrogen.commands.words import ALL_FAILED, exit_code, note_failure, note_lost, progress, say
+from astrogen.commands.words import (
+    ALL_FAILED,
+    exit_code,
+    in_options,
+    note_failure,
+    note_lost,
+    progress,
+    say,
+)
 
 
 def check_together(options):
@@ -48,7 +56,7 @@ def fit_together(observations, failures, options):
             note_lost(error, path, failures, options)
             continue
         results.append(result)
-        say(f"{result.summary()}\n{picture}")
+        say(f"{in_options(result.summary(), options)}\n{picture}")
     if not results:
         return ALL_FAILED
     together = vstack([result.table() for result in results], metadata_conflicts="silent")

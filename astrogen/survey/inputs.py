@@ -257,7 +257,7 @@ def _beside(table, kind, name, unit):
         raise InputFileError(
             table,
             f"list_exposures: {kind} must be a file in a table of images, got {name!r}; a function"
-            " is taken from the option psf (--psf) alone",
+            " is taken from psf= alone",
         )
     return name if Path(name).exists() else str(beside)
 

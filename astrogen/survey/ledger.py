@@ -14,7 +14,7 @@ from astrogen.errors import SurveyError
 from astrogen.files import write_whole
 
 DIGEST = "sha256"  # the name in a JSON file of that of the rest
-AGAIN = "run it again with --resume, which does again what is damaged"
+AGAIN = "run it again with resume=True, which does again what is damaged"
 
 
 def sha256_of(content):

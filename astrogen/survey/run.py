@@ -306,7 +306,7 @@ def _scheduler_gone(out, scheduler, error):
     return SurveyError(
         out,
         f"run_survey: scheduler must be there until the end, got {told} from {scheduler}; start it"
-        " and its workers and go on with --resume: finished chunks are kept",
+        " and its workers and go on with resume=True: finished chunks are kept",
     )
 
 

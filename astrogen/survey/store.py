@@ -264,7 +264,7 @@ def read_index(path):
         raise SurveyError(
             index_path(path),
             f"chunk must be {Path(path).stem}, got that of {index['chunk']}: the file was moved;"
-            " delete it and run again with --resume",
+            " delete it and run again with resume=True",
         )
     return index
 
@@ -341,6 +341,12 @@ def read_object(out, ident, *, image=None):
     ------
     SurveyError : no such object, or several exposures to choose from.
     """
+    if not (Path(out) / "chunks").is_dir():
+        raise SurveyError(
+            out,
+            "read_object: folder must hold a survey run, got no chunks; give the one that `astrogen"
+            " survey --out` named",
+        )
     found, reasons = [], []
     for path in sorted((Path(out) / "chunks").glob("*.json")):
         path = path.with_suffix(".npz")
@@ -493,7 +499,7 @@ def read_survey(out):
     path = Path(out) / CATALOGUE
     if not (Path(out) / LEDGER).exists():
         raise SurveyError(
-            path, "read_survey: run must have finished, got no ledger; go on with --resume"
+            path, "read_survey: run must have finished, got no ledger; go on with resume=True"
         )
     with _as_written(Path(out) / LEDGER):
         files = dict(read_signed(Path(out) / LEDGER, format=FORMAT)["files"])
@@ -576,7 +582,7 @@ def settle_manifest(out, wanted, *, resume, force=False):
     if path.exists() and not resume:
         raise SurveyError(
             path,
-            "run_survey: out must hold no run, got a manifest; go on with --resume, or choose"
+            "run_survey: out must hold no run, got a manifest; go on with resume=True, or choose"
             " another folder",
         )
     if path.exists() or any((Path(out) / "chunks").glob("*.npz")):
@@ -608,7 +614,7 @@ def _same_manifest(path, ledger, wanted, force):
         raise SurveyError(
             path,
             f"run_survey: a resumed run must be of the same {' and '.join(differing)}, got"
-            f" {told}; choose another folder, or mix them with --force",
+            f" {told}; choose another folder, or mix them with force=True",
         )
     return not differing
 
@@ -651,7 +657,7 @@ def read_manifest(path):
         path,
         format=FORMAT,
         advice=(
-            "go on with --resume --force if catalogue, images and options are those of the run, or"
-            " start again in another folder"
+            "go on with resume=True, force=True if catalogue, images and options are those of the"
+            " run, or start again in another folder"
         ),
     )

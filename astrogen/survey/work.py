@@ -5,7 +5,7 @@ Nothing here depends on who does it, or when.
 
 import os
 import time
-from functools import lru_cache, partial
+from functools import partial
 from typing import NamedTuple
 
 from astrogen.detection import mask_neighbours
@@ -71,7 +71,8 @@ def cannot_write(path, error):
     return SurveyError(
         path,
         "run_survey: machine must let files be written and processes be started, got"
-        f" {error.strerror or error}; mend that and go on with --resume: finished chunks are kept",
+        f" {error.strerror or error}; mend that and go on with resume=True: finished chunks are"
+        " kept",
     )
 
 
@@ -103,7 +104,7 @@ def _machine_failed(path, words):
         path,
         f"run_survey: machine must have memory, disk and libraries for a chunk, got {words} in each"
         f" of {len(PAUSES) + 1} tries; mend that, or use smaller chunks in another folder, and go"
-        " on with --resume: finished chunks are kept",
+        " on with resume=True: finished chunks are kept",
     )
 
 
@@ -119,7 +120,7 @@ def _note_machines(faults, error):
     if not is_machines(error):
         return _reason(error)
     faults.append(_reason(error))
-    return f"{_reason(error)} (a fault of the machine: --resume tries again)"
+    return f"{_reason(error)} (a fault of the machine: a resumed run tries again)"
 
 
 def _packed(objects, exposures, fit, known_failures, reason_fn):
@@ -239,10 +240,11 @@ def _halving(fit_fn, keep_fn, cuts, failures, reason_fn):
 def _fit_each(fit, cuts):
     """(place, Result) of each cut, batch by batch."""
     from astrogen.deconvolution import deconvolve_each
+    from astrogen.priors import load_prior
 
     return deconvolve_each(
         [cut.stamps[0] for cut in cuts],
-        prior=_prior(fit.prior),
+        prior=load_prior(fit.prior),
         method=fit.method,
         num_draws=fit.num_draws,
         seed=fit.seed,
@@ -256,14 +258,16 @@ def _fit_each(fit, cuts):
 def _fit_jointly(fit, cuts):
     """(place, JointResult) of each cut, one after the other."""
     from astrogen.joint import deconvolve_jointly
+    from astrogen.priors import load_prior
 
+    prior = load_prior(fit.prior)
     for index, cut in enumerate(cuts):
         yield (
             index,
             deconvolve_jointly(
                 cut.stamps,
                 bands=cut.seen.bands,
-                prior=_prior(fit.prior),
+                prior=prior,
                 method=fit.method,
                 num_draws=fit.num_draws,
                 seed=fit.seed,
@@ -271,13 +275,6 @@ def _fit_jointly(fit, cuts):
                 background=fit.background,
             ),
         )
-
-
-@lru_cache(maxsize=1)
-def _prior(name):
-    from astrogen.priors import load_prior
-
-    return load_prior(name)
 
 
 def _reason(error):

@@ -174,7 +174,8 @@ def read_manifest(directory):
         raise RecordsError(
             Path(directory) / MANIFEST,
             f"read_manifest: all {num_shards} shards must be written, got"
-            f" {len(manifest['shards'])}; finish the run with --resume",
+            f" {len(manifest['shards'])}; finish the run with `python -m"
+            " data_pipelines ... --resume`",
         )
     return manifest
 
@@ -187,7 +188,7 @@ def _check_shards(directory, manifest):
             raise RecordsError(
                 path,
                 f"read_records: sha256 must be {shard['sha256']}, got {got}; write the shard again"
-                " with --resume",
+                " with `python -m data_pipelines ... --resume`",
             )
 
 
