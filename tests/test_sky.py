@@ -182,14 +182,18 @@ def test_few_good_pixels_give_an_answer_within_its_errors(psf, prior, background
     assert results[0].flux[1] > 3 * results[-1].flux[1]
 
 
-def test_few_good_pixels_give_an_answer_in_joint_fits(psf, prior):
-    mask = np.ones(33 * 33, bool)
-    mask[np.random.default_rng(5).choice(mask.size, 20, replace=False)] = False
-    stamp = observed(scene(), psf, mask=mask.reshape(33, 33))
+@pytest.mark.parametrize("side", [9, 13, 21])
+def test_a_tiny_exposure_alone_is_fitted_jointly_as_it_is_singly(prior, side):
+    psf = psf_from_galsim(PSF, pixel_scale=SCALE, num_pixels=15)
+    first = (33 - side) // 2
+    image = scene(seed=3)[first : first + side, first : first + side]
+    stamp = observed(image, psf, name=f"tiny {side}")
+    single = deconvolve(stamp, prior=prior, num_draws=64, seed=1)
     joint = deconvolve_jointly([stamp], prior=prior, num_draws=64, seed=1)
-    (flux,), (error,) = joint.sources[0].flux
-    assert np.isfinite(joint.sources[0].draws).all()
-    assert abs(flux - 1000) < 4 * error
+    fluxes = joint.sources[0].flux_draws[:, 0]
+    assert abs(np.median(fluxes) - single.flux[0]) < 0.5 * single.flux[1]
+    assert fluxes.std() == pytest.approx(single.flux[1], rel=0.35)
+    assert joint.chi2[0] == pytest.approx(single.chi2, abs=0.1) and 0.5 < joint.chi2[0] < 1.6
 
 
 # ---- words ----

@@ -224,7 +224,7 @@ def _result(scene, galaxies, draws, provenance):
         level = (scene.white[exposure] - seen) @ inverse / precision + draws.rng.standard_normal(
             len(seen)
         ) / np.sqrt(precision)
-        followed.append(float(seen.var(0).sum()))
+        followed.append(float(scene.levelled(exposure, seen).var(0).sum()))
         levels.append(stamp.level + stamp.unit * level)
     unmasked = [
         [

@@ -141,13 +141,17 @@ def make_galaxy(scene, plan):
 
 
 def normal_matrices(scene, views):
-    """Normal matrices [band, k, k] of the exposures, backgrounds integrated out."""
+    """Normal matrices [band, k, k] of the exposures, backgrounds integrated out.
+
+    Summed in float64: with fewer good pixels than coefficients they are singular, and the moments
+    must lie in their range to more digits than float32 has.
+    """
     size = scene.prior.coefficient_std.shape[0]
     grams = np.zeros((len(scene.order), size, size))
     for exposure, (view, band) in enumerate(zip(views, scene.bands, strict=True)):
-        grams[scene.order.index(band)] += (view.matrix.T @ view.matrix).astype(
-            np.float64
-        ) - np.outer(view.cross, view.cross) / scene.precision[exposure]
+        matrix = view.matrix.astype(np.float64)
+        level = np.outer(view.cross, view.cross) / scene.precision[exposure]
+        grams[scene.order.index(band)] += matrix.T @ matrix - level
     return grams
 
 
@@ -159,9 +163,7 @@ def moments_of(scene, galaxy, rests):
     for exposure, (view, band, rest) in enumerate(
         zip(galaxy.views, scene.bands, rests, strict=True)
     ):
-        moment = (
-            scene.levelled(exposure, rest)[..., view.rows].astype(np.float32) @ view.matrix
-        ).astype(np.float64)
+        moment = scene.levelled(exposure, rest)[..., view.rows] @ view.matrix.astype(np.float64)
         weight = (np.arange(len(scene.order)) == scene.order.index(band)).reshape(
             -1, *[1] * moment.ndim
         )
