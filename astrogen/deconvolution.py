@@ -612,7 +612,9 @@ def _results(plans, stamps, batch, prior, telescopes, method, provenance):
             diagnostics=told,
             provenance=provenance,
             num_fitted=float(batch.num_fitted[row]),
-            status=judge_sky(stamp, light, provenance["background"])
+            status=judge_sky(
+                stamp, light, provenance["background"], error=background.std() / stamp.unit
+            )
             + (MODE_ONLY if method == "map" else ()),
         )
 

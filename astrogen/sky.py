@@ -14,6 +14,7 @@ CLIP = 3.0  # sigma, of the level
 MIN_BORDER_PIXELS = 16  # good ones; with fewer at the border the whole stamp is looked at
 LEFT_IN_SIGMA = 0.5  # of one pixel's noise: a level that a fixed background must not hide
 LEFT_IN_ERRORS = 5.0  # of the level itself
+UNKNOWN_SIGMA = 1.0  # of a pixel: one pixel of empty sky would tell as much
 GRADIENT_P = 1e-7  # of a plane through the residual of a flat sky
 GRADIENT_SIGMA = 0.5  # of one pixel's noise, from one end of the stamp to the other
 CORRELATED = 4.0  # of resampled images: how many pixels share their noise
@@ -106,7 +107,7 @@ def clipped_median(pixels):
     return float(np.median(pixels))
 
 
-def judge_sky(stamp, light, background):
+def judge_sky(stamp, light, background, *, error):
     """Sentences on a sky that the fit did not allow for.
 
     Parameters
@@ -114,14 +115,22 @@ def judge_sky(stamp, light, background):
     stamp : Levelled
     light : array [h, w], of the galaxies as the telescope sees them, in units of `stamp.unit`
     background : "fit" or "fixed"
+    error : float, posterior deviation of the fitted level, in units of `stamp.unit`
 
     Returns
     -------
-    tuple of str, `sky_left_in: ...` or `sky_gradient: ...`
+    tuple of str, `too_small: ...`, `sky_left_in: ...` or `sky_gradient: ...`
     """
     observation = stamp.observation
     sigma = np.sqrt(np.median(observation.variance[~observation.mask]))
     sentences = []
+    if error > UNKNOWN_SIGMA * sigma:
+        sentences.append(
+            "too_small: the good pixels hold too little sky beside the galaxy: its level is known"
+            f" to {error * stamp.unit:.3g} a pixel only ({error / sigma:.1f} sigma) and trades"
+            " against the galaxy's flux and size, whose errors may be too small; take a larger"
+            " cutout, or subtract the sky and hold the background fixed"
+        )
     if background == "fixed":
         level = border_level(observation) / sigma
         error = 1.25 / np.sqrt(_border(observation).sum())  # of a median of normals

@@ -224,7 +224,7 @@ def _result(scene, galaxies, draws, provenance):
         level = (scene.white[exposure] - seen) @ inverse / precision + draws.rng.standard_normal(
             len(seen)
         ) / np.sqrt(precision)
-        followed.append(float(seen.var(0).sum()))
+        followed.append(float(scene.levelled(exposure, seen).var(0).sum()))
         levels.append(stamp.level + stamp.unit * level)
     unmasked = [
         [
@@ -237,8 +237,10 @@ def _result(scene, galaxies, draws, provenance):
     models = [seen + level.mean() for seen, level in zip(light, levels, strict=True)]
     sky = [
         f"{stamp.recorded.name}: {words}"
-        for stamp, seen in zip(scene.stamps, light, strict=True)
-        for words in judge_sky(stamp, seen / stamp.unit, scene.background)
+        for stamp, seen, level in zip(scene.stamps, light, levels, strict=True)
+        for words in judge_sky(
+            stamp, seen / stamp.unit, scene.background, error=level.std() / stamp.unit
+        )
     ]
     recorded, unit = [stamp.recorded for stamp in scene.stamps], scene.stamps[0].unit
     first = recorded[0]

@@ -13,7 +13,6 @@ from astrogen.joint import bands as tying
 from astrogen.sky import level_off, noise_unit
 
 INVISIBLE = 1e-6  # of the largest: pixels that see less of a galaxy are left out
-CHUNK = 1024  # pixels at a time that are cast to float64
 
 
 class Scene:
@@ -144,17 +143,15 @@ def make_galaxy(scene, plan):
 def normal_matrices(scene, views):
     """Normal matrices [band, k, k] of the exposures, backgrounds integrated out.
 
-    Summed in float64: where fewer pixels are good than the basis has images the matrices are
-    singular, and must be so to more digits than float32 has.
+    Summed in float64: with fewer good pixels than coefficients they are singular, and the moments
+    must lie in their range to more digits than float32 has.
     """
     size = scene.prior.coefficient_std.shape[0]
     grams = np.zeros((len(scene.order), size, size))
     for exposure, (view, band) in enumerate(zip(views, scene.bands, strict=True)):
-        gram = grams[scene.order.index(band)]
-        for first in range(0, len(view.rows), CHUNK):
-            some = view.matrix[first : first + CHUNK].astype(np.float64)
-            gram += some.T @ some
-        gram -= np.outer(view.cross, view.cross) / scene.precision[exposure]
+        matrix = view.matrix.astype(np.float64)
+        level = np.outer(view.cross, view.cross) / scene.precision[exposure]
+        grams[scene.order.index(band)] += matrix.T @ matrix - level
     return grams
 
 
@@ -166,15 +163,7 @@ def moments_of(scene, galaxy, rests):
     for exposure, (view, band, rest) in enumerate(
         zip(galaxy.views, scene.bands, rests, strict=True)
     ):
-        levelled = scene.levelled(exposure, rest)[..., view.rows]
-        moment = sum(
-            (
-                levelled[..., first : first + CHUNK]
-                @ view.matrix[first : first + CHUNK].astype(np.float64)
-                for first in range(0, len(view.rows), CHUNK)
-            ),
-            np.zeros((*levelled.shape[:-1], view.matrix.shape[1])),
-        )
+        moment = scene.levelled(exposure, rest)[..., view.rows] @ view.matrix.astype(np.float64)
         weight = (np.arange(len(scene.order)) == scene.order.index(band)).reshape(
             -1, *[1] * moment.ndim
         )
