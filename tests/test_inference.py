@@ -741,6 +741,16 @@ def test_smoothed_weights_agree_with_arviz(rng, num):
     np.testing.assert_allclose(k_hat, rival_k, atol=1e-9)
 
 
+def test_weights_that_are_equal_but_for_rounding_have_no_tail(rng):
+    """Those of an exact Gaussian, as differences of log-densities in float32."""
+    weights = np.float32(rng.normal(-300, 20, (400, 1))) * np.ones(3, np.float32)
+    rounding = (weights + np.float32(1e3)) - np.float32(1e3) - weights
+    assert np.unique(rounding).size >= 5
+    log_weights, k_hat = diagnostics.smooth_weights(rounding)
+    assert k_hat.tolist() == [0, 0, 0]
+    np.testing.assert_allclose(np.exp(log_weights), 1 / 400, rtol=1e-4)
+
+
 def test_k_hat_is_the_shape_of_a_known_pareto_tail(rng):
     """Weights u^-k have a Pareto tail of shape k."""
     shapes = np.array([0.1, 0.4, 0.8])

@@ -150,7 +150,7 @@ def test_objects_stand_where_they_were_put(folder, catalogue):
 
 def test_a_cutout_is_that_of_read_observation(folder):
     exposure = inputs.list_exposures([folder / "exposure.fits"], psf=[str(folder / "psf.npy")])[0]
-    for x, y in ((50.3, 20.4), (3.0, 77.0)):
+    for x, y in ((50.3, 20.4), (13.0, 66.0)):
         ours = inputs.cut_out(inputs.Target("a", 0, x, y), exposure, size=SIZE, name="a")
         theirs = read_observation(
             folder / "exposure.fits",
@@ -215,7 +215,7 @@ def test_a_stamp_that_is_mostly_nan_is_refused_and_the_edge_is_not(folder, tmp_p
     ):
         inputs.cut_out(inputs.Target("a", 0, 15.5, 20.5), exposure, size=SIZE, name="a")
     corner = inputs.cut_out(inputs.Target("b", 0, 98.0, 78.0), exposure, size=SIZE, name="b")
-    assert corner.mask.mean() > 0.5 and not corner.notes
+    assert corner.notes == (f"{corner.mask.mean():.0%} of the stamp lies beyond the exposure",)
 
 
 def test_images_without_wcs_are_refused_before_the_run(folder):

@@ -10,6 +10,7 @@ import pytest
 import tensorflow as tf
 from map_oracles import AREA, PIXEL_SCALE, SHIFT, row, simulated_maps, small_prior, true_spectrum
 
+from astrogen.errors import AstrogenError, InputFileError
 from astrogen.priors import load_prior
 from astrogen.priors.convergence import MEMBERS, TERMS, multipoles
 from astrogen.training import kappa, spectra, train_prior, wgan
@@ -291,11 +292,11 @@ def test_an_expected_spectrum_is_read_as_polynomials(tmp_path):
     ids=["pixels", "bands", "none"],
 )
 def test_expected_spectra_of_something_else_are_refused(tmp_path, changes, message):
-    with pytest.raises(ValueError, match=f"read_target: spectrum must .*{message}"):
+    with pytest.raises(AstrogenError, match=f"read_target: spectrum must .*{message}"):
         spectra.read_target(
             expected_file(tmp_path / "f.json", **changes), shape=(64, 64), pixel_scale=PIXEL_SCALE
         )
-    with pytest.raises(ValueError, match="read_target: spectrum must be a file of"):
+    with pytest.raises(InputFileError, match="read_target: spectrum must be a file of"):
         spectra.read_target(tmp_path / "missing.json", shape=(64, 64), pixel_scale=PIXEL_SCALE)
 
 

@@ -9,6 +9,8 @@ import numpy as np
 import scipy  # its statistics take a second to load: on first use
 from scipy import special
 
+EQUAL = 1e-3  # log-weights that differ by less are of one weight
+
 
 def r_hat(draws):
     """Rank-normalised split R-hat (Vehtari et al. 2021, eq. 4 and 14): below 1.01 the chains agree.
@@ -125,7 +127,8 @@ def _smooth_tail(tail, cutoff):
     Pareto distribution fitted to their excess over the cutoff [batch].
     """
     excess = np.exp(tail) - np.exp(cutoff)
-    equal = excess[-1] < 1e-12  # no tail at all: weights are equal
+    # No tail at all: the weights are equal, up to the rounding of log-densities in float32.
+    equal = tail[-1] - cutoff < EQUAL
     shape, scale = _fit_pareto(
         np.where(
             equal, np.linspace(0.1, 1, len(tail))[:, None], np.maximum(excess, np.finfo(float).tiny)
