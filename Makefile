@@ -7,7 +7,7 @@ SNR ?= 50
 READY = .venv/ready
 VENV = .venv/bin/python
 
-.PHONY: setup demo test slow lint format benchmark clean
+.PHONY: setup demo test slow fuzz lint format benchmark clean
 
 setup: $(READY)
 
@@ -24,6 +24,9 @@ demo: $(READY)
 
 test: $(READY)
 	$(VENV) -m pytest -m "not slow"
+
+fuzz: $(READY)
+	$(VENV) -m pytest -m slow tests/test_fuzz.py
 
 slow: $(READY)
 	$(VENV) -m pytest -m slow

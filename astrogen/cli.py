@@ -2,15 +2,24 @@
 
 Parses, calls a verb of `astrogen.commands`, and says in its exit code what became of it.
 
-Exit codes: 0 done, 2 usage, 3 some objects failed (or did not converge, under --strict), 4 bad
-input or all failed, 130 interrupted.
+Exit codes: 0 done, 2 usage, 3 some objects failed (under --strict also: did not converge, or fit
+poorly), 4 bad input or all failed, 130 interrupted, 143 terminated. An object whose status is
+failed_fit or no_source counts as failed, although its result is written.
 """
 
 import argparse
 
 from astrogen import __version__
 from astrogen.commands import deconvolve, demo, emulate, massmap, show, survey, train
-from astrogen.commands.words import ALL_FAILED, INTERRUPTED, complain, is_users, reason
+from astrogen.commands.words import (
+    ALL_FAILED,
+    INTERRUPTED,
+    TERMINATED,
+    complain,
+    is_users,
+    reason,
+)
+from astrogen.processes import Terminated
 from astrogen.quiet import keep_tensorflow_quiet
 
 VERBS = {
@@ -25,7 +34,9 @@ VERBS = {
 
 
 def main(arguments=None):
-    """Run the command line and return its exit code; `arguments` defaults to those of the process."""
+    """Run the command line and return its exit code; `arguments` defaults to those of the
+    process.
+    """
     keep_tensorflow_quiet()
     options = _parser().parse_args(arguments)
     try:
@@ -33,10 +44,13 @@ def main(arguments=None):
     except KeyboardInterrupt:
         complain("interrupted")
         return INTERRUPTED
+    except Terminated:
+        complain("terminated")
+        return TERMINATED
     except Exception as error:
         if options.traceback or not is_users(error):
             raise
-        complain(reason(error))
+        complain(reason(error, options))
         return ALL_FAILED
 
 
@@ -45,8 +59,8 @@ def _parser():
         prog="astrogen",
         description="Inverse problems and emulation in astronomy with learned priors.",
         epilog=(
-            "exit codes: 0 done, 2 usage, 3 some objects failed, 4 bad input or all failed, 130"
-            " interrupted"
+            "exit codes: 0 done, 2 usage, 3 some objects failed (status failed_fit and no_source"
+            " included), 4 bad input or all failed, 130 interrupted, 143 terminated"
         ),
     )
     parser.add_argument("--version", action="version", version=f"astrogen {__version__}")

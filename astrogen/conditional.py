@@ -142,7 +142,9 @@ def _predict(prior, here, parameters, mean, scale):
 
 
 def log_normal(here, draws, miss):
-    """Log-density [batch, draw] of data that miss their mean by [batch, draw, r], up to a constant."""
+    """Log-density [batch, draw] of data that miss their mean by [batch, draw, r], up to a
+    constant.
+    """
     log_determinant = 2 * tf.reduce_sum(
         tf.math.log(tf.linalg.diag_part(draws.factor)), -1
     ) + tf.reduce_sum(tf.math.log(draws.variance), -1)

@@ -29,6 +29,7 @@ from astrogen.observation import Observation, as_observations
 from astrogen.priors import load_prior
 from astrogen.priors.storage import weights_hash
 from astrogen.result import make_result
+from astrogen.sky import judge_sky, level_off
 from astrogen.spawn import refuse_fork
 
 METHODS = ("map", "laplace", "hmc", "auto")
@@ -103,8 +104,8 @@ def deconvolve(
     seed : int; equal seeds give equal draws, whatever the batches
     prior_scale : float or None, arcsec/pixel of the deconvolved image. None: half the observed
         pixel, or larger where the galaxy would not fit its stamp
-    background : "fit" (a level per stamp, marginalised) or "fixed" (the stamps are
-        background-subtracted)
+    background : "fit" (a level per stamp that may be anything, marginalised) or "fixed" (the stamps
+        are background-subtracted)
     num_chains : int, for "hmc"
     batch_size : int or None, objects inferred at once; memory grows with it. A number is kept to,
         and the last batch filled up, so that an object's treatment does
@@ -147,9 +148,10 @@ def deconvolve_each(
     """(index, Result) of Observations, batch by batch: who keeps little of each result needs the
     memory of one batch. Options as of `deconvolve`, not checked here.
     """
+    stamps = [level_off(observation, background=background) for observation in observations]
     plans = [
-        plan_of(observation, word, prior, prior_scale)
-        for observation, word in zip(observations, seeds_of(observations, seed), strict=True)
+        plan_of(stamp.observation, word, prior, prior_scale)
+        for stamp, word in zip(stamps, seeds_of(observations, seed), strict=True)
     ]
     provenance = provenance_of(prior, method, num_draws, seed, background)
     telescopes = {}
@@ -174,7 +176,13 @@ def deconvolve_each(
         yield from zip(
             chosen,
             _results(
-                [plans[index] for index in chosen], batch, prior, telescopes, method, provenance
+                [plans[index] for index in chosen],
+                [stamps[index] for index in chosen],
+                batch,
+                prior,
+                telescopes,
+                method,
+                provenance,
             ),
             strict=True,
         )
@@ -547,10 +555,6 @@ def _compress_group(group, prior, basis, background):
     sigma = np.sqrt(np.stack([plan.observation.variance for plan in filled]))
     inverse = np.where(good, 1 / sigma, 0).astype(np.float32)
     image = np.stack([plan.observation.image for plan in filled])
-    precision = [
-        np.inf if background == "fixed" else 1 / np.median(sigma[row][good[row]]) ** 2
-        for row in range(size)
-    ]
     compressed = posterior.compress(
         *basis,
         prior,
@@ -559,7 +563,7 @@ def _compress_group(group, prior, basis, background):
         centre=np.stack([plan.centre for plan in filled]),
         pixel_scale=[plan.observation.pixel_scale for plan in filled],
         prior_scale=[plan.prior_scale for plan in filled],
-        background_precision=precision,
+        background_precision=[np.inf if background == "fixed" else 0.0] * size,
     )
     return tf.nest.map_structure(lambda tensor: tensor[: len(group)], compressed)
 
@@ -567,8 +571,8 @@ def _compress_group(group, prior, basis, background):
 # Results
 
 
-def _results(plans, batch, prior, telescopes, method, provenance):
-    for row, plan in enumerate(plans):
+def _results(plans, stamps, batch, prior, telescopes, method, provenance):
+    for row, (plan, stamp) in enumerate(zip(plans, stamps, strict=True)):
         observation, scale, parameters = (
             plan.observation,
             plan.prior_scale,
@@ -592,21 +596,26 @@ def _results(plans, batch, prior, telescopes, method, provenance):
             },
             "residual_amplitude": float(np.exp(log_amplitude).mean()),
         }
+        light, unit = light.numpy(), np.float32(stamp.unit)
+        background = stamp.level + stamp.unit * batch.background[:, row].astype(np.float64)
         yield make_result(
-            observation,
+            stamp.recorded,
             prior_scale=scale,
             target_fwhm=prior.target_fwhm / prior.pixel_scale * scale,
-            draws=images.numpy(),
-            model=light.numpy() + batch.background[:, row].mean(),
+            draws=unit * images.numpy(),
+            model=unit * light + background.mean(),
             latent_draws=latent,
-            flux_draws=flux.numpy(),
+            flux_draws=unit * flux.numpy(),
             shift_draws=plan.centre + shift * scale,
-            background_draws=batch.background[:, row],
+            background_draws=background,
             method=method,
             diagnostics=told,
             provenance=provenance,
             num_fitted=float(batch.num_fitted[row]),
-            status=MODE_ONLY if method == "map" else (),
+            status=judge_sky(
+                stamp, light, provenance["background"], error=background.std() / stamp.unit
+            )
+            + (MODE_ONLY if method == "map" else ()),
         )
 
 

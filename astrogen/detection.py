@@ -10,10 +10,10 @@ from astropy.coordinates import SkyCoord
 from scipy import ndimage
 
 from astrogen.errors import InputError
+from astrogen.sky import clipped_median
 
 THRESHOLD = 3.0  # sigma, per pixel of the matched-filtered image
 MIN_AREA = 5  # pixels
-CLIP = 3.0  # sigma, of the estimate of the background
 CONTRAST = 0.002  # of a peak to be taken as a galaxy of its own
 MASK_THRESHOLD = 1.5  # sigma: what is masked reaches further down than what counts as detected
 MASK_CONTRAST = 0.02  # and a galaxy's own knots and arms are not to be masked
@@ -55,7 +55,7 @@ def detect(observations, *, aligned=False):
     if not len(found):
         raise InputError(
             f"detect: observations must show a galaxy above {THRESHOLD:g} sigma, got none in"
-            f" {observations[0].name!r}; give positions (--sources)"
+            f" {observations[0].name!r}; give their positions by sources="
         )
     return np.stack([found["xpeak"], found["ypeak"]], 1)[np.argsort(-found["flux"])].astype(float)
 
@@ -121,18 +121,8 @@ def mask_neighbours(observation, *, place=None):
 
 
 def _level(observation):
-    """The background: the median of the good pixels, clipped from above and below until nothing
-    changes.
-    """
-    pixels = observation.image[~observation.mask].astype(float)
-    for _ in range(20):
-        middle = np.median(pixels)
-        spread = 1.4826 * np.median(np.abs(pixels - middle))
-        kept = pixels[np.abs(pixels - middle) <= CLIP * spread]
-        if len(kept) == len(pixels):
-            break
-        pixels = kept
-    return np.median(pixels)
+    """The background: the clipped median of the good pixels."""
+    return clipped_median(observation.image[~observation.mask])
 
 
 def read_positions(observation, sources):

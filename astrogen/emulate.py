@@ -153,6 +153,6 @@ def _loaded(prior, wanted):
         raise InputError(
             "emulate: prior must be one of"
             f" {'convergence maps' if wanted == 'convergence' else 'galaxies'}, got {prior.name!r};"
-            " see astrogen.priors.shipped_priors()"
+            f" take prior={'kappa' if wanted == 'convergence' else 'galaxy'}"
         )
     return prior

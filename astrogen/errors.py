@@ -4,6 +4,19 @@ all of which survive the road back from another process.
 Anything else that is raised is a fault of the package and keeps its traceback.
 """
 
+import errno
+
+# What the system says when it has no room, memory, files or answer: about the machine, not about
+# what was asked of it.
+MACHINE = {
+    getattr(errno, name)
+    for name in (
+        "EAGAIN EBUSY EDQUOT EFBIG EHOSTDOWN EHOSTUNREACH EIO EMFILE ENETDOWN ENETUNREACH ENFILE"
+        " ENOBUFS ENODEV ENOLCK ENOMEM ENOSPC ENXIO EREMOTEIO EROFS ESTALE ETIMEDOUT ETXTBSY"
+    ).split()
+    if hasattr(errno, name)
+}
+
 
 class AstrogenError(Exception):
     """Base of all errors about input, files and runs.
@@ -17,7 +30,22 @@ class AstrogenError(Exception):
         self.path, self.reason = None if path is None else str(path), str(reason)
 
     def __str__(self):
-        return self.reason if self.path is None else f"{self.path}: {self.reason}"
+        lines = self.reason.split("\n")
+        text = "\n".join(map(printable, lines))
+        return text if self.path is None else f"{printable(self.path)}: {text}"
+
+
+def printable(text):
+    """One line of text that does nothing to whoever shows it.
+
+    Names and headers come from files: control characters move a terminal's cursor and set its
+    title, and those that turn the direction of writing hide what stands there. They are shown as
+    Python writes them.
+    """
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+        for letter in str(text)
+    )
 
 
 class InputError(AstrogenError, ValueError):
@@ -48,3 +76,21 @@ class RecordsError(FileError):
 
 class SurveyError(FileError):
     """A survey run that cannot be started, gone on with, or read."""
+
+
+def is_machines(error):
+    """Whether an error, or what it was raised from, is about the machine: memory, disk, a library
+    that could not be loaded. The same input may go well another time.
+    """
+    seen = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if isinstance(error, (MemoryError, ImportError)):
+            return True
+        if isinstance(error, OSError) and error.errno in MACHINE:
+            return True
+        # TensorFlow's error for memory that it cannot have; it is not loaded to ask.
+        if type(error).__name__ == "ResourceExhaustedError":
+            return True
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return False

@@ -28,7 +28,9 @@ NEGLIGIBLE = 1e-10  # share of the largest power below which a wave is left out
 
 
 def target_transform(frequency, target_fwhm):
-    """Fourier transform of the Gaussian target PSF at angular frequencies [...] in radian/arcsec."""
+    """Fourier transform of the Gaussian target PSF at angular frequencies [...] in
+    radian/arcsec.
+    """
     sigma = target_fwhm / np.sqrt(8 * np.log(2))
     return np.exp(-0.5 * (sigma * frequency) ** 2)
 

@@ -61,7 +61,7 @@ def find_frames(observations, *, aligned=False):
     ):
         raise InputError(
             "find_frames: observations must have a WCS where there are several, got none for"
-            f" {bare[0]!r}; give wcs, or aligned=True (--aligned) if all share one pixel grid"
+            f" {bare[0]!r}; give their WCS, or aligned=True if all share one pixel grid"
         )
     return [same, *(_frame(first, other) for other in observations[1:])]
 

@@ -17,6 +17,7 @@ import warnings
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from string import ascii_uppercase
 
 import numpy as np
 from astropy.io import fits
@@ -25,15 +26,14 @@ from astropy.wcs import WCS
 
 from astrogen.errors import InputError, InputFileError
 from astrogen.files import whole_file, write_whole
+from astrogen.fits_layout import BLOCK, MAX_AXES, read_layout
+from astrogen.reading import NPY_MAGIC, only_input_errors, parse_npy, read_bytes
 from astrogen.units import unit_text
 
 MAX_PIXELS = 100_000_000  # a full DECam chip has 8e6, an HSC coadd patch 2e7
 BYTES_PER_PIXEL = 16  # image, variance and mask of a 4-byte type each, and room
 HEADER_BYTES = 2**20
-CHUNK_BYTES = 2**20
 MAX_SIP_ORDER = 9  # of the SIP convention; astropy allocates whatever the header asks for
-GZIP_MAGIC = b"\x1f\x8b"
-NPY_MAGIC = b"\x93NUMPY"
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,39 +60,12 @@ class ImagePlane:
         return f"{self.index} {self.name or 'unnamed'} ({sides} {self.pixels.dtype})"
 
 
-@contextlib.contextmanager
-def _only_input_errors(path):
-    """Turn whatever a damaged file makes the libraries raise into InputFileError."""
-    try:
-        yield
-    except InputFileError:
-        raise
-    except Exception as error:  # astropy raises a dozen kinds, some of them bare
-        raise InputFileError(path, f"cannot be read ({type(error).__name__}: {error})") from error
-
-
-def _read_bytes(path, max_bytes):
-    """Content of a file, decompressed if it is gzip, refused beyond `max_bytes`."""
-    if not Path(path).is_file():
-        raise InputFileError(
-            path, "is a folder or no regular file" if Path(path).exists() else "no such file"
-        )
-    with _only_input_errors(path), open(path, "rb") as raw:
-        zipped = raw.read(2) == GZIP_MAGIC
-        raw.seek(0)
-        stream = gzip.GzipFile(fileobj=raw) if zipped else raw
-        content = bytearray()
-        while chunk := stream.read(CHUNK_BYTES):
-            content += chunk
-            if len(content) > max_bytes:
-                raise InputFileError(
-                    path,
-                    f"holds more than {max_bytes} bytes{' when decompressed' if zipped else ''}; "
-                    "raise max_pixels if that is meant",
-                )
-    if not content:
-        raise InputFileError(path, "is empty")
-    return bytes(content)
+def _read_bytes(path, max_pixels):
+    return read_bytes(
+        path,
+        max_bytes=BYTES_PER_PIXEL * max_pixels + HEADER_BYTES,
+        advice="raise max_pixels if that is meant",
+    )
 
 
 # --- FITS
@@ -114,50 +87,22 @@ def read_hdus(path, *, max_pixels=MAX_PIXELS):
     ------
     InputFileError : whatever is wrong with the file.
     """
-    content = _read_bytes(path, BYTES_PER_PIXEL * max_pixels + HEADER_BYTES)
-    return _parse_fits(path, content, max_pixels)
+    content = _read_bytes(path, max_pixels)
+    return parse_fits(path, content, max_pixels=max_pixels)
 
 
-def _parse_fits(path, content, max_pixels):
-    if not content.startswith(b"SIMPLE  ="):
-        raise InputFileError(path, f"is no FITS file: it begins with {content[:9]!r}")
-    with _only_input_errors(path), warnings.catch_warnings(record=True) as caught:
+def parse_fits(path, content, *, max_pixels):
+    """As `read_hdus`, of the content of a file."""
+    extents = read_layout(path, content, max_pixels=max_pixels)
+    held = content[: -(-extents[-1].end // BLOCK) * BLOCK]  # without blanks behind the last HDU
+    with only_input_errors(path), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        # One HDU at a time: a negative size in a header would send astropy back to the same HDU for
-        # ever.
-        for hdu in fits.open(
-            io.BytesIO(content), memmap=False, lazy_load_hdus=True, disable_image_compression=True
-        ):
-            _check_extent(path, hdu, len(content), max_pixels)
+        hdus = fits.open(io.BytesIO(held), memmap=False, lazy_load_hdus=False, checksum=True)
         _refuse_warnings(path, caught)
-        # A second time, because astropy verifies checksums only on opening, and then reads the
-        # pixels.
-        hdus = fits.open(io.BytesIO(content), memmap=False, lazy_load_hdus=False, checksum=True)
         for hdu in hdus:
-            hdu.data
+            hdu.data  # noqa: B018 (this is what loads and verifies the pixels)
         _refuse_warnings(path, caught)
     return hdus
-
-
-def _check_extent(path, hdu, num_bytes, max_pixels):
-    """Compare what a header promises with what the file holds, before anything is allocated."""
-    end = hdu.fileinfo()["datLoc"] + hdu.size
-    if end > num_bytes or hdu.size < 0:
-        raise InputFileError(
-            path, f"is truncated, or its header lies: {hdu.name} ends at byte {end} of {num_bytes}"
-        )
-    prefix = "ZNAXIS" if hdu.header.get("ZIMAGE", False) else "NAXIS" if hdu.is_image else None
-    shape = (
-        tuple(hdu.header[f"{prefix}{axis}"] for axis in range(hdu.header[prefix], 0, -1))
-        if prefix
-        else ()
-    )
-    if min(shape, default=0) < 0 or math.prod(shape) > max_pixels:
-        raise InputFileError(
-            path,
-            f"{hdu.name} has shape {shape}, more than {max_pixels} pixels; raise max_pixels if that"
-            " is meant",
-        )
 
 
 def _refuse_warnings(path, caught):
@@ -174,34 +119,6 @@ def _refuse_warnings(path, caught):
 
 def _native(pixels):
     return np.ascontiguousarray(pixels, dtype=pixels.dtype.newbyteorder("="))
-
-
-# --- npy
-
-
-def _parse_npy(path, content, max_pixels):
-    """Array in an .npy file: numbers only, its size checked against the header first (np.load would
-    allocate).
-    """
-    stream = io.BytesIO(content)
-    with _only_input_errors(path):
-        version = np.lib.format.read_magic(stream)
-        read_header = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }[version]
-        shape, fortran, dtype = read_header(stream)
-        if dtype.kind not in "biuf":
-            raise InputFileError(path, f"holds {dtype}; only plain numbers are read")
-        held, promised = len(content) - stream.tell(), math.prod(shape) * dtype.itemsize
-        if held != promised or min(shape, default=0) < 0 or math.prod(shape) > max_pixels:
-            raise InputFileError(
-                path,
-                f"its header promises {shape} {dtype}, {promised} bytes, but it holds {held} "
-                f"(and at most {max_pixels} pixels are read)",
-            )
-        flat = np.frombuffer(content, dtype, count=math.prod(shape), offset=stream.tell())
-        return _native(flat.reshape(shape, order="F" if fortran else "C"))
 
 
 # --- planes
@@ -233,15 +150,20 @@ def read_images(path, *, max_pixels=MAX_PIXELS):
     ------
     InputFileError : the file is damaged, too large, or holds no image.
     """
-    content = _read_bytes(path, BYTES_PER_PIXEL * max_pixels + HEADER_BYTES)
+    content = _read_bytes(path, max_pixels)
     if content.startswith(NPY_MAGIC):
         return [
             ImagePlane(
-                0, "", 1, _parse_npy(path, content, max_pixels), fits.Header(), fits.Header()
+                0,
+                "",
+                1,
+                parse_npy(path, content, max_values=max_pixels),
+                fits.Header(),
+                fits.Header(),
             )
         ]
-    hdus = _parse_fits(path, content, max_pixels)
-    with _only_input_errors(path):
+    hdus = parse_fits(path, content, max_pixels=max_pixels)
+    with only_input_errors(path):
         found = [
             ImagePlane(
                 index, hdu.name.upper(), hdu.ver, _native(hdu.data), hdu.header, hdus[0].header
@@ -252,6 +174,13 @@ def read_images(path, *, max_pixels=MAX_PIXELS):
     if not found:
         raise InputFileError(path, "holds no image")
     return found
+
+
+def list_extents(path, *, max_pixels=MAX_PIXELS):
+    """The HDUs of a FITS file as its headers describe them, no pixel read: see
+    `astrogen.fits_layout.read_layout`. Errors as those of `read_hdus`.
+    """
+    return read_layout(path, _read_bytes(path, max_pixels), max_pixels=max_pixels)
 
 
 def choose_plane(path, planes, hdu):
@@ -274,8 +203,7 @@ def only_plane(path, matching, planes, wanted, *, choice=None):
     """
     if len(matching) == 1:
         return matching[0]
-    name = Path(path).name
-    advice = choice or f"hdu=NUMBER or NAME, or as {name}[NAME]"
+    advice = choice or f"the number in front, as {path}[NUMBER]"
     raise InputFileError(
         path,
         f"{'more than one' if matching else 'no'} HDU could be {wanted}:"
@@ -307,14 +235,13 @@ def header_wcs(header):
     """Celestial WCS [2 axes] of a header, or None where it has none that works (no error: a scale
     may be given).
     """
-    if any(
-        header.get(f"{axis}_ORDER", 0) > MAX_SIP_ORDER
-        for axis in ("A", "B", "AP", "BP")
-        if isinstance(header.get(f"{axis}_ORDER", 0), int)
-    ):
-        return None
+    sizes = {f"{axis}_ORDER": MAX_SIP_ORDER for axis in ("A", "B", "AP", "BP")}
+    sizes |= {f"WCSAXES{other}": MAX_AXES for other in ("", *ascii_uppercase)}
     with warnings.catch_warnings(), contextlib.suppress(Exception):
         warnings.simplefilter("ignore")
+        stated = {name: header.get(name, 0) for name in sizes}  # fails where a card is damaged
+        if any(type(stated[name]) is not int or stated[name] > sizes[name] for name in sizes):
+            return None
         wcs = WCS(header)
         return wcs.celestial if wcs.has_celestial else None
     return None
@@ -351,7 +278,7 @@ def read_psfex(path, *, position=None, row=None, max_pixels=MAX_PIXELS):
     model = _psfex_model(
         path, row, max_pixels, state and (state.st_mtime_ns, state.st_size, state.st_ino)
     )
-    with _only_input_errors(path):
+    with only_input_errors(path):
         return model and _evaluate_psfex(path, *model, position)
 
 
@@ -361,8 +288,8 @@ def _psfex_model(path, row, max_pixels, state):
 
     Kept as long as the file's `state` is the same: a survey evaluates one at many positions.
     """
-    content = _read_bytes(path, BYTES_PER_PIXEL * max_pixels + HEADER_BYTES)
-    hdus = [] if content.startswith(NPY_MAGIC) else _parse_fits(path, content, max_pixels)
+    content = _read_bytes(path, max_pixels)
+    hdus = [] if content.startswith(NPY_MAGIC) else parse_fits(path, content, max_pixels=max_pixels)
     tables = [
         hdu
         for hdu in hdus
@@ -371,7 +298,7 @@ def _psfex_model(path, row, max_pixels, state):
     ]
     if not tables:
         return None
-    with _only_input_errors(path):
+    with only_input_errors(path):
         rows = tables[0].data
         if not len(rows) or (len(rows) > 1 and row is None) or not 0 <= (row or 0) < len(rows):
             raise InputFileError(
@@ -525,7 +452,7 @@ def stream_cube(path, shape, *, header):
             f"stream_cube: path must end in .fits or .npy, got {str(path)!r}; choose one of the two"
         )
     left = shape[0]
-    with whole_file(path) as temporary, open(temporary, "wb") as stream:
+    with whole_file(path) as stream:
         stream.write(_cube_header(shape, header) if ending == ".fits" else _npy_header(shape))
 
         def append(images):
@@ -590,7 +517,7 @@ def read_planes(path, *, max_pixels=MAX_PIXELS):
     InputFileError : the file is damaged or too large.
     """
     hdus = read_hdus(path, max_pixels=max_pixels)
-    with _only_input_errors(path):
+    with only_input_errors(path):
         planes = {
             hdu.name: _native(hdu.data) for hdu in hdus if hdu.is_image and hdu.data is not None
         }

@@ -7,21 +7,37 @@ errors.
 """
 
 import json
-import math
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 
 import numpy as np
 from astropy.table import Table
 
-from astrogen.errors import InputFileError
+from astrogen.errors import InputFileError, printable
 from astrogen.images import read_plane_wcs, read_planes, write_planes
 from astrogen.observation import Observation, as_given
 from astrogen.psf import PSF
-from astrogen.result import QUANTITIES, Quantities, deconvolved_wcs, format_value, measure
+from astrogen.reading import parse_json
+from astrogen.result import (
+    QUANTITIES,
+    Quantities,
+    all_status,
+    deconvolved_wcs,
+    format_value,
+    measure,
+    measured_words,
+)
 from astrogen.result import read_result as read_single
 from astrogen.units import Brightness, read_unit
-from astrogen.verdict import edge_significance, format_p, goodness_of_fit, judge
+from astrogen.verdict import (
+    compare,
+    edge_significance,
+    format_p,
+    judge,
+    judge_fit,
+    judge_flux,
+    name_in,
+)
 
 FORMAT = "astrogen joint result 2"
 # What a file says of each source and each exposure beside its images.
@@ -95,8 +111,12 @@ class Source:
     @cached_property
     def quantities(self):
         """`astrogen.result.Quantities` in the reference band."""
+        band = self.bands.index(self.reference)
         return self.measured or measure(
-            self.draws[:, self.bands.index(self.reference)], pixel_scale=self.prior_scale
+            self.draws[:, band],
+            pixel_scale=self.prior_scale,
+            places=self.shift_draws - np.asarray(self.place),
+            fluxes=self.flux_draws[:, band],
         )
 
 
@@ -136,8 +156,20 @@ class JointResult:
         return self.observations[0].name
 
     @property
+    def background(self):
+        """(values [exposure], errors [exposure]) of the sky's level, flux per observed pixel: mean
+        and standard deviation over the draws.
+        """
+        return (
+            self.background_draws.mean(0, np.float64),
+            self.background_draws.std(0, dtype=np.float64),
+        )
+
+    @property
     def flux_covariance(self):
-        """Covariance [source * band, source * band] of all fluxes, the bands of a source together."""
+        """Covariance [source * band, source * band] of all fluxes, the bands of a source
+        together.
+        """
         draws = np.concatenate([source.flux_draws for source in self.sources], 1)
         return np.atleast_2d(np.cov(draws.T.astype(float)))
 
@@ -172,12 +204,30 @@ class JointResult:
                         "prior_scale": source.prior_scale,
                         "method": self.method,
                         "converged": self.converged,
+                        "status": " | ".join(self.status + measured_words(source.quantities)),
                     }
                 )
         table = Table(rows)
         for name in ("half_light_radius", "half_light_radius_err"):
             table[name].unit = "arcsec"
         table["flux"].unit = table["flux_err"].unit = self.observations[0].unit
+        return table
+
+    def exposures(self):
+        """One row for each exposure, as astropy Table: what was fitted to it, and how well."""
+        level, error = self.background
+        table = Table(
+            {
+                "name": [observation.name for observation in self.observations],
+                "band": list(self.bands),
+                "background": level,
+                "background_err": error,
+                "chi2": self.chi2,
+                "p_value": self.p_values,
+                "chi2_all": self.chi2_all,
+            }
+        )
+        table["background"].unit = table["background_err"].unit = self.observations[0].unit
         return table
 
     def summary(self):
@@ -202,24 +252,33 @@ class JointResult:
                 f"  {source.name} at ({source.x:.1f}, {source.y:.1f}): {fluxes}; half-light radius"
                 f" {format_value(source.quantities.half_light_radius)} arcsec"
             )
-        for observation, band, chi2, p_value, everywhere in zip(
-            self.observations, self.bands, self.chi2, self.p_values, self.chi2_all, strict=True
+        for observation, band, chi2, p_value, everywhere, *level in zip(
+            self.observations,
+            self.bands,
+            self.chi2,
+            self.p_values,
+            self.chi2_all,
+            *self.background,
+            strict=True,
         ):
             lines.append(
                 f"  {observation.name} {band}: reduced chi2 {chi2:.2f} inside the galaxies"
-                f" ({format_p(p_value)}), {everywhere:.2f} over all good pixels"
+                f" ({format_p(p_value)}), {everywhere:.2f} over all good pixels; background"
+                f" {format_value(level)} a pixel"
             )
-        return "\n".join(lines + ([f"  {sentence}" for sentence in self.status] or ["  ok"]))
+        lines += [f"  {sentence}" for sentence in all_status(self)] or ["  ok"]
+        return "\n".join(map(printable, lines))
 
     def write_fits(self, path, *, num_draws_kept=None):
         """Write everything to one FITS file, whole or not at all.
 
         For each source n: IMAGEn, IMAGE_STDn, cubes [band, h, w] with their WCS, and DRAWSn_b,
         cubes [draw, h, w] of band b. For each exposure m: OBSERVEDm, VARIANCEm, MASKm, MODELm,
-        RESIDUALm, PSFm, and SOURCEn_m, the light of source n. Tables: SOURCES (`table`), COVARIANCE
-        (of all fluxes), DRAWS (fluxes, shifts and backgrounds), LATENTn, ABOUT (name, value as
-        JSON). Images that were given as surface brightness have their planes (those of sources in
-        that of the first) as such; fluxes are in FLUXUNIT. `astrogen.read_result` reads it.
+        RESIDUALm, PSFm, and SOURCEn_m, the light of source n. Tables: SOURCES (`table`), EXPOSURES
+        (`exposures`), COVARIANCE (of all fluxes), DRAWS (fluxes, shifts and backgrounds), LATENTn,
+        ABOUT (name, value as JSON). Images that were given as surface brightness have their planes
+        (those of sources in that of the first) as such; fluxes are in FLUXUNIT.
+        `astrogen.read_result` reads it.
 
         num_draws_kept : int or None, how many draws of the images to write; None: all
         """
@@ -275,6 +334,7 @@ class JointResult:
         }
         tables = {
             "SOURCES": self.table(),
+            "EXPOSURES": self.exposures(),
             **{
                 f"LATENT{number}": Table({"latent": source.latent_draws})
                 for number, source in enumerate(self.sources, 1)
@@ -299,7 +359,7 @@ class JointResult:
             wcs=wcs,
             unit=unit,
             header=header
-            | {f"STATUS{number}": sentence for number, sentence in enumerate(self.status, 1)},
+            | {f"STATUS{number}": sentence for number, sentence in enumerate(all_status(self), 1)},
             tables=tables,
         )
 
@@ -335,10 +395,10 @@ def read_result(path):
     """
     planes, _, tables = read_planes(path)
     try:
-        about = {str(row["name"]): json.loads(row["value"]) for row in tables["ABOUT"]}
+        about = {str(row["name"]): parse_json(row["value"]) for row in tables["ABOUT"]}
         if about["format"] == FORMAT:
             return _assemble(path, planes, tables, about)
-    except (KeyError, IndexError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise InputFileError(
             path, f"is no result of astrogen, or a damaged one ({type(error).__name__}: {error})"
         ) from error
@@ -389,7 +449,9 @@ def _read_exposure(path, planes, number, told):
 
 
 def _fluxes(plane, observation, pixel_scale=None, power=1):
-    """Fluxes of a plane that a file holds as surface brightness, where the image was given as such."""
+    """Fluxes of a plane that a file holds as surface brightness, where the image was given as
+    such.
+    """
     return plane / np.float32(as_given(observation, pixel_scale)[0] ** power)
 
 
@@ -481,7 +543,7 @@ def make_source(
         target_fwhm=float(target_fwhm),
         wcs=wcs,
         images=images,
-        image_std=draws.std(0),
+        image_std=draws.std(0, dtype=np.float64).astype(np.float32),
         draws=draws,
         flux_draws=draws.sum((2, 3), np.float64),
         shift_draws=np.asarray(shift_draws),
@@ -530,40 +592,42 @@ def make_joint_result(
         parameters that each exposure fixed; the rest as in `JointResult`
     """
     models = [np.asarray(model, np.float32) for model in models]
+    levels = np.mean(background_draws, 0, dtype=np.float64)
     residuals = [
         np.where(observation.mask, 0, observation.image - model).astype(np.float32)
         for observation, model in zip(observations, models, strict=True)
     ]
-    fits, everywhere = [], []
-    for observation, model, residual, level, fitted in zip(
-        observations, models, residuals, background_draws.mean(0), num_fitted, strict=True
-    ):
-        fits.append(goodness_of_fit(residual, model - level, observation, num_fitted=fitted))
-        good = ~observation.mask
-        everywhere.append(
-            float(
-                np.sum(residual[good] ** 2 / observation.variance[good], dtype=float)
-                / max(good.sum() - fitted, 1.0)
-            )
+    fits = [
+        compare(residual, model - level, observation, num_fitted=fitted)
+        for observation, model, residual, level, fitted in zip(
+            observations, models, residuals, levels, num_fitted, strict=True
         )
+    ]
+    # A galaxy that one exposure does not show may stand in the others.
+    detection = float(np.sqrt(sum(max(fit.detection, 0.0) ** 2 for fit in fits)))
     # Galaxies at the edge of a field are cut off as a matter of course; of a lone one the exposure
     # that shows most of it counts.
     edge = (
         min(
             edge_significance(model - level, observation)
-            for observation, model, level in zip(
-                observations, models, background_draws.mean(0), strict=True
-            )
+            for observation, model, level in zip(observations, models, levels, strict=True)
         )
         if len(sources) == 1
         else 0.0
     )
-    sentences = list(judge(diagnostics, math.nan, 1.0, edge=edge))
-    sentences += [
-        f"{observation.name} {band}: {words}".replace(" :", ":")
+    words = [
+        name_in(f"{observation.name} {band}".strip(), sentence)
         for observation, band, fit in zip(observations, bands, fits, strict=True)
-        for words in judge({}, *fit)
+        for sentence in judge_fit(fit._replace(detection=detection))
     ]
+    words += [
+        name_in(source.name, sentence)
+        for source in sources
+        for sentence in judge_flux(
+            [float(part[source.bands.index(source.reference)]) for part in source.flux]
+        )
+    ]
+    sentences = list(judge(diagnostics, fits=words, edge=edge))
     sentences += status
     return JointResult(
         observations=tuple(observations),
@@ -572,9 +636,9 @@ def make_joint_result(
         models=tuple(models),
         residuals=tuple(residuals),
         background_draws=np.asarray(background_draws, np.float32),
-        chi2=tuple(float(chi2) for chi2, _ in fits),
-        p_values=tuple(float(p_value) for _, p_value in fits),
-        chi2_all=tuple(everywhere),
+        chi2=tuple(fit.chi2 for fit in fits),
+        p_values=tuple(fit.p_value for fit in fits),
+        chi2_all=tuple(fit.chi2_all for fit in fits),
         method=method,
         status=tuple(sentences),
         converged=not any(sentence.startswith("not_converged") for sentence in sentences),

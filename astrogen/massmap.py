@@ -27,6 +27,7 @@ from astrogen.inference.rotation import sample_rotating
 from astrogen.map_posterior import CENTRE, gaussian_start, make_target
 from astrogen.priors.convergence import ConvergencePrior
 from astrogen.priors.storage import weights_hash
+from astrogen.reading import parse_json
 from astrogen.shear import embed, kaiser_squires, make_grid, observe, shear_kernels
 from astrogen.spawn import refuse_fork
 from astrogen.wiener import ARCMIN, wiener_filter
@@ -199,7 +200,7 @@ def massmap(
             f" {getattr(prior, 'name', prior)!r}; take load_prior('kappa') (--prior kappa)"
         )
     sampled = isinstance(cosmology, str)
-    if sampled and cosmology != SAMPLED or not sampled and np.shape(cosmology) != (2,):
+    if (sampled and cosmology != SAMPLED) or (not sampled and np.shape(cosmology) != (2,)):
         raise InputError(
             f"massmap: cosmology must be (Omega_m, sigma_8) or {SAMPLED!r}, got {cosmology!r}; give"
             " one of the two"
@@ -376,7 +377,7 @@ def read_massmap(path):
     """
     planes, _, tables = read_planes(path)
     try:
-        about = {str(row["name"]): json.loads(row["value"]) for row in tables["ABOUT"]}
+        about = {str(row["name"]): parse_json(row["value"]) for row in tables["ABOUT"]}
         if about["format"] != FORMAT:
             raise InputFileError(path, f"is {about['format']!r}; this version reads {FORMAT!r}")
         field = LensingField(
@@ -403,7 +404,7 @@ def read_massmap(path):
             **{name: about[name] for name in ("diagnostics", "converged", "provenance")},
             status=tuple(about["status"]),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise InputFileError(
             path, f"is no mass map of astrogen, or a damaged one ({type(error).__name__}: {error})"
         ) from error

@@ -39,6 +39,7 @@ from astrogen.psf import (
     check_image,
     check_positive,
     make_psf,
+    off_centre,
     psf_from_model,
     read_psf,
 )
@@ -170,6 +171,8 @@ def make_observation(
     unit, factor, brightness = _settle_unit(unit, text, wcs, pixel_scale, pixels.shape, notes)
     psf = psf_from_model(psf, pixel_scale=pixel_scale, name=f"psf of {name}")
     _check_psf(psf, pixel_scale, pixels.shape)
+    if words := off_centre(psf, pixel_scale):
+        notes.append(f"the PSF {words}")
     bad = _bad_pixels(mask, pixels.shape)
     with np.errstate(over="ignore"):
         pixels = (pixels if factor == 1 else pixels * float(factor)).astype(np.float32)
@@ -235,7 +238,7 @@ def as_observations(stamps, *, psf=None, pixel_scale=None):
             "as_observations: psf and pixel_scale must be None for Observations, which have"
             " their own, got one; leave it out"
         )
-    each = isinstance(psf, (list, tuple)) or getattr(psf, "ndim", 2) == 3 and not single
+    each = isinstance(psf, (list, tuple)) or (getattr(psf, "ndim", 2) == 3 and not single)
     if each and len(psf) != len(stamps):
         raise InputError(
             f"as_observations: psf must be one for all or one for each of the {len(stamps)} stamps,"
@@ -409,8 +412,8 @@ def _border_variance(pixels, bad):
     if not variance >= np.finfo(np.float32).tiny:
         raise InputError(
             f"make_observation: variance must be given for this stamp, got none and {len(values)}"
-            f" good border pixels with an estimate of {variance:.3g}; give variance, sigma or"
-            " weight"
+            f" good border pixels with an estimate of {variance:.3g}; give variance=, sigma="
+            " or weight="
         )
     return variance
 
@@ -435,7 +438,7 @@ def _settle_scale(wcs, pixel_scale, shape, name, notes):
     if sides is None:
         raise InputError(
             f"make_observation: pixel_scale must be given for {name!r}, which has no celestial WCS,"
-            " got None; give pixel_scale in arcsec per pixel (--pixel-scale on the command line)"
+            " got None; give pixel_scale in arcsec per pixel"
         )
     if abs(sides[0] / sides[1] - 1) > SCALE_TOLERANCE:
         notes.append(
@@ -529,8 +532,8 @@ def _check_psf(psf, pixel_scale, shape):
     if psf.pixel_scale > pixel_scale * (1 + SCALE_TOLERANCE):
         raise InputError(
             "make_observation: psf must be sampled at least as finely as the image, got"
-            f" {psf.pixel_scale:.5g} arcsec per pixel for an image of {pixel_scale:.5g}; give its"
-            " own pixel scale or oversampling"
+            f" {psf.pixel_scale:.5g} arcsec per pixel for an image of {pixel_scale:.5g}; say how it"
+            " is sampled (oversampling=)"
         )
     if psf.pixel_response and abs(psf.pixel_response / pixel_scale - 1) > SCALE_TOLERANCE:
         raise InputError(
@@ -603,7 +606,7 @@ def read_observation(
     pixel_scale : float or None, arcsec per pixel; None: from the WCS
     name : str or None; None: the file's name without its endings
     position : (x, y) pixels from 0, or SkyCoord, centre of a cutout
-    size : int or (h, w), pixels of the cutout; pixels beyond the image are masked
+    size : int or (h, w), pixels of the cutout, which must lie inside the image
     max_bad_fraction : float, as in `make_observation`
     max_pixels : int, cap on the pixels of each plane
 
@@ -628,6 +631,7 @@ def read_observation(
         max_pixels=max_pixels,
     )
     if position is not None or size is not None:
+        _check_box(frame, position, size)
         frame = cut_frame(frame, position, size)
     return check_frame(
         frame,
@@ -743,6 +747,54 @@ def cut_frame(frame, position, size):
     )
 
 
+def _check_box(frame, position, size):
+    """A cutout must lie inside the image: what is beyond says nothing, and a position beyond is a
+    mistake, often sky coordinates in place of pixels.
+    """
+    if position is None or size is None or isinstance(position, SkyCoord) and frame.wcs is None:
+        return
+    on_sky = isinstance(position, SkyCoord)
+    place = frame.wcs.world_to_pixel(position) if on_sky else position
+    try:
+        place, shape = np.asarray(place, float).reshape(2), frame.image.shape
+        sides = np.broadcast_to(size, 2).astype(float)[::-1]  # along x, along y
+    except (TypeError, ValueError):
+        return  # no box at all, which `cut_frame` refuses
+    hint = "" if on_sky else _sky_hint(frame, place)
+    low = np.ceil(place - sides / 2)
+    if (low >= 0).all() and (low + sides <= shape[::-1]).all():
+        if hint:
+            warnings.warn(
+                f"read_observation: position {tuple(place.tolist())} is taken as pixels; {hint}",
+                PoorInputWarning,
+                stacklevel=3,
+            )
+        return
+    inside = (place > -0.5).all() and (place < np.array(shape[::-1]) - 0.5).all()
+    where = ", ".join(f"{part:.6g}" for part in place)
+    side = int(min(2 * np.min(np.r_[place + 0.5, np.array(shape[::-1]) - 0.5 - place]), 1e9))
+    advice = f"take a smaller size (at most about {side})" if inside else "give pixels from 0"
+    raise InputError(
+        "read_observation: position and size must describe a box inside the image of"
+        f" {shape[1]} x {shape[0]} pixels, got ({where}), which lies"
+        f" {'too near its edge for' if inside else 'outside it, and'} a size of"
+        f" {sides[0]:g} x {sides[1]:g}; {hint or advice}"
+    )
+
+
+def _sky_hint(frame, place):
+    """What to say of a position in pixels that the WCS would take for RA and Dec in the image."""
+    if frame.wcs is None or not abs(place[1]) <= 90:
+        return ""
+    try:
+        x, y = (float(part) for part in frame.wcs.world_to_pixel(SkyCoord(*place, unit="deg")))
+    except Exception:  # wcslib has many errors; none of them leaves a hint
+        return ""
+    if not (0 <= x < frame.image.shape[1] and 0 <= y < frame.image.shape[0]):
+        return ""
+    return f"as RA and Dec in degrees it is pixel ({x:.1f}, {y:.1f}) of the image: give that"
+
+
 def check_frame(frame, **how):
     """The Observation of a frame; further parameters and errors are those of `make_observation`."""
     return make_observation(
@@ -774,9 +826,9 @@ def _of_roles(file, planes, science, roles):
     """The plane of `science`'s own file that has one of `roles`, or None."""
     found = [plane for plane in planes if _role(plane) in roles and plane is not science]
     siblings = [plane for plane in found if plane.version == science.version] or found
-    if JWST_PLANES <= {plane.name for plane in planes}:
+    if {plane.name for plane in planes} >= JWST_PLANES:
         siblings = [plane for plane in siblings if _role(plane) != "weight"]
-    choice = " or ".join(f"{_role(plane)}={Path(file).name}[{plane.name}]" for plane in siblings)
+    choice = " or ".join(f"{_role(plane)}={file}[{plane.name}]" for plane in siblings)
     return (
         only_plane(file, siblings, planes, f"the {' or '.join(roles)}", choice=choice)
         if found
@@ -844,7 +896,7 @@ def _read_mask(file, planes, science, mask, bad_bits, plane, max_pixels):
         if bad_bits is not None:
             raise InputError(
                 f"read_observation: mask must be given with bad_bits, got bad_bits={bad_bits!r} and"
-                f" no mask in {file}; give mask"
+                f" no mask in {file}; give mask="
             )
         return None
     return flag_bad(take_plane(mask or file, found, plane), found, bad_bits)

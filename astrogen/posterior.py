@@ -117,8 +117,11 @@ def _rounded(num, most):
 def _normal_equations(
     images, whitened, inverse_sigma, centre, pixel_scale, prior_scale, background_precision
 ):
-    """A'A [batch, r, r], A'y [batch, r] and the background's part, in float64: bright stamps need
-    more digits than float32 has.
+    """A'A [batch, r, r], A'y [batch, r] and the background's part.
+
+    Summed in float64: bright stamps need more digits than float32 has, and where there are fewer
+    good pixels than directions A'A is singular and must be so to more digits than the jitter of
+    `_factorise`, or it has no Cholesky factor.
     """
     height, width = whitened.shape[1:]
     rows = forward.interpolation_matrix(height, pixel_scale, prior_scale, centre[:, 1])
@@ -129,12 +132,20 @@ def _normal_equations(
     )
     batch, num = whitened.shape[0], images.shape[0]
     seen = tf.reshape(seen, [batch, num, height * width])
-    y, flat = tf.reshape(whitened, [batch, -1, 1]), tf.reshape(inverse_sigma, [batch, -1, 1])
-    gram = tf.cast(tf.matmul(seen, seen, transpose_b=True), tf.float64)
-    moment = tf.cast(tf.matmul(seen, y)[..., 0], tf.float64)
-    cross = tf.cast(tf.matmul(seen, flat)[..., 0], tf.float64)
-    precision = tf.cast(tf.reduce_sum(flat**2, [1, 2]) + background_precision, tf.float64)
-    level = tf.cast(tf.reduce_sum(flat * y, [1, 2]), tf.float64)
+    y, flat = tf.reshape(whitened, [batch, -1]), tf.reshape(inverse_sigma, [batch, -1])
+
+    def products(stamp):
+        seen, y, flat = (tf.cast(part, tf.float64) for part in stamp)
+        sides = tf.linalg.matmul(seen, tf.stack([y, flat], -1))
+        level = tf.stack([tf.reduce_sum(flat * y), tf.reduce_sum(flat**2)])
+        return tf.matmul(seen, seen, transpose_b=True), sides, level
+
+    # Stamp by stamp: of a whole batch the matrices in float64 would fill the memory.
+    gram, sides, sums = tf.map_fn(
+        products, (seen, y, flat), fn_output_signature=(tf.float64,) * 3, parallel_iterations=1
+    )
+    moment, cross = sides[..., 0], sides[..., 1]
+    level, precision = sums[:, 0], sums[:, 1] + tf.cast(background_precision, tf.float64)
     gram = gram - cross[:, :, None] * cross[:, None, :] / precision[:, None, None]
     moment = moment - cross * (level / precision)[:, None]
     return gram, moment, cross, level, precision
@@ -207,7 +218,7 @@ def compress(
     centre : array [batch, 2], arcsec, (x, y) of the galaxy from the stamp's centre
     pixel_scale, prior_scale : arrays [batch], arcsec/pixel
     background_precision : array [batch], 1 / variance of the background's prior, (flux per
-        pixel)^-2; inf fixes it at zero
+        pixel)^-2; 0: flat, inf fixes it at zero
 
     Returns
     -------
@@ -481,7 +492,9 @@ def matheron_update(miss, residual, wild, noise):
 
 
 def stack(parts):
-    """Several Compressed as one batch: data and forward are padded with zeros, which say nothing."""
+    """Several Compressed as one batch: data and forward are padded with zeros, which say
+    nothing.
+    """
     rows, columns = (
         max(part.forward.shape[1] for part in parts),
         max(part.forward.shape[2] for part in parts),

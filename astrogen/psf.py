@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from astrogen.errors import InputError
+from astrogen.errors import InputError, printable
 from astrogen.images import (
     MAX_PIXELS,
     choose_plane,
@@ -20,7 +20,13 @@ from astrogen.images import (
 )
 
 SUM_TOLERANCE = 0.01
-CENTRE_TOLERANCE = 1.0  # pixels of the PSF image
+CENTRE_TOLERANCE = 0.02  # pixels of the observation
+# Widths of the Gaussian weights, in those of the PSF, that say where its centre is: the second one
+# says it, and a PSF on which they disagree has no centre that is better known than that.
+CENTRE_WIDTHS = (0.6, 1.0, 1.6)
+CENTRE_SIGMA = 4.0  # errors of the centre from the image's own noise, from which it is off
+LEAST_WIDTH = 1.2  # pixels, sigma of the narrowest weight: samples of a narrower one alias
+MOST_STEPS, SETTLED = 100, 1e-5  # of the weight that follows the centre, pixels
 PSFEX_FIELD = 1.0  # in sides of the field that was fitted, whose border is at 0.5
 FWHM_GRID = 512  # sides to which a PSF is interpolated to measure it
 # of the maximum: pixels above it, and their neighbours, are interpolated to find the half maximum
@@ -29,6 +35,9 @@ CORE = 0.3
 
 class PoorInputWarning(UserWarning):
     """Input that can be used, but that somebody should look at."""
+
+    def __str__(self):
+        return printable(super().__str__())
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +77,18 @@ class PSF:
         ).sum()  # pixels cut by the contour count in part
         return 2 * math.sqrt(area / math.pi) / factor * self.pixel_scale
 
+    @cached_property
+    def offset(self):
+        """(x, y) arcsec of the light's centre from the middle pixel; zero where it cannot be told
+        from zero, because of the image's noise or of an asymmetry.
+
+        The centre is the fixed point of a centroid under a round Gaussian as wide as the PSF: the
+        centre of symmetry of any PSF that has one.
+        """
+        centre, doubt = _find_centre(self.image, self.fwhm / self.pixel_scale)
+        known = float(np.hypot(*centre)) > doubt
+        return tuple(float(part) * self.pixel_scale * known for part in centre)
+
 
 def _interpolate(image, factor, rows, columns):
     """Fourier interpolation of an odd square image onto a `factor` times finer periodic grid, of
@@ -95,8 +116,8 @@ def make_psf(image, *, pixel_scale, pixel_response=None, recentre=False, name="p
     pixel_response : float or None, side in arcsec of the pixel that the image contains; None: an
         effective PSF on the
         observation's own grid, that is `pixel_scale`; 0: no pixel in it
-    recentre : bool, for even sides: the centre lies between the middle pixels and is moved by half
-        a pixel (Fourier)
+    recentre : bool, move the centre of the light to the middle pixel (Fourier), from wherever it
+        is: between the middle pixels of even sides, on either of them, or off by a fraction
     name : str, for messages
 
     Returns
@@ -109,9 +130,14 @@ def make_psf(image, *, pixel_scale, pixel_response=None, recentre=False, name="p
 
     Warns
     -----
-    PoorInputWarning : the sum is off by more than 1% (it is renormalised), or the light is not
-        centred.
+    PoorInputWarning : the sum is off by more than 1% (it is renormalised), or the light is off the
+        middle by more than .02 pixels of the observation.
     """
+    return _make_psf(image, pixel_scale, pixel_response, recentre, name, pixel_response or None)
+
+
+def _make_psf(image, pixel_scale, pixel_response, recentre, name, observed_scale):
+    """As `make_psf`; observed_scale : arcsec per pixel of the observation, None: unknown."""
     pixel_scale = check_positive(
         "make_psf", "pixel_scale", pixel_scale, "arcsec per pixel of the PSF image"
     )
@@ -137,53 +163,130 @@ def make_psf(image, *, pixel_scale, pixel_response=None, recentre=False, name="p
         warnings.warn(
             f"make_psf: {name} sums to {total:.6g} instead of 1; it was renormalised",
             PoorInputWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
-    image /= image.sum()
-    _warn_off_centre(image, name)
+    psf = _as_psf(image, pixel_scale, pixel_response)
+    if recentre:
+        psf = _recentred(psf)
+    if words := off_centre(psf, observed_scale or pixel_scale):
+        warnings.warn(
+            f"make_psf: {name} {words}; give recentre=True"
+            " if its middle pixel is not meant to be the star's place",
+            PoorInputWarning,
+            stacklevel=3,
+        )
+    return psf
+
+
+def _as_psf(image, pixel_scale, pixel_response):
+    image = image / image.sum()
     image.setflags(write=False)
     return PSF(image, pixel_scale, pixel_response)
 
 
-def _odd_square(image, recentre, name):
-    if not recentre and (image.shape[0] % 2 == 0 or image.shape[1] % 2 == 0):
-        raise InputError(
-            f"make_psf: {name} must have odd sides, got {image.shape}; give recentre=True if its"
-            " centre lies between the middle pixels, or crop it so that its centre is the middle"
-            " pixel"
-        )
-    for axis in (0, 1):
-        if image.shape[axis] % 2 == 0:
-            image = _shift_half_pixel(image, axis)
-    side = max(image.shape)
-    return np.pad(image, [((side - n) // 2,) * 2 for n in image.shape])
+def off_centre(psf, pixel_scale):
+    """What there is to say about a PSF whose light is not on its middle pixel, or "".
 
-
-def _shift_half_pixel(image, axis):
-    """Append a row of zeros along `axis` and move the light by half a pixel to the new middle
-    pixel.
+    pixel_scale : float, arcsec per pixel of the observation
     """
-    padded = np.pad(image, [(0, 1) if i == axis else (0, 0) for i in (0, 1)])
-    frequency = np.fft.fftfreq(padded.shape[axis]).reshape((-1, 1) if axis == 0 else (1, -1))
-    return np.fft.ifft(
-        np.fft.fft(padded, axis=axis) * np.exp(-1j * np.pi * frequency), axis=axis
-    ).real
+    dx, dy = (part / pixel_scale for part in psf.offset)
+    if math.hypot(dx, dy) <= CENTRE_TOLERANCE:
+        return ""
+    return (
+        f"is centred {dx:+.2f}, {dy:+.2f} pixels from its middle pixel; positions will be off by"
+        " as much"
+    )
 
 
-def _warn_off_centre(image, name):
-    """Compare the centroid of the core (above half maximum, so that noise in the wings has no say)
-    with the middle.
+def _find_centre(image, fwhm):
+    """(centre (x, y) in pixels from the middle, how far from the middle it must be to count); fwhm
+    in pixels.
     """
-    core = np.where(image > image.max() / 2, image, 0)
+    top, left = np.unravel_index(np.argmax(image), image.shape)
+    middle = len(image) // 2
+    sigma = fwhm / math.sqrt(8 * math.log(2))
+    places, errors = zip(
+        *(
+            _weighted_centroid(
+                image, max(factor * sigma, LEAST_WIDTH), np.array([left - middle, top - middle])
+            )
+            for factor in CENTRE_WIDTHS
+        ),
+        strict=True,
+    )
+    centre, error = places[1], errors[1]
+    spread = max(float(np.hypot(*(place - centre))) for place in places)
+    return centre, max(2 * spread, CENTRE_SIGMA * error)
+
+
+def _weighted_centroid(image, sigma, centre):
+    """(centroid (x, y) from the middle under a Gaussian that follows it, its error) in pixels; the
+    start and an infinite error where the weight holds no light.
+    """
     offsets = np.arange(len(image)) - len(image) // 2
-    dy, dx = (core.sum(axis=1) @ offsets / core.sum(), core.sum(axis=0) @ offsets / core.sum())
-    if max(abs(dx), abs(dy)) > CENTRE_TOLERANCE:
-        warnings.warn(
-            f"make_psf: {name} is centred {dx:+.1f}, {dy:+.1f} pixels from its middle pixel;"
-            " positions will be off by as much",
-            PoorInputWarning,
-            stacklevel=3,
+    place = centre.astype(float)
+    for _ in range(MOST_STEPS):
+        x, y = offsets - place[0], offsets - place[1]
+        weight = np.exp(-0.5 * (x**2 + y[:, None] ** 2) / sigma**2)
+        light = image * weight
+        if not light.sum() > 0 or (np.abs(place) > len(image) / 2).any():
+            return centre.astype(float), math.inf
+        step = np.array([light.sum(0) @ x, light.sum(1) @ y]) / light.sum()
+        place = place + 1.5 * step  # under a weight of its own width a Gaussian moves by half
+        if np.abs(step).max() < SETTLED:
+            break
+    border = np.concatenate([image[:2].ravel(), image[-2:].ravel(), image[:, :2].ravel()])
+    noise = 1.4826 * float(np.median(np.abs(border - np.median(border))))
+    return place, 2 * noise * math.sqrt((weight**2 * x**2).sum()) / float(light.sum())
+
+
+def _odd_square(image, recentre, name):
+    """Padded with zeros to an odd square; even sides, which have no middle pixel, are refused
+    where they are not to be recentred.
+    """
+    even = image.shape[0] % 2 == 0 or image.shape[1] % 2 == 0
+    padded = np.pad(image, [(0, 1 - side % 2) for side in image.shape])
+    side = max(padded.shape)
+    square = np.pad(padded, [((side - n) // 2,) * 2 for n in padded.shape])
+    if even and not recentre:
+        psf = _as_psf(square, 1.0, 1.0)
+        centre, _ = _find_centre(psf.image, psf.fwhm)
+        x, y = (part + n // 2 for part, n in zip(centre, image.shape[::-1], strict=True))
+        raise InputError(
+            f"make_psf: {name} must have odd sides, got {image.shape} with its light about pixel"
+            f" ({x:.2f}, {y:.2f}) from 0; give recentre=True,"
+            " which moves it to the middle pixel, or crop it so that its centre is"
+            " the middle pixel"
         )
+    return square
+
+
+def _recentred(psf):
+    """The PSF with its light's centre on the middle pixel, within a thousandth."""
+    moved, total = psf, np.zeros(2)
+    for _ in range(4):
+        centre, _ = _find_centre(moved.image, psf.fwhm / psf.pixel_scale)
+        total = total + centre
+        moved = _as_psf(_shifted(psf.image, total), psf.pixel_scale, psf.pixel_response)
+        if np.abs(centre).max() < 1e-3:
+            break
+    return moved
+
+
+def _shifted(image, place):
+    """The image with what stands at `place`, (x, y) from the middle, on the middle pixel: whole
+    pixels first, without wrapping around, the fraction by Fourier.
+    """
+    whole = np.rint(place).astype(int)
+    for axis, steps in ((1, whole[0]), (0, whole[1])):
+        image = np.roll(image, -steps, axis)
+        gone = [slice(None), slice(None)]
+        gone[axis] = slice(-steps, None) if steps > 0 else slice(0, -steps)
+        if steps:
+            image[tuple(gone)] = 0
+    frequency = 2j * np.pi * np.fft.fftfreq(len(image))
+    phase = np.exp(frequency[:, None] * (place[1] - whole[1]) + frequency * (place[0] - whole[0]))
+    return np.fft.ifft2(np.fft.fft2(image) * phase).real
 
 
 def read_psf(
@@ -246,12 +349,9 @@ def read_psf(
         image, sampling = take_plane(file, chosen, plane), 1 / oversampling
     else:
         image, sampling = _psfex_image(file, model, oversampling, position)
-    return make_psf(
-        image,
-        pixel_scale=pixel_scale * sampling,
-        pixel_response=pixel_scale if includes_pixel else 0.0,
-        recentre=recentre,
-        name=Path(file).name,
+    response = pixel_scale if includes_pixel else 0.0
+    return _make_psf(
+        image, pixel_scale * sampling, response, recentre, Path(file).name, pixel_scale
     )
 
 
@@ -302,7 +402,7 @@ def psf_from_model(model, *, pixel_scale, position=None, plane=None, name="psf")
             " use make_psf"
         )
     if image.ndim == 3:
-        if plane is None and len(image) > 1 or not 0 <= (plane or 0) < len(image):
+        if (plane is None and len(image) > 1) or not 0 <= (plane or 0) < len(image):
             raise InputError(
                 f"psf_from_model: plane must be chosen from 0 to {len(image) - 1} for a cube of"
                 f" PSFs, got {plane}; give the observation's band"

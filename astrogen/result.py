@@ -19,15 +19,31 @@ from astropy.table import Table, vstack
 from astropy.units import dimensionless_unscaled
 from astropy.wcs.utils import fit_wcs_from_points
 
-from astrogen.errors import InputError, InputFileError
+from astrogen.errors import InputError, InputFileError, printable
 from astrogen.galsim_objects import measure_image
 from astrogen.images import read_plane_wcs, read_planes, write_planes
 from astrogen.observation import Observation, as_given
 from astrogen.psf import PSF
+from astrogen.reading import parse_json
 from astrogen.units import Brightness, read_unit
-from astrogen.verdict import edge_significance, format_p, goodness_of_fit, judge
+from astrogen.verdict import compare, edge_significance, format_p, judge, judge_fit, name_in
 
 MIN_DRAWS = 8  # fewer draws give no error
+MOST_LOST = 0.5  # share of the draws without a quantity from which it has no answer
+# Of a quantity without an answer, and of one that some draws lack.
+SHAPE_WORDS = (
+    "no_ellipticity: the adaptive moments gave no answer on {num} draws: the flux is not positive,"
+    " or the galaxy reaches the edge of the deconvolved image; give a larger pixel scale, or a"
+    " cutout about the galaxy",
+    "poor_shape: the adaptive moments gave no answer on {num} draws, which e1 and e2 leave out",
+)
+RADIUS_WORDS = (
+    "no_radius: the flux of {num} draws is not positive, or half of it does not lie within a circle"
+    " about the galaxy that the deconvolved image holds; give a larger pixel scale, or a cutout"
+    " about the galaxy",
+    "poor_radius: {num} draws have no half-light radius, which leaves them out: their flux is not"
+    " positive, or too much of it lies beyond the deconvolved image",
+)
 FORMAT = "astrogen result 2"
 QUANTITIES = ("flux", "half_light_radius", "e1", "e2")
 TABLE_NUMBERS = ("chi2", "p_value", "prior_scale", "target_fwhm", "method", "converged")
@@ -44,10 +60,11 @@ class Quantities:
     """Catalogue quantities, each (value, error): the median over the draws and half of their
     central 68 % interval.
 
-    Of the image at the target resolution. The error is nan with fewer than 8 draws, everything is
-    nan where nothing could be measured. flux: in the units of the observation; half_light_radius:
-    arcsec; e1, e2: distortion convention, along the pixel axes; num_failed: draws on which the
-    adaptive moments did not converge (left out of e1, e2); covariance [4, 4] of the four in this
+    Of the image at the target resolution, about the fitted place. The error is nan with fewer than
+    8 draws; a quantity that less than half of the draws have is nan, and `measured_words` says why.
+    flux: in the units of the observation; half_light_radius: arcsec; e1, e2: distortion convention,
+    along the pixel axes; num_failed: draws without adaptive moments (left out of e1, e2);
+    num_no_radius: draws without a half-light radius; covariance [4, 4] of the four in this
     order over the draws where all of them could be measured, as nested tuples, nan with fewer than
     8.
     """
@@ -57,6 +74,7 @@ class Quantities:
     e1: tuple
     e2: tuple
     num_failed: int
+    num_no_radius: int
     covariance: tuple
 
 
@@ -110,7 +128,12 @@ class Result:
     @cached_property
     def quantities(self):
         """Quantities, measured on first use (about 1 ms per draw)."""
-        return self.measured or measure(self.draws, pixel_scale=self.prior_scale)
+        return self.measured or measure(
+            self.draws,
+            pixel_scale=self.prior_scale,
+            places=self.shift_draws,
+            fluxes=self.flux_draws,
+        )
 
     @property
     def flux(self):
@@ -131,6 +154,13 @@ class Result:
     def e2(self):
         """(value, error), distortion convention, along the pixels' diagonal."""
         return self.quantities.e2
+
+    @property
+    def background(self):
+        """(value, error) of the sky's level in the stamp, flux per observed pixel: mean and
+        standard deviation over the draws.
+        """
+        return mean_and_error(self.background_draws)
 
     @property
     def name(self):
@@ -182,6 +212,7 @@ class Result:
             ("half-light radius", self.half_light_radius, " arcsec"),
             ("e1", self.e1, ""),
             ("e2", self.e2, ""),
+            ("background", self.background, f"{unit} a pixel"),
         ):
             lines.append(f"  {label:18s} {format_value(pair)}{suffix}")
         lines.append(
@@ -189,16 +220,18 @@ class Result:
         )
         lines += [f"  {note}" for note in self.observation.notes]
         lines += [f"  {sentence}" for sentence in all_status(self)] or ["  ok"]
-        return "\n".join(lines)
+        return "\n".join(map(printable, lines))
 
     def to_table(self):
         """The catalogue quantities as an astropy Table of one row, with units: each with its error
-        (`_err`), chi2, p_value, scales, and what is to be said in words.
+        (`_err`), the background per observed pixel, chi2, p_value, scales, and what is to be said
+        in words.
         """
         unit = self.observation.unit
         row = {"name": self.name}
         for quantity in QUANTITIES:
             row[quantity], row[f"{quantity}_err"] = getattr(self, quantity)
+        row["background"], row["background_err"] = self.background
         row |= {name: getattr(self, name) for name in TABLE_NUMBERS} | {
             "unit": str(unit),
             "status": " | ".join(all_status(self)),
@@ -207,7 +240,8 @@ class Result:
         for name, its_unit in (
             TABLE_UNITS
             if unit == dimensionless_unscaled
-            else {**TABLE_UNITS, "flux": unit, "flux_err": unit}
+            else TABLE_UNITS
+            | dict.fromkeys(("flux", "flux_err", "background", "background_err"), unit)
         ).items():
             table[name].unit = its_unit
         return table
@@ -363,15 +397,13 @@ def make_result(
         )
     draws, per_draw = draws[finite], {name: values[finite] for name, values in per_draw.items()}
     residual = np.where(observation.mask, 0, observation.image - model).astype(np.float32)
-    background = per_draw["background_draws"].mean()
-    chi2, p_value = goodness_of_fit(
-        residual, model - background, observation, num_fitted=num_fitted
-    )
+    background = per_draw["background_draws"].mean(dtype=np.float64)
+    fit = compare(residual, model - background, observation, num_fitted=num_fitted)
+    flux = per_draw["flux_draws"].astype(np.float64)
     status = (
         *judge(
             diagnostics,
-            chi2,
-            p_value,
+            fits=judge_fit(fit, (float(flux.mean()), float(flux.std()))),
             num_lost=int((~finite).sum()),
             edge=edge_significance(model - background, observation),
         ),
@@ -383,17 +415,17 @@ def make_result(
         prior_scale=float(prior_scale),
         target_fwhm=float(target_fwhm),
         image=image,
-        image_std=np.sqrt(np.square(draws - image).mean(0)),
+        image_std=draws.std(0, dtype=np.float64).astype(np.float32),
         model=model,
         residual=residual,
         draws=draws,
         **per_draw,
-        chi2=chi2,
-        p_value=p_value,
+        chi2=fit.chi2,
+        p_value=fit.p_value,
         method=method,
         status=status,
         converged=not any(sentence.startswith("not_converged") for sentence in status),
-        diagnostics=dict(diagnostics),
+        diagnostics=dict(diagnostics) | {"chi2_all": fit.chi2_all},
         provenance=dict(provenance),
     )
 
@@ -452,44 +484,65 @@ def _empty_result(
 
 
 def all_status(result):
-    """The sentences of `result.status`, and what measuring its draws adds."""
-    return (*result.status, *poor_shape(result.quantities))
-
-
-def poor_shape(quantities):
-    """A sentence on draws whose shape could not be measured; none where there are none."""
-    failed = quantities.num_failed
+    """The sentences of `result.status`, of a Result or JointResult, and what measuring its draws
+    adds.
+    """
+    if not hasattr(result, "sources"):
+        return (*result.status, *measured_words(result.quantities))
     return (
-        (
-            (
-                f"poor_shape: the adaptive moments did not converge on {failed} draws, which e1 and"
-                " e2 leave out"
-            ),
-        )
-        if failed
-        else ()
+        *result.status,
+        *(
+            name_in(source.name, sentence)
+            for source in result.sources
+            for sentence in measured_words(source.quantities)
+        ),
     )
+
+
+def measured_words(quantities):
+    """Sentences on quantities that some or all draws do not have; none where there are none."""
+    sentences = []
+    for num, pair, words in (
+        (quantities.num_failed, quantities.e1, SHAPE_WORDS),
+        (quantities.num_no_radius, quantities.half_light_radius, RADIUS_WORDS),
+    ):
+        if num:
+            sentences.append(words[math.isfinite(pair[0])].format(num=num))
+    return tuple(sentences)
 
 
 # --- measuring
 
 
-def measure(draws, *, pixel_scale):
+def measure(draws, *, pixel_scale, places=None, fluxes=None):
     """Flux, half-light radius and ellipticity of each draw by GalSim, summed up over the draws.
 
     Parameters
     ----------
     draws : array [num_draws, height, width], flux per pixel
     pixel_scale : float, arcsec per pixel
+    places : array [num_draws, 2] or None, (x, y) arcsec from the images' middle, where the galaxy
+        stands in each; None: there
+    fluxes : array [num_draws] or None, of all the light; None: of what the images hold
 
     Returns
     -------
     Quantities
     """
-    rows = np.array([measure_image(draw, pixel_scale=pixel_scale) for draw in draws]).reshape(-1, 4)
+    places = np.zeros((len(draws), 2)) if places is None else places
+    fluxes = [None] * len(draws) if fluxes is None else fluxes
+    rows = np.array(
+        [
+            measure_image(draw, pixel_scale=pixel_scale, place=place, flux=flux)
+            for draw, place, flux in zip(draws, places, fluxes, strict=True)
+        ]
+    ).reshape(-1, 4)
+    lost = np.isnan(rows).sum(0)
+    rows[:, lost > MOST_LOST * len(rows)] = np.nan
     return Quantities(
         *(_median_and_error(column) for column in rows.T),
-        num_failed=int(np.isnan(rows[:, 2]).sum()),
+        num_failed=int(lost[2]),
+        num_no_radius=int(lost[1]),
         covariance=_covariance(rows),
     )
 
@@ -506,6 +559,13 @@ def _median_and_error(values):
         return math.nan, math.nan
     low, middle, high = np.quantile(values, [0.16, 0.5, 0.84])
     return float(middle), float((high - low) / 2) if len(values) >= MIN_DRAWS else math.nan
+
+
+def mean_and_error(draws):
+    """(mean, standard deviation) of draws [num_draws] as floats, summed in float64; nan of none."""
+    if not len(draws):
+        return math.nan, math.nan
+    return float(draws.mean(dtype=np.float64)), float(draws.std(dtype=np.float64))
 
 
 def format_value(pair):
@@ -531,7 +591,8 @@ def results_table(results):
     tables = [result.to_table() for result in results]
     if len({str(result.observation.unit) for result in results}) > 1:
         for table in tables:
-            table["flux"].unit = table["flux_err"].unit = None
+            for name in ("flux", "flux_err", "background", "background_err"):
+                table[name].unit = None
     return vstack(tables)
 
 
@@ -685,6 +746,7 @@ def _about(result):
         "status": list(result.status),
         "converged": bool(result.converged),
         "num_failed": result.quantities.num_failed,
+        "num_no_radius": result.quantities.num_no_radius,
         "covariance": result.quantities.covariance,
         "diagnostics": {name: float(value) for name, value in result.diagnostics.items()},
         "provenance": result.provenance,
@@ -710,6 +772,7 @@ def _header(result):
         ("FLUX", "HLR", "E1", "E2"), (getattr(result, name) for name in QUANTITIES), strict=True
     ):
         header |= {keyword: pair[0], f"{keyword}_ERR": pair[1]}
+    header |= dict(zip(("SKY", "SKY_ERR"), result.background, strict=True))
     return header | {
         f"STATUS{number}": sentence for number, sentence in enumerate(all_status(result), 1)
     }
@@ -732,11 +795,11 @@ def read_result(path):
     """
     planes, _, tables = read_planes(path)
     try:
-        about = {str(row["name"]): json.loads(row["value"]) for row in tables["ABOUT"]}
+        about = {str(row["name"]): parse_json(row["value"]) for row in tables["ABOUT"]}
         if about["format"] != FORMAT:
             raise InputFileError(path, f"is {about['format']!r}; this version reads {FORMAT!r}")
         return _assemble(path, planes, tables["LATENT"], about)
-    except (KeyError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise InputFileError(
             path, f"is no result of astrogen, or a damaged one ({type(error).__name__}: {error})"
         ) from error
@@ -796,6 +859,7 @@ def _assemble(path, planes, latent, about):
         measured=Quantities(
             *(tuple(about[name]) for name in QUANTITIES),
             num_failed=about["num_failed"],
+            num_no_radius=about["num_no_radius"],
             covariance=tuple(map(tuple, about["covariance"])),
         ),
     )

@@ -29,7 +29,9 @@ class Linear(NamedTuple):
 
 
 def linear_view(field, grid, spectrum):
-    """The Linear of a LensingField, for the power [n, m // 2 + 1] of the convergence in steradian."""
+    """The Linear of a LensingField, for the power [n, m // 2 + 1] of the convergence in
+    steradian.
+    """
     kernels = (
         shear_kernels(grid.n, grid.m)
         if field.is_shear
@@ -60,7 +62,9 @@ def wiener_filter(field, grid, spectrum):
 
 @tf.function(autograph=False)
 def posterior_mean(maps, linear, grid):
-    """White noise [..., n, m] at the mean of the posterior given maps [..., plane, height, width]."""
+    """White noise [..., n, m] at the mean of the posterior given maps [..., plane, height,
+    width].
+    """
     return _solve(linear, grid, _to_latent(maps, linear, grid))
 
 

@@ -34,6 +34,7 @@ import galsim
 import numpy as np
 from scipy.optimize import least_squares
 
+from astrogen.files import write_whole
 from benchmarks.bench_file import read_stamps
 
 NUM = 50
@@ -107,8 +108,7 @@ def main(arguments=None):
         )
     _print(report, options.num)
     if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(report, indent=1))
+        write_whole(options.out, json.dumps(report, indent=1))
     return 0
 
 

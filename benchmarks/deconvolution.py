@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from astrogen.files import whole_file
+from astrogen.files import whole_file, write_whole
 from benchmarks.bench_file import CASES, SPLITS, read_stamps
 
 TABLE = {
@@ -192,7 +192,7 @@ def _parser():
 
 def _write_arrays(path, done):
     """Whole or not at all: a scorer may be waiting for the file."""
-    with whole_file(path) as temporary, open(temporary, "wb") as file:
+    with whole_file(path) as file:
         np.savez(file, **done._asdict())
 
 
@@ -224,8 +224,7 @@ def _write_table(options):
                 {"set": name, "case": case, "snr": snr, "method": method, "split": "test", **scores}
             )
             _print_row(rows[-1])
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(rows, indent=1))
+        write_whole(options.out, json.dumps(rows, indent=1))
 
 
 def _score_ours(scorer, path, case, snr, options):

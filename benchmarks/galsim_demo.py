@@ -31,6 +31,7 @@ import galsim
 import numpy as np
 from galsim import config as galsim_config
 
+from astrogen.files import write_whole
 from astrogen.galsim_objects import AstrogenCatalog, KappaMap
 
 TILES = 100  # a side, as in the configuration
@@ -72,8 +73,7 @@ def main(arguments=None):
     }
     _print(report)
     if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(report, indent=1))
+        write_whole(options.out, json.dumps(report, indent=1))
     return 0 if report["equal bytes"] else 1
 
 

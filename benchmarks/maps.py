@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from astrogen.files import write_whole
 from astrogen.priors import load_prior
 from astrogen.report.statistics import write_statistics
 from astrogen.statistics import mean_frequency
@@ -99,7 +100,6 @@ def main(arguments=None):
         "targets": ms.TARGETS,
         "cosmologies": [],
     }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
     for directory in options.records:
         compared = compare_cosmology(
             directory,
@@ -110,9 +110,9 @@ def main(arguments=None):
         )
         report["cosmologies"].append(compared)
         print(table(compared), flush=True)
-        options.out.write_text(json.dumps(report, indent=1))
+        write_whole(options.out, json.dumps(report, indent=1))
     report |= _beyond(priors["network"], report["cosmologies"][0], options)
-    options.out.write_text(json.dumps(report, indent=1))
+    write_whole(options.out, json.dumps(report, indent=1))
     if options.figure:
         write_statistics(report["cosmologies"][0], options.figure)
     return 0
@@ -216,8 +216,9 @@ def table(compared):
         values = [compared["priors"][kind]["distances"][name] for kind in kinds]
         target = ms.TARGETS.get(name)
         verdict = "" if target is None else "  met" if values[0] <= target else "  NOT met"
+        wanted, floor = "" if target is None else f"{target:.3f}", compared["floor"][name]
         lines.append(
-            f"  {name:<18}{'' if target is None else format(target, '.3f'):>9}{compared['floor'][name]:>9.4f}"
+            f"  {name:<18}{wanted:>9}{floor:>9.4f}"
             + "".join(f"{value:>12.4f}" for value in values)
             + verdict
         )

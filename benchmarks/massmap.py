@@ -40,6 +40,7 @@ import numpy as np
 from tqdm import tqdm
 
 from astrogen.field import make_field, rebin_field
+from astrogen.files import write_whole
 from astrogen.images import read_images
 from astrogen.massmap import massmap
 from astrogen.priors import load_prior
@@ -144,8 +145,7 @@ def main(arguments=None):
         report[name] = measure(kappa, cosmology, priors, num_draws=options.draws, seed=options.seed)
         print_table(name, report[name])
     if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(report, indent=1))
+        write_whole(options.out, json.dumps(report, indent=1))
     return 0
 
 

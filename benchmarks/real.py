@@ -718,7 +718,9 @@ def print_exposure(name, pairs):
 
 
 def parse(arguments):
-    """The options of this benchmark and of `benchmarks.real_joint`; the folder for figures is made."""
+    """The options of this benchmark and of `benchmarks.real_joint`; the folder for figures is
+    made.
+    """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.real",

@@ -37,6 +37,7 @@ from astropy.table import Table
 from astropy.wcs import WCS
 
 from astrogen import forward, load_prior
+from astrogen.files import write_whole
 
 TILES, SIZE, SCALE = 64, 48, 0.2  # galaxies a side of an exposure, pixels of each, arcsec/pixel
 FWHM, SPREAD, PSF_SIDE = 0.7, 0.1, 41
@@ -105,8 +106,7 @@ def main(arguments=None):
         report = measure(Path(folder), options)
     _print(report)
     if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(report, indent=1))
+        write_whole(options.out, json.dumps(report, indent=1))
     return (
         0
         if report["equal bytes"]
@@ -455,13 +455,16 @@ def _print(report):
         f" inputs took {report['seconds for inputs']:.0f} s"
     )
     print(
-        f"{'run':8}{'objects':>9}{'workers':>9}{'seconds':>9}{'stamps/s':>10}{'CPU ms/object':>15}{'peak MB per worker':>22}{'failed':>8}"
+        f"{'run':8}{'objects':>9}{'workers':>9}{'seconds':>9}{'stamps/s':>10}"
+        f"{'CPU ms/object':>15}{'peak MB per worker':>22}{'failed':>8}"
     )
     for name, run in report["runs"].items():
         peaks = " ".join(map(str, run["peak MB per worker"]))
         verdict = "" if run["failed as expected"] else "   NOT those that were poisoned"
         print(
-            f"{name:8}{run['objects']:9d}{run['workers']:9d}{run['seconds']:9.0f}{run['stamps/s']:10.2f}{run['CPU ms per object']:15.0f}{peaks:>22}{run['failed']:8d}{verdict}"
+            f"{name:8}{run['objects']:9d}{run['workers']:9d}{run['seconds']:9.0f}"
+            f"{run['stamps/s']:10.2f}{run['CPU ms per object']:15.0f}{peaks:>22}"
+            f"{run['failed']:8d}{verdict}"
         )
     runs = report["runs"]
     if {"one", "many"} <= runs.keys():

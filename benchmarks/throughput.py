@@ -37,6 +37,7 @@ import numpy as np
 import tensorflow as tf
 
 from astrogen import forward, load_prior
+from astrogen.files import write_whole
 from astrogen.galsim_objects import psf_from_galsim
 
 BATCH, REPEATS = 64, 41
@@ -68,8 +69,7 @@ def main(arguments=None):
     report = measure(batch=options.batch, num_repeats=options.repeats)
     _print(report, options.batch)
     if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(report, indent=1))
+        write_whole(options.out, json.dumps(report, indent=1))
     return 0
 
 

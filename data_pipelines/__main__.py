@@ -1,5 +1,5 @@
 """The command line of the data pipelines: parse, call, print. Exit codes: 0 done, 2 usage, 3 some
-entries left out, 4 bad input or all left out, 130 interrupted.
+entries left out, 4 bad input or all left out, 130 interrupted, 143 terminated.
 """
 
 import argparse
@@ -8,6 +8,8 @@ from collections import Counter
 from functools import partial
 from pathlib import Path
 
+from astrogen.errors import AstrogenError, printable
+from astrogen.processes import Terminated, raise_at_sigterm
 from astrogen.quiet import keep_tensorflow_quiet
 from data_pipelines import map_commands
 from data_pipelines.words import odd, positive, record_options, seed
@@ -23,7 +25,7 @@ def _parser():
         ),
         epilog=(
             "Exit codes: 0 done, 2 usage, 3 some entries left out, 4 bad input or all left out, 130"
-            " interrupted."
+            " interrupted, 143 terminated."
         ),
     )
     verbs = parser.add_subparsers(
@@ -108,7 +110,10 @@ def _report(manifest, directory):
     for reason, count in Counter(entry["reason"] for entry in skipped).most_common(5):
         idents = [entry["ident"] for entry in skipped if entry["reason"] == reason]
         print(
-            f"  {count} x {reason} (ident {', '.join(idents[:5])}{', ...' if count > 5 else ''})",
+            printable(
+                f"  {count} x {reason} (ident {', '.join(idents[:5])}"
+                f"{', ...' if count > 5 else ''})"
+            ),
             file=sys.stderr,
         )
     return 3 if num else 4
@@ -139,9 +144,6 @@ def _write_galaxies(options):
 
 def _run(options):
     keep_tensorflow_quiet()
-    # Heavy, and needed by neither --help nor the workers, which import this module again.
-    from astrogen.errors import AstrogenError
-
     try:
         manifest = (
             map_commands.run(options)
@@ -158,15 +160,17 @@ def main(arguments=None):
     """Run one command; the exit code."""
     options = _parser().parse_args(arguments)
     try:
-        return _run(options)
-    except KeyboardInterrupt:
+        with raise_at_sigterm():
+            return _run(options)
+    except (KeyboardInterrupt, Terminated) as ended:
         kept = (
             f"; finished shards are kept in {options.out}, go on with --resume"
             if hasattr(options, "resume")
             else ""
         )
-        print(f"data_pipelines: interrupted{kept}", file=sys.stderr)
-        return 130
+        word, code = ("terminated", 143) if isinstance(ended, Terminated) else ("interrupted", 130)
+        print(f"data_pipelines: {word}{kept}", file=sys.stderr)
+        return code
 
 
 if __name__ == "__main__":

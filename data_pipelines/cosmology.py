@@ -77,7 +77,9 @@ def distance(omega_m, redshift):
 
 
 def scale_factor_at(omega_m, chi):
-    """The scale factor when the light left that reaches us from the comoving distance chi (Mpc/h)."""
+    """The scale factor when the light left that reaches us from the comoving distance chi
+    (Mpc/h).
+    """
     redshift, distances = _distances(omega_m)
     return 1 / (1 + np.interp(chi, distances, redshift))
 

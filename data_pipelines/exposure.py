@@ -129,7 +129,9 @@ def _through_telescope(truth, psf, x, y):
 
 
 def _flux_of(light, signal_to_noise):
-    """The flux at which light of unit flux reaches a signal-to-noise ratio, its own noise included."""
+    """The flux at which light of unit flux reaches a signal-to-noise ratio, its own noise
+    included.
+    """
     fluxes = np.geomspace(1e2, 1e7, 200)
     reached = [
         np.sqrt(((flux * light) ** 2 / (SKY_SIGMA**2 + np.maximum(flux * light, 0) / GAIN)).sum())

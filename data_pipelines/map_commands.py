@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from astrogen.errors import InputError
+from astrogen.files import write_whole
 from data_pipelines.words import positive, record_options, seed
 
 VERBS = ("convergence", "maps", "check-convergence", "expected-spectrum", "measure-transfer")
@@ -281,7 +282,7 @@ def _check(options):
         " {standard_deviation:.5f}, skewness {skewness:.3f}".format(**checked)
     )
     if options.json:
-        options.json.write_text(json.dumps(checked, indent=1) + "\n")
+        write_whole(options.json, json.dumps(checked, indent=1) + "\n")
 
 
 def _expected(options):
@@ -298,14 +299,14 @@ def _expected(options):
         source_redshift=options.source_redshift,
         progress_fn=partial(print, file=sys.stderr),
     )
-    options.out.write_text(json.dumps(expected, indent=1) + "\n")
+    write_whole(options.out, json.dumps(expected, indent=1) + "\n")
     print(f"spectra at {len(expected['cosmologies'])} cosmologies: {options.out}")
 
 
 def _measure_transfer(options):
     convergence = _simulations()
     table = convergence.measure_recipe_transfer(options.seed, partial(print, file=sys.stderr))
-    (options.out or convergence.TABLE).write_text(json.dumps(table, indent=1) + "\n")
+    write_whole(options.out or convergence.TABLE, json.dumps(table, indent=1) + "\n")
     print(f"transfer measured; rms of what the table leaves, in ln T: {table['rms_of_residual']}")
 
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from astrogen.errors import InputError, InputFileError
 from astrogen.images import only_plane, read_images
+from astrogen.reading import read_bytes
 from data_pipelines.healpix import cut_squares
 from data_pipelines.pixels import FIELDS, PIXEL_SCALE, SIDE, average_pixels, cut_maps
 
@@ -27,6 +28,7 @@ RECIPE_VERSION = 1
 WIDTHS = {"ktng": 5.0, "massivenus": 3.5}  # degrees
 FORMATS = ("image", "ktng", "massivenus", "columbia", "cosmogrid")
 KTNG_BYTES = 1024 * 1024 * 8
+MAX_BYTES, MAX_SIDE = 2**31, 16_384  # of a file, of a map in pixels
 ARCMIN_PER_DEGREE = 60
 
 
@@ -34,7 +36,7 @@ def _fortran_record(path):
     """The square map of a Fortran record between two markers that state its length, or None where
     the file is not one.
     """
-    content = Path(path).read_bytes()
+    content = read_bytes(path, max_bytes=MAX_BYTES)
     if (
         len(content) != KTNG_BYTES + 8
         or content[:4] != content[-4:]
@@ -60,6 +62,10 @@ def _pixel_scale(path, plane, map_format, stated):
             path,
             f"read_maps: pixel scale must be {wanted}, got none; give --map-pixel-scale ARCMIN",
         )
+    if not (isinstance(side, (int, float)) and 0 < side < 360):
+        raise InputFileError(
+            path, f"read_maps: ANGLE must be a positive number of degrees, got {side!r}"
+        )
     return float(side) * ARCMIN_PER_DEGREE / plane.pixels.shape[-1]
 
 
@@ -74,6 +80,12 @@ def _flat_maps(path, map_format, stated):
             path,
             f"read_maps: map must have 2 or 3 axes, got shape {plane.pixels.shape}; give one map or"
             " a cube of maps",
+        )
+    if not 0 < max(plane.pixels.shape[-2:]) <= MAX_SIDE:
+        raise InputFileError(
+            path,
+            f"read_maps: map must have sides of at most {MAX_SIDE} pixels, got"
+            f" {plane.pixels.shape}; cut it first",
         )
     return plane.pixels.reshape(-1, *plane.pixels.shape[-2:]), _pixel_scale(
         path, plane, map_format, stated
@@ -99,7 +111,7 @@ def read_maps(path, *, map_format, map_pixel_scale=None):
     pixels wanted, or smaller than one map.
     """
     if not Path(path).is_file():
-        raise InputFileError(path, "read_maps: file must exist, got none; check the path")
+        raise InputFileError(path, "read_maps: file must exist, got no regular file")
     if map_format == "cosmogrid":
         maps = cut_squares(
             _finite(path, _only_image(path).pixels), path, side=SIDE, pixel_scale=PIXEL_SCALE

@@ -140,7 +140,9 @@ def _kick(omega_m, start, stop, reference):
 
 
 def _drift(omega_m, start, stop, reference):
-    """FastPM's factor of the momentum known at `reference`, over scale factors from start to stop."""
+    """FastPM's factor of the momentum known at `reference`, over scale factors from start to
+    stop.
+    """
     rate = reference**3 * expansion(omega_m, reference) * growth_slope(omega_m, reference)
     return (growth(omega_m, stop) - growth(omega_m, start)) / rate
 

@@ -14,7 +14,8 @@ from pathlib import Path
 import galsim
 import numpy as np
 
-from astrogen.errors import FileError, InputError
+from astrogen.errors import FileError, InputError, InputFileError
+from astrogen.images import list_extents
 from data_pipelines.population import shifted
 
 RECIPE_VERSION = 1
@@ -71,6 +72,30 @@ def _fields(stamp, psf_stamp):
     }
 
 
+@lru_cache(maxsize=1024)
+def _check_layout(path):
+    """Refuse a file whose headers would keep the library behind GalSim busy for ever."""
+    try:
+        list_extents(path)
+    except InputFileError as error:
+        raise CatalogError(
+            path, f"open_catalog: files must be whole FITS files, got one that {error.reason}"
+        ) from error
+
+
+def _check_files(catalog, index):
+    """The files that a row names lie in the catalogue's folder, and are whole."""
+    files = [catalog.gal_file_name[index], catalog.psf_file_name[index]]
+    if catalog.noise_file_name is not None:
+        files.append(catalog.noise_file_name[index])
+    for file in files:
+        if Path(file).parent.resolve() != Path(catalog.image_dir).resolve():
+            raise CatalogError(
+                file, "read_entries: files must lie beside the catalogue, got one elsewhere"
+            )
+        _check_layout(file)
+
+
 @lru_cache(maxsize=2)
 def _open(path):
     if not Path(path).is_file():
@@ -79,6 +104,7 @@ def _open(path):
             "open_catalog: catalog must be an existing file, got none; give the"
             " real_galaxy_catalog*.fits of the sample",
         )
+    _check_layout(path)
     try:
         catalog = galsim.RealGalaxyCatalog(path)
     except Exception as error:  # galsim and astropy raise whatever the broken byte leads to
@@ -187,6 +213,7 @@ def _column(catalog, name, index, missing):
 
 
 def _read_entry(catalog, index, stamp, psf_stamp):
+    _check_files(catalog, index)
     cut = catalog.getGalImage(index).array
     image, mask = _fit_to(cut, stamp), _fit_to(~np.isfinite(cut), stamp, fill=True)
     if mask.all():

@@ -7,7 +7,6 @@ each replaced whole or not at all.
 """
 
 import json
-import os
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from itertools import islice
@@ -17,7 +16,8 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from astrogen.errors import RecordsError
+from astrogen.errors import RecordsError, is_machines
+from astrogen.files import hold_folder, whole_file, write_whole
 from astrogen.training.records import (
     FORMAT,
     MANIFEST,
@@ -55,32 +55,29 @@ def _serialize(record, fields):
     )
 
 
-def _replace(temporary, path):
-    with open(temporary, "rb+") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def _temporary(path):
-    return path.with_name(path.name + ".tmp")
-
-
 def _write_shard(path, drawn, fields, progress):
     """Write what is drawn, (records, skipped) by (records, skipped); the shard's entry in the
     manifest.
     """
-    temporary, num, skipped = _temporary(path), 0, []
+    num, skipped = 0, []
     try:
-        with tf.io.TFRecordWriter(str(temporary)) as writer:
-            for records, left_out in drawn:
-                for record in records:
-                    writer.write(_serialize(record, fields))
-                num, skipped = num + len(records), skipped + left_out
-                progress.update(len(records) + len(left_out))
-        sha256 = sha256_of(temporary)
-        _replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        with whole_file(path) as stream:
+            with tf.io.TFRecordWriter(stream.name) as writer:
+                for records, left_out in drawn:
+                    for record in records:
+                        writer.write(_serialize(record, fields))
+                    num, skipped = num + len(records), skipped + left_out
+                    progress.update(len(records) + len(left_out))
+            sha256 = sha256_of(stream.name)
+    except (tf.errors.OpError, OSError) as error:
+        if isinstance(error, OSError) and not is_machines(error):
+            raise
+        reason = getattr(error, "message", None) or getattr(error, "strerror", None) or error
+        raise RecordsError(
+            path,
+            f"write_records: folder must have room and let files be written, got {reason}; mend"
+            " that and resume: finished shards are kept",
+        ) from error
     return {"file": path.name, "num": num, "skipped": skipped, "sha256": sha256}
 
 
@@ -91,11 +88,8 @@ def _write_manifest(directory, header, shards):
         **header,
         "shards": sorted(shards, key=lambda shard: shard["start"]),
     }
-    path = directory / MANIFEST
-    _temporary(path).write_text(
-        json.dumps({**manifest, "sha256": digest(manifest)}, indent=1) + "\n"
-    )
-    _replace(_temporary(path), path)
+    written = json.dumps({**manifest, "sha256": digest(manifest)}, indent=1) + "\n"
+    write_whole(directory / MANIFEST, written)
     return manifest
 
 
@@ -160,7 +154,13 @@ def write_records(
         worker died.
     """
     directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
+    with hold_folder(directory, error=RecordsError):
+        return _write_held(
+            directory, header, draw_fn, num_workers, resume, show_progress, chunk, unit
+        )
+
+
+def _write_held(directory, header, draw_fn, num_workers, resume, show_progress, chunk, unit):
     if (directory / MANIFEST).exists() and not resume:
         raise RecordsError(
             directory / MANIFEST,

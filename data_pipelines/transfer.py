@@ -8,12 +8,12 @@ points of its edge. It makes up for softened forces at k > 1 and takes out shot 
 below k = 0.3 it is one.
 """
 
-import json
 from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
 
+from astrogen.reading import read_json
 from data_pipelines.cosmology import Cosmology, linear_spectrum, nonlinear_spectrum
 from data_pipelines.lightcone import grid_window, place_planes, plane_wavenumbers, simulate_planes
 from data_pipelines.particle_mesh import draw_modes
@@ -60,7 +60,7 @@ def _hats(k):
 
 @lru_cache(maxsize=1)
 def _coefficients():
-    return np.array(json.loads(TABLE.read_text())["coefficients"])
+    return np.array(read_json(TABLE)["coefficients"])
 
 
 def transfer(cosmology, k, a):

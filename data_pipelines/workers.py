@@ -1,15 +1,12 @@
 """Drawing over processes.
 
-Only the standard library and `astrogen.spawn` are imported here, so that a worker holds nothing but
-what it draws with.
+Only what is light is imported here, so that a worker holds nothing but what it draws with.
 """
 
-import multiprocessing
 import os
-import signal
 from concurrent.futures import ProcessPoolExecutor
-from threading import Thread
 
+from astrogen.processes import follow_parent, kill_children_at_interrupt
 from astrogen.spawn import fresh_context
 
 ONE_THREAD = {
@@ -21,19 +18,11 @@ ONE_THREAD = {
 }  # NPROC: XLA's
 
 
-def _exit_with_parent():
-    multiprocessing.parent_process().join()
-    os._exit(1)
-
-
 def _start_worker():
     # One thread each, before numpy is imported: workers then never fight for cores, and sums never
     # depend on how many cores there are.
     os.environ.update(ONE_THREAD)
-    # Ctrl-C reaches the whole process group: the parent alone decides. A killed parent must not
-    # leave its workers behind.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    Thread(target=_exit_with_parent, daemon=True).start()
+    follow_parent()
 
 
 def map_ranges(draw_fn, ranges, *, num_workers):
@@ -54,6 +43,7 @@ def map_ranges(draw_fn, ranges, *, num_workers):
         num_workers, mp_context=fresh_context("map_ranges"), initializer=_start_worker
     )
     try:
-        yield from executor.map(draw_fn, *zip(*ranges))
+        with kill_children_at_interrupt():
+            yield from executor.map(draw_fn, *zip(*ranges))
     finally:
         executor.shutdown(cancel_futures=True)

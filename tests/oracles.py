@@ -3,7 +3,7 @@ and no compression; and a tiny prior that it can follow.
 """
 
 import numpy as np
-from scipy import stats
+from scipy import linalg, stats
 
 from astrogen import forward
 from astrogen.posterior import LOG_FLUX_STD, SHIFT_STD
@@ -122,13 +122,14 @@ class PixelPosterior:
     Parameters
     ----------
     numbers : of `tiny_prior`; matrix : of `telescope_matrix`; image, sigma : [pixels], good pixels
-        only; background_std : of the prior of the level
+        only; background_std : of the prior of the level, inf where it is flat
     reference : [k], the coefficients to whose amplitude as seen the amplitude parameter is relative
     """
 
     def __init__(self, numbers, matrix, image, sigma, background_std, reference):
         self.numbers, self.matrix, self.image = numbers, matrix, image
-        self.noise = np.diag(sigma**2) + background_std**2
+        self.flat = np.isinf(background_std)
+        self.noise = np.diag(sigma**2) + (0 if self.flat else background_std**2)
         self.background_std, self.reference = background_std, reference
         self.operators = shift_operators(numbers["basis"])
 
@@ -149,7 +150,17 @@ class PixelPosterior:
 
     def _norm(self, coefficients):
         seen = self.matrix @ coefficients
-        return np.sqrt(seen @ np.linalg.solve(self.noise, seen))
+        return np.sqrt(seen @ self._precision(self.noise) @ seen)
+
+    def _precision(self, covariance):
+        """Inverse of a covariance, of pixels that share a level of any height where the prior of
+        the background is flat: the limit of a large background_std.
+        """
+        inverse = np.linalg.inv(covariance)
+        if not self.flat:
+            return inverse
+        ones = inverse.sum(0)
+        return inverse - np.outer(ones, ones) / ones.sum()
 
     def moments(self, parameters):
         """Mean [pixels] and covariance [pixels, pixels] of the data given parameters."""
@@ -168,8 +179,17 @@ class PixelPosterior:
 
     def log_density(self, parameters):
         mean, covariance = self.moments(parameters)
-        return stats.multivariate_normal(mean, covariance).logpdf(self.image) + self.log_prior(
-            parameters
+        log_prior = self.log_prior(parameters)
+        if not self.flat:
+            return stats.multivariate_normal(mean, covariance).logpdf(self.image) + log_prior
+        # The integral over all levels, up to a constant: differences of pixels alone are normal.
+        ones = np.ones(len(mean))
+        differences = linalg.null_space(ones[None]).T
+        return (
+            stats.multivariate_normal(
+                differences @ mean, differences @ covariance @ differences.T
+            ).logpdf(differences @ self.image)
+            + log_prior
         )
 
     def fisher(self, parameters, step=1e-5):
@@ -182,7 +202,7 @@ class PixelPosterior:
             [self.moments(parameters + sign * step * unit) for sign in (1, -1)]
             for unit in np.eye(size)
         ]
-        inverse = np.linalg.inv(self.moments(parameters)[1])
+        inverse = self._precision(self.moments(parameters)[1])
         mean_slopes = [(up[0] - down[0]) / (2 * step) for up, down in ends]
         slopes = [inverse @ (up[1] - down[1]) / (2 * step) for up, down in ends]
         information = np.array(
@@ -208,8 +228,8 @@ class PixelPosterior:
         """
         flux, mean, scale = self.coefficients(parameters)
         design = np.concatenate([self.matrix, np.ones((len(self.image), 1))], 1)
-        sigma2 = np.diag(self.noise) - self.background_std**2
-        before = np.diag(np.r_[(flux * scale) ** -2, self.background_std**-2])
+        sigma2 = np.diag(self.noise) - (0 if self.flat else self.background_std**2)
+        before = np.diag(np.r_[(flux * scale) ** -2, self.background_std**-2.0])
         covariance = np.linalg.inv(before + (design.T / sigma2) @ design)
         return (
             covariance @ (before @ np.r_[flux * mean, 0] + (design.T / sigma2) @ self.image),

@@ -16,7 +16,7 @@ from astropy.nddata import CCDData, InverseVariance, NDData, StdDevUncertainty, 
 from astropy.wcs import WCS
 from conftest import ROOT
 from photutils.psf import GriddedPSFModel, ImagePSF
-from test_result import fake_result, observation
+from test_result import fake_result, observation  # noqa: F401
 
 import astrogen
 from astrogen.observation import as_observations, make_observation
@@ -215,7 +215,9 @@ def test_draws_go_to_arviz(result):
 
 
 def test_draws_go_to_arviz_1_as_a_tree(result, monkeypatch):
-    """Its InferenceData is there, but is only a name for xarray's DataTree, which takes no groups."""
+    """Its InferenceData is there, but is only a name for xarray's DataTree, which takes no
+    groups.
+    """
     xarray = pytest.importorskip("xarray")
     one = SimpleNamespace(__version__="1.3.0", InferenceData=xarray.DataTree)
     monkeypatch.setitem(sys.modules, "arviz", one)
@@ -234,7 +236,7 @@ def test_without_arviz_the_command_is_named(result, monkeypatch):
         result.to_arviz()
 
 
-def test_tables_of_several_units(observation):
+def test_tables_of_several_units(observation):  # noqa: F811
     one = fake_result(observation)
     other = fake_result(
         make_observation(
@@ -393,6 +395,39 @@ def test_photutils_models_keep_their_sampling(side, oversampling):
     )
     centre = np.arange(len(psf.image)) @ psf.image.sum(0)
     assert centre == pytest.approx(len(psf.image) // 2, abs=1e-3)
+
+
+def odd_psf(oversampling, side):
+    """Flux per observed pixel of a PSF that no mirror leaves as it is, by GalSim."""
+    star = galsim.Gaussian(fwhm=0.7).shear(g1=0.15, g2=0.2)
+    coma = star + 0.3 * galsim.Gaussian(fwhm=0.9).shift(0.12, 0.3)
+    seen = galsim.Convolve(coma / 1.3, galsim.Pixel(SCALE))
+    drawn = seen.drawImage(
+        nx=side, ny=side, scale=SCALE / oversampling, method="no_pixel", dtype=float
+    )
+    return drawn.array * oversampling**2
+
+
+@pytest.mark.parametrize("kind", ["array", "cube", "scarlet", "photutils", "photutils, a grid"])
+def test_the_psf_of_a_model_lies_as_the_model_does(kind):
+    """Mirrored or transposed it would still have the width of the model."""
+    fine = odd_psf(3, 99)
+    model = {
+        "array": odd_psf(1, 33),
+        "cube": odd_psf(1, 33)[None],
+        "scarlet": Scarlet(odd_psf(1, 33)[None]),
+        "photutils": ImagePSF(fine, oversampling=3),
+        "photutils, a grid": GriddedPSFModel(
+            NDData(
+                np.stack([fine] * 4),
+                meta={"grid_xypos": [(0, 0), (90, 0), (0, 90), (90, 90)], "oversampling": 3},
+            )
+        ),
+    }[kind]
+    psf = astrogen.psf_from_model(model, pixel_scale=SCALE, position=(30.0, 50.0))
+    factor = round(SCALE / psf.pixel_scale)
+    expected = odd_psf(factor, len(psf.image))
+    np.testing.assert_allclose(psf.image, expected / expected.sum(), atol=1e-5 * psf.image.max())
 
 
 def test_a_psf_that_varies_is_taken_where_the_galaxy_is():

@@ -71,7 +71,9 @@ def test_equal_sets_differ_by_less_than_the_floor(bins, measured):
 
 
 def test_the_floor_keeps_simulations_whole(measured):
-    """Maps of a simulation that repeat each other make halves differ more than independent maps do."""
+    """Maps of a simulation that repeat each other make halves differ more than independent
+    maps do.
+    """
     repeated = {name: np.repeat(values[:16], 8, 0) for name, values in measured.items()}
     apart = ms.sampling_floor(repeated, np.arange(128), seed=1)
     together = ms.sampling_floor(repeated, np.repeat(np.arange(16), 8), seed=1)

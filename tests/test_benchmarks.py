@@ -164,7 +164,9 @@ def test_a_case_that_is_not_there_is_named(tmp_path):
 
 
 def test_the_command_writes_what_the_scorer_reads(tmp_path, capsys):
-    """The road from file to file: shapes, order, units, place, clock; the galaxies are easy ones."""
+    """The road from file to file: shapes, order, units, place, clock; the galaxies are easy
+    ones.
+    """
     path, out = bench_file(tmp_path / "bench.npz", "lsst", num=3), tmp_path / "new" / "recon.npz"
     assert (
         deconvolution.main(
@@ -191,7 +193,7 @@ def test_the_command_writes_what_the_scorer_reads(tmp_path, capsys):
         and written["samples"].shape == (16, 2, 64, 64)
         and written["samples"].dtype == np.float32
     )
-    assert written["index"].tolist() == [0, 2] and 0 < written["cpu_s"] and 0 < written["wall_s"]
+    assert written["index"].tolist() == [0, 2] and written["cpu_s"] > 0 and written["wall_s"] > 0
     error = ((written["recon"] - truth[[0, 2]]) ** 2).sum((1, 2)) / (truth[[0, 2]] ** 2).sum((1, 2))
     assert (error < 0.05).all()
     np.testing.assert_allclose(

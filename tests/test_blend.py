@@ -12,6 +12,7 @@ from scipy import stats
 from test_posterior import gaussian_kernel
 
 from astrogen.inference import diagnostics
+from astrogen.inference.climb import Climb
 from astrogen.joint import bands as tying
 from astrogen.joint import blend as blending
 from astrogen.joint.draws import group_by_light, judge_chains, moment_weights
@@ -384,6 +385,66 @@ def test_chains_have_the_means_errors_and_correlation_of_the_exact_posterior(rng
     )
 
 
+def _still_chains(rng, *, num_chains, precision):
+    """Chains of a climb of known precision, and what they start from."""
+    case = make_case(num_bands=1)
+    size = 2 * (case.prior.latent_size + 4)
+    mode = tf.constant(places(case, 1).reshape(1, -1), tf.float32)
+    climb = Climb(mode, None, tf.constant(precision(size)[None], tf.float32), None, None)
+    chains = blending.Chains(case.prior, case.blend, climb, rng, num_chains=num_chains)
+    return case, mode.numpy()[0], chains
+
+
+def test_chains_start_wider_than_the_approximation_about_the_mode(rng):
+    """1.25 times as wide, in every direction: R-hat can only speak of chains that come from
+    different places.
+    """
+
+    def precision(size):
+        root = 0.4 * rng.normal(size=(size, size)) + np.diag(np.geomspace(1, 30, size))
+        return root @ root.T
+
+    matrices = []
+    _, mode, chains = _still_chains(
+        rng, num_chains=3000, precision=lambda size: matrices.append(precision(size)) or matrices[0]
+    )
+    white = (chains.parameters.numpy() - mode) @ np.linalg.cholesky(matrices[0]) / 1.25
+    assert np.abs(white.mean(0)).max() < 5 / np.sqrt(3000)
+    assert np.abs(white.T @ white / 3000 - np.eye(len(mode))).max() < 5 * np.sqrt(2 / 3000)
+
+
+def test_the_exact_density_decides_where_a_chain_goes(rng, monkeypatch):
+    """Of trajectories that follow the near density: one that loses a thousand nats of the exact
+    one is undone, as is one that is not finite; those that gain stay. On the way from their start
+    all go on.
+    """
+    case, _, chains = _still_chains(rng, num_chains=4, precision=np.eye)
+    _, data = case.data()
+    surplus = np.array([0.0, -1e3, 1e3, np.nan])
+
+    def hop(near, learn):
+        chains.parameters = chains.parameters + 1.0
+        return 1.0
+
+    before = chains.parameters.numpy()
+    monkeypatch.setattr(chains, "_hop", hop)
+    monkeypatch.setattr(
+        blending,
+        "_surplus",
+        lambda prior, parameters, *_: np.where(
+            np.abs(parameters.numpy() - before).max(1) < 0.5, 0.0, surplus
+        ),
+    )
+    whole = np.repeat(data, 4, 0)
+    _, passed = chains.move(whole, num_hops=1, learn=False)
+    moved = chains.parameters.numpy() - before
+    np.testing.assert_allclose(moved, np.array([1.0, 0, 1, 0])[:, None] + 0 * moved, atol=1e-5)
+    assert passed == 0.5
+    chains.parameters = tf.constant(before)
+    assert chains.move(whole, num_hops=1, learn=True) == (1.0, 1.0)
+    np.testing.assert_allclose(chains.parameters.numpy() - before, 1.0, atol=1e-5)
+
+
 def test_galaxies_that_share_light_move_together():
     x = np.arange(200.0)
     light = [[np.exp(-0.5 * ((x - place) / 8) ** 2)[None]] for place in (20, 40, 60, 150, 165)]
@@ -444,3 +505,23 @@ def test_chains_that_agree_on_fluxes_may_disagree_on_shapes(rng):
         "not_converged: R-hat of a shape of galaxy 2 is 1."
     )
     assert judge_chains(moments, [0, 0])[0]["r_hat_shape"] < 1.03
+
+
+def test_a_shape_is_judged_by_its_central_moments(rng):
+    """In half of the chains x and y move together, in the others against each other, so that the
+    raw moment x y differs; width and ellipticity about the centre do not.
+    """
+    moves, chains = 150, 4
+    turn = np.where(np.arange(chains) < 2, 1.0, -1.0)
+    x, noise = rng.normal(size=(2, moves, chains))
+    y = 0.95 * turn * x + np.sqrt(1 - 0.95**2) * noise
+    centres = 0.4 * np.stack([x, y])
+    xx, yy, xy = np.array([3.0, 2.0, 0.5])[:, None, None] + 0.05 * rng.normal(
+        size=(3, moves, chains)
+    )
+    total = 100 + rng.normal(size=(moves, chains))
+    x, y = centres
+    seen = [np.ones_like(total), x, y, xx + x**2, yy + y**2, xy + x * y]
+    moments = np.stack([total, *(total * part for part in seen)], -1)[:, None, None]
+    told, sentences = judge_chains(moments, [0])
+    assert told["r_hat_shape"] < 1.04 and not sentences

@@ -5,7 +5,6 @@ Inference itself is replaced by a fast fake.
 
 import subprocess
 import sys
-import time
 import types
 
 import astropy.io.fits as fits
@@ -20,6 +19,12 @@ from astrogen.cli import main
 from astrogen.result import make_result, read_result
 
 SHAPE = (30, 32)
+
+
+def noise(observation):
+    """Noise of the observation's variance, the same each time."""
+    normals = np.random.default_rng(17).normal(size=observation.image.shape)
+    return np.sqrt(observation.variance) * normals
 
 
 def fake_deconvolve(
@@ -52,7 +57,7 @@ def fake_deconvolve(
             prior_scale=prior_scale or 0.1,
             target_fwhm=0.2,
             draws=draws,
-            model=observation.image,
+            model=observation.image - noise(observation),
             latent_draws=np.zeros((num_draws, 2)),
             flux_draws=np.ones(num_draws),
             shift_draws=np.zeros((num_draws, 2)),
@@ -304,7 +309,7 @@ def test_one_bad_image_among_several_is_reported_and_the_others_go_on(folder, ca
 def test_an_object_that_inference_refuses_does_not_stop_the_others(folder, capsys):
     assert deconvolve(folder, "refused.fits", "one.fits", "--psf", "psf.fits", "--draws", 9) == 3
     assert (
-        "refused.fits: deconvolve: psf must be broader than the target" in capsys.readouterr().err
+        "refused.fits: deconvolve: --psf must be broader than the target" in capsys.readouterr().err
     )
     assert (folder / "out/one.fits").exists() and not (folder / "out/refused.fits").exists()
 
@@ -315,7 +320,9 @@ def test_an_object_that_inference_refuses_does_not_stop_the_others(folder, capsy
         pytest.param(["broken.fits", "--psf", "psf.fits"], "broken.fits: is truncated", id="image"),
         pytest.param(["refused.fits", "--psf", "psf.fits"], "psf must be broader", id="inference"),
         pytest.param(["one.fits", "--psf", "broken.fits"], "broken.fits: is truncated", id="psf"),
-        pytest.param(["two.npy", "--psf", "psf.fits"], "give pixel_scale", id="no scale"),
+        pytest.param(
+            ["two.npy", "--psf", "psf.fits"], "give --pixel-scale in arcsec", id="no scale"
+        ),
         pytest.param(["one.fits", "--psf", "mask.fits"], "must have odd sides", id="even psf"),
         pytest.param(
             ["one.fits", "--psf", "psf.fits", "--mask", "psf.fits"], r"(21, 21)", id="shapes"
@@ -457,6 +464,16 @@ def test_warnings_of_the_input_are_one_line_each(folder, capsys):
             id="draws",
         ),
         pytest.param(
+            ["deconvolve", "i", "--psf", "p", "--out", "x", "--keep-draws", "-5"],
+            "must be 0 or more, got -5",
+            id="kept draws",
+        ),
+        pytest.param(
+            ["deconvolve", "i", "--psf", "p", "--out", "x", "--max-bad-fraction", "2"],
+            "must be between 0 and 1, got 2",
+            id="fraction",
+        ),
+        pytest.param(
             ["deconvolve", "i", "--psf", "p", "--out", "x", "--pixel-scale", "nan"],
             "must be positive, got nan",
             id="scale",
@@ -558,8 +575,7 @@ def test_demo_and_train_pass_their_options_on(tmp_path, monkeypatch):
     ]
 
 
-def test_version_answers_within_a_second_without_tensorflow():
-    start = time.perf_counter()
+def test_version_answers_without_the_libraries_that_take_seconds_to_load():
     run = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "astrogen", "--version"],
         capture_output=True,
@@ -567,8 +583,6 @@ def test_version_answers_within_a_second_without_tensorflow():
         check=True,
     )
     assert run.stdout == f"astrogen {astrogen.__version__}\n"
-    assert (
-        "tensorflow" not in run.stderr
-        and "astropy" not in run.stderr
-        and time.perf_counter() - start < 1
-    )
+    loaded = {line.split("|")[-1].strip().split(".")[0] for line in run.stderr.splitlines()}
+    assert "astrogen" in loaded
+    assert not loaded & {"tensorflow", "keras", "astropy", "scipy", "numpy", "galsim", "h5py"}

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import ROOT
+from scipy.sparse import linalg
 from test_posterior import make_case, places
 
 from astrogen import conditional, deconvolution, demo, load_prior, posterior
@@ -64,6 +65,38 @@ def test_nothing_is_approximated_where_all_directions_are_followed(tiny, chunk, 
     np.testing.assert_allclose(background, level, atol=1e-3 * np.abs(level).max())
     seen = np.stack([posterior.seen_by(tiny.compressed, some) for some in coefficients])
     np.testing.assert_allclose(followed, seen.var(0).sum(-1), rtol=1e-2)
+
+
+def test_equations_are_solved_as_scipy_does_where_few_directions_are_followed(monkeypatch):
+    """Two steps of conjugate gradients, preconditioned by what is followed whole and by the
+    diagonal of the rest: the same search directions give the same quadratic form.
+    """
+    case = make_case(np.random.default_rng(5), num=14, latent=4, flux=30.0)
+    followed = 3
+    monkeypatch.setattr(conditional, "NUM_FOLLOWED", followed)
+    parameters, _ = at_places(case, 2)
+    here = conditional.focus(case.prior, case.compressed, parameters[0])
+    batch, rows, size = here.forward.shape
+    rng = np.random.default_rng(6)
+    loud = np.linalg.norm(here.forward, axis=1)[:, None]  # residuals above the noise
+    scale = rng.uniform(1.0, 3.0, (batch, 1, size)) / loud
+    miss = rng.normal(size=(batch, 1, rows))
+    nothing = tf.zeros([batch, 1, 1])
+    draws = conditional.spread(here, nothing, tf.constant(scale, tf.float32), nothing)
+    found = conditional.log_normal(here, draws, tf.constant(miss, tf.float32)).numpy()
+    for row in range(batch):
+        root = here.forward[row].numpy().astype(float) * scale[row, 0]
+        covariance = root @ root.T + np.eye(rows)
+        near = np.diag(np.diag(covariance))
+        near[:followed, :followed] = covariance[:followed, :followed]
+        solved, _ = linalg.cg(
+            covariance, miss[row, 0], maxiter=2, rtol=0, atol=0, M=np.linalg.inv(near)
+        )
+        exact = miss[row, 0] @ np.linalg.solve(covariance, miss[row, 0])
+        form = miss[row, 0] @ solved
+        assert 0.001 < 1 - form / exact < 0.5  # two steps are not enough to be exact
+        expected = -0.5 * (form + np.linalg.slogdet(near)[1])
+        assert found[row, 0] == pytest.approx(expected, rel=1e-3, abs=1e-3)
 
 
 def test_an_object_without_a_finite_mode_does_not_harm_the_others(tiny):

@@ -244,9 +244,7 @@ def test_files_that_cannot_be_used_say_why(tmp_path, pixels, options, words):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(
-        InputFileError, match="read_maps: file must exist, got none; check the path"
-    ):
+    with pytest.raises(InputFileError, match="read_maps: file must exist, got no regular file"):
         maps.read_maps(tmp_path / "none.fits", map_format="image")
 
 

@@ -102,9 +102,7 @@ def test_finished_simulations_are_read_while_the_rest_runs(written, header, tmp_
     shard = json.loads((written / "manifest.json").read_text())["shards"][0]
     (tmp_path / shard["file"]).write_bytes((written / shard["file"]).read_bytes())
     _write_manifest(tmp_path, header, [shard])
-    with pytest.raises(
-        RecordsError, match="all 2 shards must be written, got 1; finish the run with --resume"
-    ):
+    with pytest.raises(RecordsError, match="all 2 shards must be written, got 1; finish the run"):
         load_maps(tmp_path)
     assert load_maps(tmp_path, unfinished=True)["simulation"].tolist() == [0, 0, 0]
 

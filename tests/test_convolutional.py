@@ -17,6 +17,7 @@ from astrogen.priors.convolutional import ConvPrior, make_networks
 from astrogen.priors.networks import ResidualMLP
 from astrogen.training import convolutional, train_prior
 from astrogen.training.basis import Basis
+from astrogen.training.galaxy import write_basis
 from astrogen.training.records import read_manifest
 from data_pipelines.__main__ import main
 
@@ -259,6 +260,31 @@ def test_the_residual_is_learned_with_the_latent(monkeypatch):
     assert told["residual_level_held_out"] == pytest.approx(1, abs=0.1)
 
 
+def test_training_weighs_the_divergence_against_the_likelihood(basis, tmp_path, monkeypatch):
+    """A decoder that is deaf to the latent leaves the encoder nothing but its divergence, which
+    falls from 1/2 mean^2 per latent towards nothing.
+    """
+    monkeypatch.setattr(convolutional, "BATCH", 2)
+    monkeypatch.setattr(convolutional, "LEARNING_RATE", 0.25)
+    networks = make_networks(SMALL, NUM)
+    noise = convolutional.PixelNoise(5, np.full((64, 64), 0.05, np.float32))
+    encoder, decoder = networks["encoder"], networks["decoder"]
+    first = next(weight for weight in decoder.trainable_variables if weight.shape[0] == 5)
+    for weight in (first, noise.level.hidden[0].kernel, encoder.last.kernel):
+        weight.assign(tf.zeros_like(weight))
+        weight.trainable = False
+    encoder.last.bias.assign(np.repeat([2.0, 0.0], 5))
+    flat = np.random.default_rng(1).normal(size=(16, NUM)).astype(np.float32)
+    tf.config.run_functions_eagerly(True)  # tracing takes longer than these steps
+    try:
+        told = convolutional.train_pixels(
+            networks, noise, basis, flat, validation=flat[:2], out=tmp_path, num_steps=12, seed=1
+        )
+    finally:
+        tf.config.run_functions_eagerly(False)
+    assert told["kl_divergence"] < 0.3 * 0.5 * 2.0**2 * 5
+
+
 @pytest.fixture(scope="module")
 def records(tmp_path_factory):
     directory = tmp_path_factory.mktemp("records")
@@ -281,15 +307,8 @@ def tiny(basis, records, monkeypatch, tmp_path):
         "NUM_VALIDATION": 8,
     }.items():
         monkeypatch.setattr(convolutional, name, value)
-    np.savez(
-        tmp_path / "basis.npz",
-        origin=f"{read_manifest(records)['sha256']} seed 1",
-        **basis._asdict(),
-    )
-    np.save(
-        tmp_path / "coefficients.npy",
-        np.random.default_rng(6).normal(size=(8, 40, NUM)).astype(np.float16),
-    )
+    white = np.random.default_rng(6).normal(size=(8, 40, NUM)).astype(np.float16)
+    write_basis(tmp_path, basis, white, f"{read_manifest(records)['sha256']} seed 1")
     return tmp_path
 
 

@@ -145,6 +145,7 @@ def test_comparison_figure(tmp_path, stamps, truth_planes):
             image=image,
             prior_scale=0.1,
             background_draws=np.zeros(3),
+            background=(0.0, 0.0),
         )
         for stamp, image in zip(stamps, truth, strict=False)
     ]

@@ -1,4 +1,6 @@
-"""The demonstration of dark matter: better than the Wiener filter, with errors that hold the truth."""
+"""The demonstration of dark matter: better than the Wiener filter, with errors that hold the
+truth.
+"""
 
 import numpy as np
 import pytest

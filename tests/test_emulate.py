@@ -205,7 +205,7 @@ def test_the_command_line_writes_galaxies_and_refuses_other_cosmologies(
     ]
     assert cli.main([*words, "0.6"]) == 4
     assert (
-        "omega_m must be within 0.2 to 0.4, got 0.6" in capsys.readouterr().err
+        "--omega-m must be within 0.2 to 0.4, got 0.6" in capsys.readouterr().err
         and not (tmp_path / "maps.fits").exists()
     )
     assert cli.main([*words, "0.6", "--extrapolate"]) == 0

@@ -24,6 +24,16 @@ GALAXIES = {
     "de_vaucouleurs": galsim.DeVaucouleurs(half_light_radius=0.25),
 }
 PSFS = {"gaussian": galsim.Gaussian(fwhm=1.0), "moffat": galsim.Moffat(beta=3.5, fwhm=1.0)}
+# PSFs that no mirror, turn or transposition leaves as they are; the second one no point reflection
+# either.
+ODD_PSFS = {
+    "elliptical": galsim.Gaussian(fwhm=1.0).shear(g1=0.12, g2=0.2),
+    "coma": (
+        galsim.Gaussian(fwhm=0.9).shear(g1=-0.1, g2=0.15)
+        + 0.35 * galsim.Gaussian(fwhm=1.3).shift(0.25, 0.5)
+    )
+    / 1.35,
+}
 # Observed pixel (arcsec), FWHM of the PSF (arcsec), shape: even, odd and mixed. An image of a
 # Moffat PSF that is twice as wide as the stamp (the most that an
 # observation takes) holds all but a few 1e-5 of its light: what lies outside is missing from the
@@ -271,6 +281,116 @@ def test_each_stamp_of_a_batch_has_its_own_kernel_scale_and_shift(rng):
         np.testing.assert_allclose(together[row], alone + 0.5, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("drawn", ["oversampled", "effective"])
+@pytest.mark.parametrize("psf_name", ODD_PSFS)
+def test_a_psf_that_is_not_round_lies_as_it_was_drawn(psf_name, drawn):
+    """Mirrored in x or y, turned or transposed, it would miss by per cents."""
+    galaxy, psf_object = sheared("exponential"), ODD_PSFS[psf_name].dilate(0.7)
+    if drawn == "oversampled":
+        psf = psf_from_galsim(psf_object, pixel_scale=0.2)
+    else:
+        star = psf_object.withGSParams(PRECISE).drawImage(nx=65, ny=65, scale=0.2, dtype=float)
+        psf = make_psf(star.array, pixel_scale=0.2)
+    assert_agrees(
+        rendered(at_target(galaxy), psf, shape=(33, 40), pixel_scale=0.2),
+        drawn_by_galsim(galaxy, psf_object, shape=(33, 40), pixel_scale=0.2),
+        peak=1e-4,
+    )
+
+
+def test_a_psf_with_more_pixel_than_the_observation_is_sharpened_to_its_band():
+    """It holds the response of pixels twice as wide: a ratio of two sincs, to nearly the zero of
+    the wider one, halfway to which a small galaxy still has a twentieth of its light.
+    """
+    galaxy, psf_object = sheared("gaussian").dilate(0.2), PSFS["gaussian"].dilate(0.35)
+    star = galsim.Convolve(psf_object, galsim.Pixel(0.2)).withGSParams(PRECISE)
+    drawn = star.drawImage(nx=101, ny=101, scale=0.05, method="no_pixel", dtype=float).array
+    assert_agrees(
+        rendered(
+            at_target(galaxy),
+            make_psf(drawn, pixel_scale=0.05, pixel_response=0.2),
+            shape=(48, 48),
+            pixel_scale=0.1,
+        ),
+        drawn_by_galsim(galaxy, psf_object, shape=(48, 48), pixel_scale=0.1),
+        peak=1e-4,
+    )
+
+
+# ---- exposures that are turned, mirrored or sheared against the images ----
+
+TURN = np.array([[np.cos(0.7), -np.sin(0.7)], [np.sin(0.7), np.cos(0.7)]])
+MATRICES = {
+    "same": np.eye(2),
+    "turned": TURN,
+    "mirrored": TURN @ np.diag([-1.0, 1.0]),
+    "sheared": np.array([[1.08, 0.2], [-0.06, 0.95]]) / np.sqrt(1.038),
+    "larger": 1.15 * TURN,
+    "smaller and sheared": 0.9 * np.array([[1.05, 0.0], [0.15, 0.9]]),
+}
+
+
+@pytest.mark.parametrize("psf_name", ODD_PSFS)
+@pytest.mark.parametrize("name", MATRICES)
+def test_an_exposure_seen_through_a_jacobian_agrees_with_galsim(name, psf_name):
+    """GalSim draws through the Jacobian from pixels to the images' axes, also where it changes the
+    area of the sky that a pixel covers; the PSF lies along the pixels.
+    """
+    pixel_scale, centre, shape = 0.2, (0.31, -0.17), (45, 52)
+    galaxy, psf_object = sheared("exponential"), ODD_PSFS[psf_name].dilate(0.8)
+    psf, matrix = psf_from_galsim(psf_object, pixel_scale=pixel_scale), MATRICES[name]
+    image = at_target(galaxy, side=forward.GRID)
+    seen = forward.see_affine(
+        np.fft.rfft2(image)[None],
+        psf.image,
+        psf_scale=psf.pixel_scale,
+        pixel_response=psf.pixel_response,
+        pixel_scale=pixel_scale,
+        prior_scale=0.1,
+        target_fwhm=0.2,
+        matrix=matrix,
+        centre=centre,
+        shape=shape,
+    )
+    inverse = np.linalg.inv(matrix)
+    on_the_sky = psf_object.withGSParams(PRECISE).transform(*inverse.ravel()).withFlux(1.0)
+    truth = galsim.Convolve(galaxy, on_the_sky).drawImage(
+        nx=shape[1],
+        ny=shape[0],
+        wcs=galsim.JacobianWCS(*(inverse * pixel_scale).ravel()),
+        offset=(centre[0] / pixel_scale, centre[1] / pixel_scale),
+        dtype=float,
+    )
+    assert_agrees(seen.reshape(shape).astype(float), truth.array, peak=1e-4)
+
+
+def test_an_affine_view_ends_where_the_padded_grid_does():
+    """Corners of the stamp lie off the grid, whose axes are turned by 45 degrees, and see nothing;
+    within it a uniform sheet of light is seen everywhere.
+    """
+    turn = np.array([[1.0, -1.0], [1.0, 1.0]]) / np.sqrt(2)
+    matrix, shape = turn @ np.diag([1.0, 0.5]), (81, 81)
+    sheet = np.ones((1, forward.GRID, forward.GRID))
+    seen = forward.see_affine(
+        np.fft.rfft2(sheet),
+        np.ones((1, 1)),
+        psf_scale=0.2,
+        pixel_response=0.2,
+        pixel_scale=0.2,
+        prior_scale=0.1,
+        target_fwhm=0.2,
+        matrix=matrix,
+        centre=(0.0, 0.0),
+        shape=shape,
+    ).reshape(shape)
+    y, x = (np.indices(shape) - 40) * 0.2
+    along, across = (x + y) / np.sqrt(2), (y - x) / np.sqrt(2) / 0.5
+    inside = (np.abs(along) <= 6.4) & (np.abs(across) <= 6.4)
+    assert 0.2 < inside.mean() < 0.5
+    np.testing.assert_allclose(seen[inside], 4 / 0.5, rtol=1e-5)
+    assert not seen[~inside].any()
+
+
 # ---- edges ----
 
 
@@ -303,6 +423,32 @@ def test_pixels_beyond_the_padded_grid_see_nothing():
     assert np.isfinite(seen).all()
     assert not seen[:17].any() and not seen[:, -17:].any()
     assert seen.sum() == pytest.approx(1, abs=1e-4)
+
+
+def test_the_padded_grid_ends_where_the_galaxy_has_moved_it():
+    """A uniform sheet of light, moved by 2 and -1 arcsec: pixels see it whole or not at all."""
+    shape, shift = (81, 90), (2.0, -1.0)
+    kernel = forward.kernel_transform(
+        np.ones((1, 1)),
+        psf_scale=0.2,
+        pixel_response=0.2,
+        pixel_scale=0.2,
+        prior_scale=0.1,
+        target_fwhm=1e-9,
+    )
+    seen = forward.render(
+        tf.ones([1, forward.GRID, forward.GRID]),
+        kernel[None],
+        shape=shape,
+        pixel_scale=0.2,
+        prior_scale=0.1,
+        shift=tf.constant([shift]),
+    ).numpy()[0]
+    inside = [
+        np.abs((np.arange(side) - (side - 1) / 2) * 0.2 - moved) <= 6.4
+        for side, moved in zip(shape, shift[::-1], strict=True)
+    ]
+    np.testing.assert_allclose(seen, 4.0 * np.outer(*inside), atol=1e-4)
 
 
 def test_a_psf_as_wide_as_the_target_changes_nothing():

@@ -20,7 +20,8 @@ from astrogen.inference import (
     resample,
     sample_hmc,
 )
-from astrogen.inference.climb import Climb
+from astrogen.inference import hmc as hmc_module
+from astrogen.inference.climb import Climb, value_and_gradient
 
 SEED = [20240229, 7]
 
@@ -169,6 +170,32 @@ def test_climb_says_when_it_has_not_arrived():
         max_steps=2,
     )
     assert climb.converged.numpy().tolist() == [False, True]
+
+
+def test_a_climb_has_arrived_where_a_full_step_promises_less_than_the_tolerance():
+    """Of a Gaussian the promise is what is left to gain, 1/2 d' P d, known at any distance d from
+    the mode; each member stands still at its own.
+    """
+    left = np.array([0.25, 0.9, 1.1, 4.0]) * 0.02  # nats
+    precision = np.array([[3.0, 1.0, 0.0], [1.0, 2.0, 0.5], [0.0, 0.5, 0.7]])
+    away = np.linalg.solve(np.linalg.cholesky(precision).T, np.array([0.6, -0.64, 0.48]))
+    places = np.sqrt(2 * left)[:, None] * away  # a white vector of norm one, turned back
+    np.testing.assert_allclose(
+        0.5 * np.einsum("bp,pq,bq->b", places, precision, places), left, rtol=1e-12
+    )
+
+    def log_density_fn(parameters, matrix):
+        return -0.5 * tf.reduce_sum(parameters * tf.linalg.matvec(matrix, parameters), -1)
+
+    climb = find_map(
+        log_density_fn,
+        lambda parameters, matrix: matrix,
+        tf.constant(np.tile(precision, (4, 1, 1)), tf.float32),
+        tf.constant(places, tf.float32),
+        max_steps=0,
+        tolerance=0.02,
+    )
+    assert climb.converged.numpy().tolist() == [True, True, False, False]
 
 
 def half_defined(parameters, limit):
@@ -339,11 +366,149 @@ def test_hmc_corrects_a_wrong_approximation(rng):
     )
 
 
+# ---- trajectories ----
+
+
+def quartic(parameters, _):
+    """Two coupled anharmonic oscillators, stiff enough that steps of a tenth err visibly."""
+    x, y = parameters[..., 0], parameters[..., 1]
+    return -0.5 * (x**2 + 2 * y**2) - 0.25 * x**4 - 0.5 * x**2 * y**2
+
+
+def potential(x):
+    return 0.5 * (x[0] ** 2 + 2 * x[1] ** 2) + 0.25 * x[0] ** 4 + 0.5 * (x[0] * x[1]) ** 2
+
+
+PLACE, MOMENTUM = np.array([0.8, -0.5]), np.array([-0.7, 1.1])
+
+
+def fly_in_chains(place, momentum, step, num_steps):
+    """End and energy error of a trajectory of `sample_hmc`."""
+
+    def density(white):
+        return value_and_gradient(quartic, white, None)
+
+    white = tf.constant(place[None, None], tf.float32)
+    zero = tf.zeros([1])
+    end, _, _, error = hmc_module._trajectory(
+        density,
+        hmc_module._State(white, *density(white), zero, zero, zero),
+        tf.constant(momentum[None, None], tf.float32),
+        tf.constant([step], tf.float32),
+        tf.constant(float(num_steps)),
+        tf.constant([-1e9]),
+    )
+    return end.numpy()[0, 0].astype(float), float(error[0, 0])
+
+
+def fly_in_hops(place, momentum, step, num_steps):
+    """The same of `hop`, never refused; the error where energy is gained, as a probability."""
+    end, accept = hmc_module.hop(
+        quartic,
+        tf.constant(place[None], tf.float32),
+        tf.eye(2),
+        None,
+        tf.constant(momentum[None], tf.float32),
+        tf.constant([-np.inf], tf.float32),
+        tf.constant(step, tf.float32),
+        tf.constant(num_steps),
+    )
+    return end.numpy()[0].astype(float), -float(tf.math.log(accept[0]))
+
+
+def end_momentum(fly, step, num_steps):
+    """Of a leapfrog, from the positions one step before and after: their difference over two
+    steps.
+    """
+    before, after = (fly(PLACE, MOMENTUM, step, num_steps + more)[0] for more in (-1, 1))
+    return (after - before) / (2 * step)
+
+
+both_samplers = pytest.mark.parametrize(
+    "fly", [fly_in_chains, fly_in_hops], ids=["sample_hmc", "hop"]
+)
+
+
+@both_samplers
+def test_a_trajectory_is_undone_by_turning_its_momentum(fly):
+    end, _ = fly(PLACE, MOMENTUM, 0.2, 12)
+    assert np.abs(end - PLACE).max() > 0.3
+    back, _ = fly(end, -end_momentum(fly, 0.2, 12), 0.2, 12)
+    np.testing.assert_allclose(back, PLACE, atol=1e-4)
+
+
+@both_samplers
+def test_the_energy_error_is_that_of_the_place_and_falls_with_the_square_of_the_step(fly):
+    """Four times smaller for a half of the step and twice their number."""
+    errors = []
+    for step, num_steps in ((0.16, 10), (0.08, 20)):
+        end, told = fly(PLACE, MOMENTUM, step, num_steps)
+        last = end_momentum(fly, step, num_steps)
+        errors.append(potential(end) - potential(PLACE) + 0.5 * (last @ last - MOMENTUM @ MOMENTUM))
+        expected = errors[-1] if fly is fly_in_chains else max(errors[-1], 0.0)
+        assert told == pytest.approx(expected, abs=2e-5)
+    assert max(errors) > 1e-3  # one of them is seen in `hop` too
+    assert errors[0] / errors[1] == pytest.approx(4, abs=0.8)
+
+
+@both_samplers
+def test_a_leapfrog_of_a_unit_gaussian_is_that_of_verlet(fly, monkeypatch):
+    """In closed form: a turn by theta at each step, cos theta = 1 - step^2 / 2, on an ellipse."""
+    monkeypatch.setitem(globals(), "quartic", lambda x, _: -0.5 * tf.reduce_sum(x**2, -1))
+    for step, num_steps in ((0.3, 7), (1.2, 4)):
+        theta = np.arccos(1 - step**2 / 2)
+        expected = np.cos(num_steps * theta) * PLACE + np.sin(
+            num_steps * theta
+        ) * MOMENTUM / np.sqrt(1 - step**2 / 4)
+        np.testing.assert_allclose(fly(PLACE, MOMENTUM, step, num_steps)[0], expected, atol=1e-5)
+
+
+def test_chains_start_wider_than_the_posterior_that_they_look_for(rng, monkeypatch):
+    """1.25 times as wide, in every direction: R-hat can only speak of chains that come from
+    different places. Here they stay where they start.
+    """
+    monkeypatch.setattr(hmc_module, "LOG_FIRST_STEP", np.log(1e-6))
+    stamps = linear_stamps(rng, 2, size=3)
+    mean, covariance = linear_posterior(stamps)
+    chains = sample_hmc(
+        lambda parameters, stamps: linear_log_density(parameters, stamps),  # a graph of its own
+        climb_of(stamps),
+        stamps,
+        num_draws=4,
+        num_burnin=0,
+        num_chains=600,
+        seed=SEED,
+        together=True,
+    )
+    starts = chains.draws.numpy()[0]
+    assert np.abs(chains.draws.numpy() - starts).max() < 1e-4
+    assert_draws_follow(starts, mean, 1.25**2 * covariance, num_effective=600)
+
+
+def test_equal_targets_end_with_nearly_equal_steps():
+    """The step after burn-in is the average of those tried, not the last one, which one lucky
+    trajectory changes by a third.
+    """
+    stamps = Stamps(tf.zeros([32, 5]), tf.tile(tf.eye(5)[None], [32, 1, 1]))
+    chains = sample_hmc(
+        linear_log_density,
+        climb_of(stamps),
+        stamps,
+        num_draws=4,
+        num_burnin=60,
+        num_chains=2,
+        seed=SEED,
+    )
+    assert np.log(chains.step_size).std() < 0.12
+
+
 # ---- where the Gaussian is wrong, it is said ----
 
 
 def banana(parameters, bend):
-    """Pairs (x, y): x is a standard normal, y follows bend * (x^2 - 1) with standard deviation .1."""
+    """Pairs (x, y): x is a standard normal, y follows bend * (x^2 - 1) with standard deviation
+    .1.
+    """
     x, y = tf.split(parameters, 2, -1)
     return -0.5 * tf.reduce_sum(x**2 + ((y - bend[:, None] * (x**2 - 1)) / 0.1) ** 2, -1)
 
@@ -511,6 +676,7 @@ def test_one_trace_serves_other_evidence_of_the_same_shape(rng):
         traces.append(1)
         return linear_log_density(parameters, stamps)
 
+    counts = []
     for _ in range(3):
         stamps = linear_stamps(rng, 2)
         climb = find_map(log_density_fn, linear_curvature, stamps, tf.zeros([2, 5]))
@@ -518,8 +684,8 @@ def test_one_trace_serves_other_evidence_of_the_same_shape(rng):
         sample_hmc(
             log_density_fn, climb, stamps, num_draws=4, num_burnin=2, num_chains=2, seed=SEED
         )
-        counts = len(traces) if _ == 0 else counts
-    assert len(traces) == counts
+        counts.append(len(traces))
+    assert counts[0] == counts[-1]
 
 
 def test_a_seed_of_another_shape_is_refused(rng):
@@ -575,6 +741,16 @@ def test_smoothed_weights_agree_with_arviz(rng, num):
     np.testing.assert_allclose(k_hat, rival_k, atol=1e-9)
 
 
+def test_weights_that_are_equal_but_for_rounding_have_no_tail(rng):
+    """Those of an exact Gaussian, as differences of log-densities in float32."""
+    weights = np.float32(rng.normal(-300, 20, (400, 1))) * np.ones(3, np.float32)
+    rounding = (weights + np.float32(1e3)) - np.float32(1e3) - weights
+    assert np.unique(rounding).size >= 5
+    log_weights, k_hat = diagnostics.smooth_weights(rounding)
+    assert k_hat.tolist() == [0, 0, 0]
+    np.testing.assert_allclose(np.exp(log_weights), 1 / 400, rtol=1e-4)
+
+
 def test_k_hat_is_the_shape_of_a_known_pareto_tail(rng):
     """Weights u^-k have a Pareto tail of shape k."""
     shapes = np.array([0.1, 0.4, 0.8])
@@ -609,6 +785,17 @@ def test_resampling_keeps_draws_in_proportion_to_their_weights(rng):
     )  # systematic resampling rounds up or down, no more
 
 
+def test_resampling_gives_every_draw_its_chance(rng):
+    """Over seeds a draw is kept in proportion to its weight, also where that is less than one."""
+    weights = rng.dirichlet(np.ones(12), size=400)[:1].repeat(400, 0).T
+    seeds = np.stack([np.arange(400), np.full(400, 3)], 1)
+    chosen = resample(np.log(weights), num_draws=3, seed=seeds)
+    counts = np.bincount(chosen.ravel(), minlength=12) / 400
+    expected = 3 * weights[:, 0]
+    error = np.sqrt(np.maximum(expected % 1 * (1 - expected % 1), 1e-6) / 400)
+    assert np.abs((counts - expected) / error).max() < 4
+
+
 def autoregressive(rng, correlation, shape):
     noise = rng.normal(size=shape)
     draws = noise.copy()
@@ -629,6 +816,16 @@ def test_effective_draws_of_an_autoregressive_chain(rng, correlation):
         diagnostics.effective_draws(draws), [az.ess(draws[..., i]) for i in range(3)], rtol=0.03
     )
     assert (np.abs(diagnostics.r_hat(draws) - 1) < 0.01).all()
+
+
+def test_antithetic_chains_are_worth_no_more_than_arviz_says(rng):
+    """Nearly alternating draws would in closed form be worth forty times as many; both stop at
+    their number times its logarithm (Vehtari et al. 2021, section 3.2).
+    """
+    draws = autoregressive(rng, -0.95, (4, 1000, 2))
+    ours = diagnostics.effective_draws(draws)
+    assert ours.max() < 4000 * np.log10(4000) * (1 + 1e-9)
+    np.testing.assert_allclose(ours, [az.ess(draws[..., i]) for i in range(2)], rtol=0.1)
 
 
 def test_r_hat_agrees_with_arviz_where_chains_differ_in_place_or_in_width(rng):

@@ -9,10 +9,24 @@ import numpy as np
 import pytest
 from astropy.coordinates import SkyCoord
 from astropy.wcs import WCS
+from scipy import stats
 
 from astrogen import deblend, deconvolve, deconvolve_jointly, load_prior, make_observation, make_psf
 from astrogen.detection import detect, mask_neighbours, read_positions
-from astrogen.joint.bands import LOOSENESS, draw_bands, tie_bands, tied_moment
+from astrogen.frames import find_frames
+from astrogen.joint.bands import (
+    COLOUR_MEDIAN,
+    COLOUR_SPREAD,
+    COLOURS,
+    LOOSENESS,
+    draw_bands,
+    likeliest_colour,
+    tie_bands,
+    tied_moment,
+)
+from astrogen.joint.plans import plan_alone
+from astrogen.joint.scene import Scene
+from astrogen.joint_result import make_source
 
 SCALE, SIDE = 0.2, 40
 
@@ -73,6 +87,19 @@ def test_one_exposure_is_the_plain_fit():
     )
     assert joint.chi2[0] == pytest.approx(plain.chi2, abs=0.03)
     assert np.abs(joint.models[0] - plain.model).max() < 0.3 * 0.15
+    assert joint.background_draws[:, 0].std() == pytest.approx(
+        plain.background_draws.std(), rel=0.25
+    )
+    for images, shifts in (
+        (source.draws[:, 0], source.shift_draws),
+        (plain.draws, plain.shift_draws),
+    ):
+        side = np.arange(images.shape[-1]) - (images.shape[-1] - 1) / 2
+        inside = images * np.exp(-(side**2 + side[:, None] ** 2) / (2 * 4.0**2))
+        for axis, place in enumerate((side, side[:, None])):
+            seen = (inside * place).sum((1, 2)) / inside.sum((1, 2))
+            # What says where the galaxy is, moves its light.
+            assert np.corrcoef(seen, shifts[:, axis])[0, 1] > 0.3
 
 
 def test_equal_exposures_are_their_stack():
@@ -127,7 +154,51 @@ def test_turned_mirrored_and_moved_exposures_agree():
     )
 
 
+def test_the_place_of_a_galaxy_is_found_in_whichever_exposure_shows_it_best():
+    """The second one is deeper, turned, and has the galaxy away from its middle; places are told
+    along the axes of the first.
+    """
+    moved = GALAXY.shift(-0.42, 0.26) * 100  # to the east: towards larger columns' other side
+    exposures = [
+        _exposure(moved, fwhm=0.7, sigma=1.5, seed=1),
+        _exposure(moved, fwhm=0.7, sigma=0.05, seed=2, wcs=_wcs(0.8, offset=(3.3, -2.4))),
+    ]
+    scene = Scene(exposures, ["", ""], find_frames(exposures), _prior(), "fit")
+    plan = plan_alone(scene, (1, 2), None)
+    np.testing.assert_allclose(plan.place, [-0.42, 0.26], atol=0.05)
+
+
 # ---- bands ----
+
+
+def test_the_likeliest_colour_is_that_of_the_evidence(rng):
+    """Of data of two bands given the image: scipy's normals of the pixels, with the prior of the
+    gradients' strength. Bands without gradients, and with strong ones.
+    """
+    size, pixels, scale, found = 4, 9, 0.7, []
+    for strength in np.geomspace(0.005, 1.5, 60):
+        forwards = 25 * rng.normal(size=(2, pixels, size))
+        shape, deviations = rng.normal(size=size), 0.5 + rng.random(size)
+        own = strength * deviations * rng.normal(size=size) + 0.3 * shape * rng.normal()
+        data = forwards[1] @ (scale * (shape + own)) + rng.normal(size=pixels)
+        values = []
+        for colour in COLOURS:
+            spread = np.diag((colour * deviations) ** 2) + LOOSENESS**2 * np.outer(shape, shape)
+            evidence = stats.multivariate_normal(
+                scale * forwards[1] @ shape,
+                np.eye(pixels) + scale**2 * forwards[1] @ spread @ forwards[1].T,
+            ).logpdf(data)
+            prior = stats.norm.logpdf(np.log(colour), np.log(COLOUR_MEDIAN), COLOUR_SPREAD)
+            values.append(evidence + prior)
+        grams = forwards.transpose(0, 2, 1) @ forwards
+        moments = np.stack([np.zeros(size), forwards[1].T @ data])
+        found.append(
+            likeliest_colour(
+                grams, moments, np.array([1.0, scale]), 0, shape=shape, deviations=deviations
+            )
+        )
+        assert found[-1] == COLOURS[int(np.argmax(values))]
+    assert len(set(found)) > 4
 
 
 def _tied(rng, size=4):
@@ -223,6 +294,34 @@ def test_bands_of_other_depth_scale_and_mask_have_their_own_fluxes():
     centre = source.images[:, 30:34, 30:34].sum((1, 2)) / source.images.sum((1, 2))
     assert centre[1] > 1.2 * centre[0]  # redder inside
     np.testing.assert_array_equal(result.sources[0].draws, other.sources[0].draws)
+
+
+@pytest.mark.parametrize("shift", [(0.0, 0.0), (1.6, -1.2)], ids=str)
+def test_a_source_is_measured_where_its_draws_stand(shift):
+    """Draws are images about `place`, places are arcsec from the middle of the first stamp: half of
+    a round Gaussian's light lies within 1.177 sigma.
+    """
+    place, sigma = np.array([-2.0, 0.7]), 0.4
+    image = (
+        galsim.Gaussian(sigma=sigma, flux=3).shift(*shift).drawImage(nx=64, ny=64, scale=0.1).array
+    )
+    source = make_source(
+        _exposure(GALAXY * 100, fwhm=0.7, sigma=0.15, seed=1),
+        name="one",
+        bands=("g", "r"),
+        reference="r",
+        place=place,
+        prior_scale=0.1,
+        target_fwhm=0.2,
+        draws=np.tile([np.zeros_like(image), image], (10, 1, 1, 1)),
+        latent_draws=np.zeros((10, 2)),
+        shift_draws=np.tile(place + shift, (10, 1)),
+        models=(),
+        colour=1.0,
+        residual_amplitude=1.0,
+    )
+    assert source.quantities.half_light_radius[0] == pytest.approx(1.177 * sigma, rel=0.01)
+    assert source.quantities.e1[0] == pytest.approx(0, abs=1e-3)
 
 
 # ---- blends ----

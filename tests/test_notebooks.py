@@ -1,7 +1,9 @@
-"""The notebooks run from top to bottom, in the interpreter that runs the tests, and hold what a
-reader is meant to find.
+"""The notebooks hold what a reader is meant to find, use what the package offers, and (slow) run
+from top to bottom in the interpreter that runs the tests.
 """
 
+import ast
+import importlib
 import json
 import re
 import sys
@@ -15,6 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 TIMEOUT = 600  # seconds for one cell, on a machine that is busy with other things
 LARGEST = 600_000  # bytes of a committed notebook
+OURS = ("astrogen", "benchmarks", "data_pipelines")
 
 all_notebooks = pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
 
@@ -38,6 +41,7 @@ def kernel(tmp_path, monkeypatch):
     return "this-python"
 
 
+@pytest.mark.slow
 @all_notebooks
 def test_runs_from_top_to_bottom(path, kernel):
     notebook = nbformat.read(path, as_version=4)
@@ -72,3 +76,30 @@ def test_outputs_are_committed_and_small(path):
         output.output_type == "error" or output.get("name") == "stderr" for output in outputs
     )
     assert not re.search(r"/(home|root|tmp|work|Users)/", path.read_text())
+
+
+@all_notebooks
+def test_the_code_parses_and_its_imports_exist(path):
+    """Every cell is plain Python; every name that is imported from the package is there."""
+    notebook = nbformat.read(path, as_version=4)
+    trees = [ast.parse(cell.source) for cell in notebook.cells if cell.cell_type == "code"]
+    imports = [node for tree in trees for node in ast.walk(tree)]
+    ours = [
+        (node.module, name.name)
+        for node in imports
+        if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] in OURS
+        for name in node.names
+    ]
+    for module, name in ours:
+        found = importlib.import_module(module)
+        if not hasattr(found, name):
+            importlib.import_module(f"{module}.{name}")
+    for node in imports:
+        if isinstance(node, ast.Import):
+            for name in node.names:
+                if name.name.split(".")[0] in OURS:
+                    importlib.import_module(name.name)
+    assert any(module.split(".")[0] == "astrogen" for module, _ in ours) or any(
+        isinstance(node, ast.Import) and any(n.name.startswith("astrogen") for n in node.names)
+        for node in imports
+    )

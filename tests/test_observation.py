@@ -5,6 +5,7 @@ and the real data.
 import gzip
 import os
 import pickle
+import re
 import struct
 import warnings
 
@@ -134,7 +135,11 @@ def test_even_psf_is_moved_by_half_a_pixel_to_the_closed_form():
         ),
         (np.zeros((15, 15)), "psf must have a positive sum, got 0"),
         (-gaussian_image(), "psf must have a positive sum, got -1"),
-        (gaussian_image(14), r"psf must have odd sides, got \(14, 14\); give recentre=True"),
+        (
+            gaussian_image(14),
+            r"psf must have odd sides, got \(14, 14\) with its light about pixel \(6.50, 6.50\)"
+            r" from 0; give recentre=True, which moves",
+        ),
         (
             np.zeros((3, 15, 15)),
             r"psf must be a 2-d array of real numbers, got shape \(3, 15, 15\)",
@@ -175,11 +180,86 @@ def test_psf_sum_off_by_more_than_a_percent_warns_with_the_sum():
         make_psf(1.005 * gaussian_image(), pixel_scale=SCALE)
 
 
-def test_psf_off_centre_warns():
-    with pytest.warns(
-        PoorInputWarning, match=r"centred \+2.0, -0.0 pixels|centred \+2.0, \+0.0 pixels"
-    ):
-        make_psf(gaussian_image(21, dx=2), pixel_scale=SCALE)
+def psf_profile(kind, scale=1.0):
+    """PSFs of FWHM 3 (of about 1.4 where undersampled), in pixels of `scale`."""
+    return {
+        "round": galsim.Moffat(beta=3, fwhm=3 * scale),
+        "elliptical": galsim.Moffat(beta=3, fwhm=3 * scale).shear(g1=0.2, g2=-0.15),
+        "undersampled": galsim.Gaussian(fwhm=1.2 * scale).shear(g1=0.1),
+    }[kind]
+
+
+def drawn_psf(kind, offset=(0.0, 0.0), shape=(41, 41), *, scale=1.0, oversampling=1):
+    """A PSF that contains the observed pixel of side `scale`, off by `offset` observed pixels."""
+    seen = galsim.Convolve(psf_profile(kind, scale), galsim.Pixel(scale))
+    return seen.drawImage(
+        nx=shape[1],
+        ny=shape[0],
+        scale=scale / oversampling,
+        offset=galsim.PositionD(*offset) * oversampling,
+        method="no_pixel",
+    ).array
+
+
+@pytest.mark.parametrize("kind", ["round", "elliptical", "undersampled"])
+@pytest.mark.parametrize("oversampling", [1, 3])
+@pytest.mark.parametrize("offset", [(0.05, 0.0), (-0.3, 0.21), (0.5, -0.5), (2.0, -1.3)], ids=str)
+def test_a_psf_off_its_middle_warns_with_its_offset(kind, oversampling, offset):
+    image = drawn_psf(kind, offset, shape=(61, 61), oversampling=oversampling)
+    with pytest.warns(PoorInputWarning, match="pixels from its middle pixel.*recentre=True") as got:
+        psf = make_psf(image / image.sum(), pixel_scale=1 / oversampling, pixel_response=1.0)
+    said = re.search(r"centred ([+-][.\d]+), ([+-][.\d]+) pixels", str(got[0].message))
+    assert [float(part) for part in said.groups()] == pytest.approx(
+        offset, abs=0.04 if kind == "undersampled" and oversampling == 1 else 0.02
+    )
+    stamp = make_observation(np.zeros((61, 61)), psf=psf, sigma=1.0, pixel_scale=1.0)
+    assert "the PSF is centred" in stamp.notes[0]
+
+
+@pytest.mark.parametrize("kind", ["round", "elliptical", "undersampled"])
+def test_a_psf_within_two_hundredths_is_silent(kind):
+    for offset in ((0.0, 0.0), (0.012, -0.01)):
+        image = drawn_psf(kind, offset)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            psf = make_psf(image / image.sum(), pixel_scale=1.0)
+        assert not observe(psf=psf, pixel_scale=1.0).notes
+
+
+def test_noise_of_a_psf_and_coma_are_no_offset(rng):
+    """A star of S/N 100, and a PSF whose centre is a matter of definition."""
+    star, lens = drawn_psf("elliptical"), drawn_psf("round")
+    noise = np.sqrt((star**2).sum()) / 100
+    coma = galsim.Gaussian(fwhm=6).drawImage(nx=41, ny=41, scale=1.0, offset=(4, 0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for image in (
+            *(star + noise * rng.normal(size=(20, *star.shape))),
+            lens + 0.05 * coma.array,
+        ):
+            make_psf(image / image.sum(), pixel_scale=1.0)
+
+
+@pytest.mark.parametrize("kind", ["round", "elliptical"])
+@pytest.mark.parametrize("offset", [(0.3, -0.2), (1.4, 0.7)], ids=str)
+def test_recentring_takes_a_psf_to_its_middle(kind, offset):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        image = drawn_psf(kind, offset, (81, 81), oversampling=2)
+        psf = make_psf(image / image.sum(), pixel_scale=1.0, recentre=True)
+    truth = drawn_psf(kind, shape=(81, 81), oversampling=2)
+    np.testing.assert_allclose(psf.image, truth / truth.sum(), atol=2e-3 * truth.max())
+
+
+@pytest.mark.parametrize("first", [-1, 0, 1], ids=["n//2 - 1", "between", "n//2"])
+def test_even_sides_of_any_convention_are_recentred(first):
+    """The centre on the pixel before the middle, between the middle pixels, or on the one after."""
+    image = drawn_psf("elliptical", (0.25 * first, 0.25 * first), (40, 40), oversampling=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        psf = make_psf(image / image.sum(), pixel_scale=1.0, recentre=True)
+    truth = drawn_psf("elliptical", oversampling=2)
+    np.testing.assert_allclose(psf.image, truth / truth.sum(), atol=2e-3 * truth.max())
 
 
 @QUICK
@@ -356,7 +436,9 @@ def test_oversampled_psf_is_accepted():
 
 
 def test_no_pixel_scale_and_no_wcs_names_the_option():
-    with pytest.raises(ValueError, match="pixel_scale must be given for 'm31', .*--pixel-scale"):
+    with pytest.raises(
+        ValueError, match="pixel_scale must be given for 'm31', .*give pixel_scale in"
+    ):
         observe(pixel_scale=None, name="m31")
     with pytest.raises(ValueError, match="pixel_scale must be given"):
         observe(pixel_scale=None, wcs=WCS(naxis=2))
@@ -534,15 +616,21 @@ def test_a_ccddata_file_is_understood(tmp_path):
 
 
 AMBIGUOUS = {  # names; those that could be meant; the advice
-    "two-images": (["A", "B"], r"1 A \(9 x 9 float64\); 2 B .*hdu=NUMBER"),
-    "two-sci": (["SCI", "SCI"], r"1 SCI \(9 x 9 float64\); 2 SCI .*hdu=NUMBER"),
+    "two-images": (
+        ["A", "B"],
+        r"1 A \(9 x 9 float64\); 2 B .*the number in front, as .*\[NUMBER\]",
+    ),
+    "two-sci": (
+        ["SCI", "SCI"],
+        r"1 SCI \(9 x 9 float64\); 2 SCI .*the number in front, as .*\[NUMBER\]",
+    ),
     "two-noises": (
         ["SCI", "ERR", "WHT"],
-        r": 2 ERR \(9 x 9 float64\); 3 WHT .*sigma=a.fits\[ERR\] or weight=a.fits\[WHT\]",
+        r": 2 ERR \(9 x 9 float64\); 3 WHT .*sigma=.*a.fits\[ERR\] or weight=.*a.fits\[WHT\]",
     ),
     "two-masks": (
         ["SCI", "MASK", "DQ"],
-        r": 2 MASK \(9 x 9 float64\); 3 DQ .*mask=a.fits\[MASK\] or mask=a.fits\[DQ\]",
+        r": 2 MASK \(9 x 9 float64\); 3 DQ .*mask=.*a.fits\[MASK\] or mask=.*a.fits\[DQ\]",
     ),
 }
 
@@ -555,7 +643,9 @@ def test_ambiguous_planes_list_the_hdus_and_the_option(tmp_path, names, words):
 
 
 def test_the_total_error_is_the_noise_of_a_jwst_image(tmp_path):
-    """The mosaics of JWST: WHT is not their inverse variance, and VAR_* are parts of ERR squared."""
+    """The mosaics of JWST: WHT is not their inverse variance, and VAR_* are parts of ERR
+    squared.
+    """
     image = noise_stamp()
     levels = {"ERR": 2.0, "CON": 1.0, "WHT": 900.0, "VAR_POISSON": 3.0, "VAR_RNOISE": 1.0}
     planes = [(name, np.full_like(image, level)) for name, level in levels.items()]
@@ -668,9 +758,28 @@ def test_named_bits_of_an_lsst_mask(tmp_path, bad_bits, expected):
         ("V4.8.2a", [3], [3]),
         ("V3.2.0", None, [1, 3, 5, 16]),
         ("V3.2.0", ["SATURATED"], [3]),
+        ("V3.4.9", None, [1, 3, 5, 16]),
+        ("V3.5.0", None, [1, 3, 5]),
+        ("V3.5.0DES1", ["CR"], [5]),
+        ("V3.10.1", None, [1, 3, 5]),
+        ("V5.1", None, [1, 3, 5]),
+        ("V2.9", None, [1, 3, 5, 16]),
         ("", None, [1, 3, 5, 8, 16]),
     ],
-    ids=["codes", "code-name", "code", "bits", "bit-name", "unknown"],
+    ids=[
+        "codes",
+        "code-name",
+        "code",
+        "bits",
+        "bit-name",
+        "last of bits",
+        "first of codes",
+        "first, by name",
+        "two digits",
+        "later",
+        "earlier",
+        "unknown",
+    ],
 )
 def test_decam_masks_hold_codes_or_bits(tmp_path, version, bad_bits, expected):
     mask = np.zeros((24, 20), np.int16)
@@ -710,8 +819,39 @@ def test_cutouts_by_pixel_and_by_coordinate(tmp_path):
     assert again.wcs.world_to_pixel(sky) == pytest.approx(
         (10, 10), abs=1e-6
     ) and again.pixel_scale == pytest.approx(SCALE, rel=1e-5)
-    edge = fetch(tmp_path / "a.fits", sigma=1, position=(0, 0), size=21)
-    assert edge.mask.sum() == 21 * 21 - 11 * 11 and (edge.image[10:, 10:] == image[:11, :11]).all()
+    corner = fetch(tmp_path / "a.fits", sigma=1, position=(10, 10), size=21)
+    np.testing.assert_array_equal(corner.image, image[:21, :21])
+
+
+@pytest.mark.parametrize(
+    ("position", "demand"),
+    [
+        (
+            (9, 50),
+            r"got \(9, 50\), which lies too near its edge for a size of 21 x 21; take a smaller",
+        ),
+        ((40, 89.7), r"which lies too near its edge .* \(at most about 19\)"),
+        ((-3, 50), r"inside the image of 80 x 100 pixels, got \(-3, 50\), which lies outside it"),
+        (
+            (150.0005, 2.0002),
+            r"as RA and Dec in degrees it is pixel \(0\.\d, 14\.\d\) of the image",
+        ),
+    ],
+    ids=["left", "top", "outside", "sky"],
+)
+def test_cutouts_beyond_the_image_are_refused(tmp_path, position, demand):
+    hdu = fits.PrimaryHDU(np.zeros((100, 80)), tan_wcs().to_header())
+    hdu.writeto(tmp_path / "a.fits")
+    with pytest.raises(ValueError, match=f"read_observation: position and size must.*{demand}"):
+        fetch(tmp_path / "a.fits", variance=1, position=position, size=21)
+
+
+def test_sky_coordinates_that_could_be_pixels_warn(tmp_path):
+    wcs = tan_wcs()
+    wcs.wcs.crval = [30.0, 12.0]
+    fits.PrimaryHDU(np.zeros((100, 80)), wcs.to_header()).writeto(tmp_path / "a.fits")
+    with pytest.warns(PoorInputWarning, match="taken as pixels; as RA and Dec in degrees"):
+        fetch(tmp_path / "a.fits", variance=1, position=(29.9995, 12.0005), size=21)
 
 
 @pytest.mark.parametrize(
@@ -719,7 +859,7 @@ def test_cutouts_by_pixel_and_by_coordinate(tmp_path):
     [
         (
             {"position": (900, 50), "size": 21},
-            r"position and size must describe a box that meets the image \(24, 20\)",
+            "position and size must describe a box inside the image of 20 x 24 pixels",
         ),
         ({"position": (5, 5)}, "position and size must be given together"),
         ({"position": (5, 5), "size": -3}, "position and size must describe a box"),
@@ -845,6 +985,39 @@ def write_psfex(path, *, sampling=0.5, degree=2, **header):
     )
     fits.HDUList([fits.PrimaryHDU(), table]).writeto(path, overwrite=True)
     return path
+
+
+def odd_image(side=33, scale=SCALE):
+    """A PSF that is not its own mirror image, nor its point reflection, by GalSim."""
+    star = galsim.Gaussian(fwhm=0.7).shear(g1=0.15, g2=0.2)
+    coma = star + 0.3 * galsim.Gaussian(fwhm=0.9).shift(0.12, 0.3)
+    image = coma.drawImage(nx=side, ny=side, scale=scale, dtype=float).array
+    return image / image.sum()
+
+
+def test_a_psf_is_read_the_way_up_that_it_was_written(tmp_path):
+    """From FITS, NumPy and PsfEx files; a file of even sides is moved along both axes, and not
+    turned.
+    """
+    image = odd_image()
+    fits.PrimaryHDU(image).writeto(tmp_path / "a.fits")
+    np.save(tmp_path / "a.npy", image)
+    for path in (tmp_path / "a.fits", tmp_path / "a.npy"):
+        np.testing.assert_allclose(read_psf(path, pixel_scale=SCALE).image, image, atol=1e-12)
+    table = Table({"psf_mask": image[None, None], "polnaxis": [0], "psf_samp": [1.0]})
+    table.write(tmp_path / "merged.fits")
+    np.testing.assert_allclose(
+        read_psf(tmp_path / "merged.fits", pixel_scale=SCALE).image, image, atol=1e-12
+    )
+    even = galsim.Image(odd_image(side=34), scale=SCALE)
+    np.save(tmp_path / "even.npy", even.array)
+    moved = read_psf(tmp_path / "even.npy", pixel_scale=SCALE, recentre=True).image
+    # An even stamp of GalSim's is centred between its pixels, an odd one on a pixel: light that is
+    # not symmetric about it goes to the same place from both.
+    centred = read_psf(tmp_path / "a.npy", pixel_scale=SCALE, recentre=True).image
+    np.testing.assert_allclose(moved[1:-1, 1:-1], centred, atol=1e-3 * image.max())
+    assert np.abs(centred - centred[::-1]).max() > 0.05 * image.max()
+    assert np.abs(centred - centred[:, ::-1]).max() > 0.05 * image.max()
 
 
 @pytest.mark.parametrize("degree", [0, 1, 2, 3])
@@ -997,7 +1170,10 @@ def test_a_negative_size_in_a_header_is_refused_and_does_not_loop(tmp_path):
     content = write_psfex(tmp_path / "a.psf", degree=1).read_bytes()
     width = content[content.index(b"NAXIS1  =") :][:30]
     (tmp_path / "a.psf").write_bytes(content.replace(width, b"NAXIS1  =                -2880"))
-    with pytest.raises(InputFileError, match="is truncated, or its header lies"):
+    with pytest.raises(
+        InputFileError,
+        match="its header lies: HDU 1 .BINTABLE. must have a whole number NAXIS1, got -2880",
+    ):
         read_psf(tmp_path / "a.psf", pixel_scale=SCALE)
 
 
@@ -1008,7 +1184,7 @@ def test_pixel_cap(tmp_path):
     ):
         fetch(path, max_pixels=479)
     np.save(tmp_path / "a.npy", noise_stamp())
-    with pytest.raises(InputFileError, match="at most 479 pixels are read"):
+    with pytest.raises(InputFileError, match="at most 479 values are read"):
         fetch(tmp_path / "a.npy", max_pixels=479)
 
 

@@ -56,11 +56,13 @@ def compressed_of(
         centre=np.tile(CENTRE, (num, 1)),
         pixel_scale=[PIXEL_SCALE] * num,
         prior_scale=[PRIOR_SCALE] * num,
-        background_precision=[background_std**-2 if background_std else np.inf] * num,
+        background_precision=[float(background_std) ** -2 if background_std else np.inf] * num,
     )
 
 
-def make_case(rng, *, batch=3, flux=10.0, background_std=BACKGROUND_STD, **shape_of_prior):
+def make_case(
+    rng, *, batch=3, flux=10.0, background_std=BACKGROUND_STD, good_share=0.85, **shape_of_prior
+):
     prior, numbers = tiny_prior(rng, **shape_of_prior)
     kernel = gaussian_kernel()
     matrix = telescope_matrix(
@@ -71,7 +73,7 @@ def make_case(rng, *, batch=3, flux=10.0, background_std=BACKGROUND_STD, **shape
         prior_scale=PRIOR_SCALE,
         shift=CENTRE,
     )
-    good = rng.random((batch, *SHAPE)) > 0.15
+    good = rng.random((batch, *SHAPE)) < good_share
     sigma = 0.05 * (1 + rng.random((batch, *SHAPE)))
     oracle = PixelPosterior(numbers, matrix, None, np.ones(len(matrix)), 0.0, numbers["mean"])
     scenes = []
@@ -143,9 +145,14 @@ def differences(values):
         pytest.param({}, id="background_marginalised"),
         pytest.param({"background_std": 0.0}, id="background_fixed"),
         pytest.param({"background_std": 30.0}, id="background_unknown"),
+        pytest.param({"background_std": np.inf}, id="background_flat"),
         pytest.param({"rough": 0.0}, id="constant_residual"),
         pytest.param({"num": 12, "latent": 5}, id="more_components"),
         pytest.param({"flux": 0.05}, id="faint"),
+        pytest.param(
+            {"num": 40, "good_share": 0.1, "background_std": np.inf},
+            id="fewer_pixels_than_directions",
+        ),
     ],
 )
 def test_log_density_is_that_of_the_pixels(options):
@@ -324,9 +331,16 @@ def test_gradient_agrees_with_the_pixels(case):
     )
 
 
-@pytest.mark.parametrize("rough", [0.0, 0.3], ids=["constant_residual", "latent_sets_the_residual"])
-def test_curvature_is_the_fisher_information_of_the_pixels(rough):
-    case = make_case(np.random.default_rng(6), rough=rough)
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({"rough": 0.0}, id="constant_residual"),
+        pytest.param({"rough": 0.3}, id="latent_sets_the_residual"),
+        pytest.param({"background_std": np.inf}, id="background_flat"),
+    ],
+)
+def test_curvature_is_the_fisher_information_of_the_pixels(options):
+    case = make_case(np.random.default_rng(6), **options)
     parameters = places(case, num=3)
     got = posterior.curvature(
         case.prior, case.compressed, tf.constant(parameters, tf.float32)
@@ -339,10 +353,12 @@ def test_curvature_is_the_fisher_information_of_the_pixels(rough):
 # ---- drawing back what was integrated out ----
 
 
-def test_coefficients_and_background_are_drawn_from_their_conditional(case):
+@pytest.mark.parametrize("background_std", [BACKGROUND_STD, np.inf], ids=["normal", "flat"])
+def test_coefficients_and_background_are_drawn_from_their_conditional(background_std):
     """Draws are affine in their normals, so that the mean and the covariance can be read off
     exactly.
     """
+    case = make_case(np.random.default_rng(1), background_std=background_std)
     parameters = tf.constant(places(case, num=3), tf.float32)
     width = case.prior.coefficient_std.shape[0] + case.compressed.data.shape[1] + 1
 

@@ -424,7 +424,7 @@ def test_damaged_weights_are_refused(folder, fault):
 
 def test_a_file_too_large_to_be_weights_is_refused(folder, monkeypatch):
     monkeypatch.setattr("astrogen.priors.storage.LARGEST", 100)
-    with pytest.raises(WeightsError, match="must be at most 100 bytes"):
+    with pytest.raises(WeightsError, match="holds more than 100 bytes"):
         load_prior(folder)
 
 

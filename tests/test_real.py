@@ -172,7 +172,7 @@ def test_junk_is_no_catalogue(tmp_path):
     (tmp_path / "junk.fits").write_bytes(b"SIMPLE? no")
     with pytest.raises(
         CatalogError,
-        match="junk.fits: open_catalog: catalog must be a galsim.RealGalaxyCatalog, got OSError",
+        match="junk.fits: open_catalog: files must be whole FITS files, got one that is no FITS",
     ):
         recipe(tmp_path / "junk.fits", stamp=64, psf_stamp=41)
 

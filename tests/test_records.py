@@ -17,6 +17,7 @@ from conftest import ROOT
 from test_workers import die
 
 from astrogen.errors import RecordsError
+from astrogen.files import TEMPORARY
 from astrogen.training.records import (
     digest,
     load_images,
@@ -90,7 +91,8 @@ def test_manifest_states_the_recipe_the_units_and_every_shard(written):
 def test_resume_redraws_only_what_is_missing_or_changed(written, copy):
     manifest = json.loads((copy / "manifest.json").read_text())
     _edit_manifest(copy, shards=manifest["shards"][:2])  # as if killed during the third shard
-    (copy / "galaxies-00002.tfrecord").rename(copy / "galaxies-00002.tfrecord.tmp")
+    left = copy / f".galaxies-00002.tfrecord.{16 * '0'}{TEMPORARY}"
+    (copy / "galaxies-00002.tfrecord").rename(left)
     damaged = copy / "galaxies-00001.tfrecord"
     damaged.write_bytes(damaged.read_bytes()[:-3])
     kept = (copy / "galaxies-00000.tfrecord").stat().st_mtime_ns
@@ -170,7 +172,7 @@ def test_a_killed_run_of_one_worker_resumes_to_the_bytes_of_two_uninterrupted(wr
         run.send_signal(signal.SIGKILL)
     assert run.returncode == -signal.SIGKILL
     with pytest.raises(
-        RecordsError, match="all 3 shards must be written, got [012]; finish the run with --resume"
+        RecordsError, match="all 3 shards must be written, got [012]; finish the run"
     ):
         read_manifest(tmp_path)
     _write(tmp_path, resume=True)
@@ -252,7 +254,7 @@ def test_shapes_are_known_before_anything_is_read(written):
             {"kind": "real"},
             "kind must be 'galaxies', got 'real'; 'real' is read by read_real_records",
         ),
-        ({"num": 120}, "all 5 shards must be written, got 3; finish the run with --resume"),
+        ({"num": 120}, "all 5 shards must be written, got 3; finish the run"),
         (
             {"shards": [{"file": "../secret", "start": 0, "num": 1}]},
             "shard must be a file of the directory, got '../secret'",
@@ -306,7 +308,7 @@ HOLLOW = {"format": "astrogen records", "version": 1}
                 " data_pipelines`"
             ),
         ),
-        ("{", "manifest must be JSON, got Expecting property name"),
+        ("{", "manifest must be JSON, got .*Expecting property name"),
         ("[]", r"format must be \('astrogen records', 1\), got list"),
         (
             '{"format": "astrogen records", "version": 1}',
@@ -363,7 +365,7 @@ def test_damaged_manifests_raise_nothing_but_records_errors(written, copy, rng):
         try:
             assert read_manifest(copy) == read_manifest(written)  # the bit was one of white space
         except RecordsError as error:
-            assert error.path == copy / "manifest.json" and error.reason
+            assert error.path == str(copy / "manifest.json") and error.reason
 
 
 # The command line
@@ -441,7 +443,8 @@ def test_command_names_the_entries_it_left_out(shared, tmp_path, capfd):
     assert main(["real", "--catalog", str(catalog), "--out", str(tmp_path), "--workers", "1"]) == 4
     assert (
         "10 of 10 entries left out" in (told := capfd.readouterr().err)
-        and "10 x FileNotFoundError" in told
+        and "10 x CatalogError" in told
+        and "no such file" in told
         and "ident 141190" in told
     )
 

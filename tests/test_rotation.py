@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from astrogen.inference import diagnostics
+from astrogen.inference import diagnostics, rotation
+from astrogen.inference.climb import value_and_gradient
 from astrogen.inference.deflation import far_from_one
 from astrogen.inference.rotation import sample_rotating
 
@@ -74,6 +75,68 @@ def test_draws_follow_a_density_that_is_not_gaussian():
     done = walk(skewed, size=60, draws=300)
     assert done.kept.mean() == pytest.approx(0.922784, abs=0.01)
     assert done.kept.var() == pytest.approx(0.394934, rel=0.03)
+
+
+# ---- one trajectory ----
+
+
+def quartic(white, _):
+    """A standard normal and a quarter of the fourth powers' sum, coupled."""
+    x, y = white[..., 0], white[..., 1]
+    return -0.5 * (x**2 + y**2) - 0.25 * x**4 - 0.5 * x**2 * y**2
+
+
+def potential(x):
+    return 0.5 * (x @ x) + 0.25 * x[0] ** 4 + 0.5 * (x[0] * x[1]) ** 2
+
+
+PLACE, MOMENTUM = np.array([0.8, -0.5]), np.array([-0.7, 1.1])
+
+
+@pytest.fixture
+def fly(monkeypatch):
+    """End and energy error of a trajectory that begins with a given momentum and is not refused."""
+
+    def from_place(place, momentum, step, num_steps):
+        monkeypatch.setattr(
+            tf.random, "stateless_normal", lambda *_: tf.constant(momentum[None], tf.float32)
+        )
+        monkeypatch.setattr(tf.random, "stateless_uniform", lambda *_: tf.fill([1], 1e-30))
+        white = tf.constant(place[None], tf.float32)
+        state = rotation._State(white, *value_and_gradient(quartic, white, None))
+        moved, _, error = rotation._transition(
+            quartic, state, None, tf.constant([1, 2]), tf.constant(step), tf.constant(num_steps)
+        )
+        return moved.white.numpy()[0].astype(float), float(error[0])
+
+    return from_place
+
+
+def end_momentum(fly, step, num_steps):
+    """From the positions one step before and after: these lie on a circle about the kicked end, so
+    that their difference is 2 sin(step) times the momentum, the two kicks cancelling.
+    """
+    before, after = (fly(PLACE, MOMENTUM, step, num_steps + more)[0] for more in (-1, 1))
+    return (after - before) / (2 * np.sin(step))
+
+
+def test_a_trajectory_is_undone_by_turning_its_momentum(fly):
+    end, _ = fly(PLACE, MOMENTUM, 0.2, 12)
+    assert np.abs(end - PLACE).max() > 0.3
+    back, _ = fly(end, -end_momentum(fly, 0.2, 12), 0.2, 12)
+    np.testing.assert_allclose(back, PLACE, atol=1e-4)
+
+
+def test_the_energy_error_is_that_of_the_place_and_falls_with_the_square_of_the_step(fly):
+    """Four times smaller for a half of the step and twice their number."""
+    errors = []
+    for step, num_steps in ((0.2, 10), (0.1, 20)):
+        end, told = fly(PLACE, MOMENTUM, step, num_steps)
+        last = end_momentum(fly, step, num_steps)
+        errors.append(potential(end) - potential(PLACE) + 0.5 * (last @ last - MOMENTUM @ MOMENTUM))
+        assert told == pytest.approx(errors[-1], abs=2e-5)
+    assert abs(errors[0]) > 1e-3
+    assert errors[0] / errors[1] == pytest.approx(4, abs=0.8)
 
 
 def test_equal_seeds_give_equal_draws_and_others_do_not():

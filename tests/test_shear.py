@@ -41,6 +41,30 @@ def test_shear_of_a_single_mode(waves):
     np.testing.assert_allclose(gamma2, np.sin(2 * angle) * kappa, atol=3e-6)
 
 
+@pytest.mark.parametrize(
+    "waves", [(24, 5), (7, 16), (24, 16), (24, 0)], ids=["columns", "rows", "both", "one wave"]
+)
+def test_a_mode_at_the_nyquist_frequency_has_no_gamma2(waves):
+    """It alternates from pixel to pixel and is its own mirror image, which has gamma2 of the other
+    sign; gamma1 is that of any mode.
+    """
+    n, m = 32, 48
+    y, x = np.mgrid[:n, :m]
+    across, up = 2 * np.pi * waves[0] / m, 2 * np.pi * waves[1] / n
+    kappa = np.cos(across * x) * np.cos(up * y)
+    gamma1, gamma2 = observe(kappa.astype(np.float32), shear_kernels(n, m), whole(n, m)).numpy()
+    expected = (across**2 - up**2) / (across**2 + up**2) * kappa
+    np.testing.assert_allclose(gamma1, expected, atol=3e-6)
+    assert np.abs(gamma2).max() < 3e-6
+
+
+def test_gamma2_has_no_power_at_the_nyquist_frequencies():
+    """The real half of a transform hides what a kernel does to its last column from `observe`."""
+    gamma2 = shear_kernels(32, 48)[1]
+    assert not gamma2[:, 24].any() and not gamma2[16].any()
+    assert np.count_nonzero(gamma2) == 30 * 23  # all others but those along the axes
+
+
 @pytest.fixture(scope="module")
 def halo():
     """A grid [512, 512] of a GalSim NFW halo off its centre: convergence and shear where it is not
@@ -162,7 +186,9 @@ def test_embedding_is_undone_by_cropping(rng):
 
 
 def test_kaiser_squires_undoes_the_shear_and_tells_e_from_b(rng):
-    """On a periodic field without noise, up to the mean; shapes turned by 45 degrees are B modes."""
+    """On a periodic field without noise, up to the mean; shapes turned by 45 degrees are B
+    modes.
+    """
     n = 48
     k = np.hypot(np.fft.fftfreq(n)[:, None], np.fft.rfftfreq(n))
     kappa = filtered(

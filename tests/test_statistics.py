@@ -332,7 +332,9 @@ def test_minkowski_functionals_of_a_smooth_field_are_those_of_the_continuum():
 
 
 def test_minkowski_functionals_of_a_disc():
-    """exp(-r^2 / 2 s^2) above t is a disc of radius r = s sqrt(-2 ln t): one piece without a hole."""
+    """exp(-r^2 / 2 s^2) above t is a disc of radius r = s sqrt(-2 ln t): one piece without a
+    hole.
+    """
     y, x = np.mgrid[:128, :128] - 63.3
     width, thresholds = 18.0, np.linspace(0.2, 0.8, 7)
     area = 126**2 * SCALE**2

@@ -158,11 +158,13 @@ def test_an_unknown_name_says_what_there_is():
     with pytest.raises(
         AttributeError, match="has no attribute 'deconvolute'; it offers .*deconvolve"
     ):
-        astrogen.deconvolute
+        astrogen.deconvolute  # noqa: B018
 
 
 def test_the_wheel_holds_all_that_users_run():
-    """`python -m data_pipelines` runs where only the wheel is installed, with the table it reads."""
+    """`python -m data_pipelines` runs where only the wheel is installed, with the table it
+    reads.
+    """
     told = ConfigParser()
     told.read(ROOT / "setup.cfg")
     found = find_packages(ROOT, include=told["options.packages.find"]["include"].split())

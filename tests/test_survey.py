@@ -14,17 +14,19 @@ import sys
 import time
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
 import tensorflow as tf
 from astropy.io import fits
 from astropy.table import Table
 from astropy.wcs import WCS
+from oracles import tiny_prior
 
 import astrogen
 from astrogen.cli import main
+from astrogen.errors import InputFileError
 from astrogen.observation import read_observation, read_psf
+from astrogen.priors.storage import write_weights
 from astrogen.survey import inputs, read_object, read_survey, remote, run, run_survey, store, work
 from astrogen.survey.work import Fit, infer_chunk
 
@@ -74,7 +76,9 @@ def _write_exposure(path, positions, *, shape=(80, 100), flux=500.0, wcs=None, s
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """An exposure of six galaxies on a WCS, its noise and PSF, and catalogues in sky and in pixels."""
+    """An exposure of six galaxies on a WCS, its noise and PSF, and catalogues in sky and in
+    pixels.
+    """
     folder = tmp_path_factory.mktemp("survey")
     _write_exposure(folder / "exposure.fits", POSITIONS)
     psf = _gaussian((25, 25), 12, 12, 1.7)
@@ -146,7 +150,7 @@ def test_objects_stand_where_they_were_put(folder, catalogue):
 
 def test_a_cutout_is_that_of_read_observation(folder):
     exposure = inputs.list_exposures([folder / "exposure.fits"], psf=[str(folder / "psf.npy")])[0]
-    for x, y in ((50.3, 20.4), (3.0, 77.0)):
+    for x, y in ((50.3, 20.4), (13.0, 66.0)):
         ours = inputs.cut_out(inputs.Target("a", 0, x, y), exposure, size=SIZE, name="a")
         theirs = read_observation(
             folder / "exposure.fits",
@@ -211,7 +215,7 @@ def test_a_stamp_that_is_mostly_nan_is_refused_and_the_edge_is_not(folder, tmp_p
     ):
         inputs.cut_out(inputs.Target("a", 0, 15.5, 20.5), exposure, size=SIZE, name="a")
     corner = inputs.cut_out(inputs.Target("b", 0, 98.0, 78.0), exposure, size=SIZE, name="b")
-    assert corner.mask.mean() > 0.5 and not corner.notes
+    assert corner.notes == (f"{corner.mask.mean():.0%} of the stamp lies beyond the exposure",)
 
 
 def test_images_without_wcs_are_refused_before_the_run(folder):
@@ -275,9 +279,7 @@ def test_catalogues_that_cannot_be_used(tmp_path, columns, message):
 
 def test_what_is_no_table_or_has_the_wrong_number(tmp_path):
     (tmp_path / "c.fits").write_bytes(b"junk")
-    with pytest.raises(
-        ValueError, match="read_catalogue: catalogue must be a table that Astropy reads"
-    ):
+    with pytest.raises(ValueError, match="catalogue must hold objects, got an empty table"):
         inputs.read_catalogue(tmp_path / "c.fits")
     with pytest.raises(
         ValueError,
@@ -403,6 +405,7 @@ def test_what_fails_in_inference_is_found_by_halves():
             lambda result, seen: (result, seen.ident),
             list(enumerate(map(Cut, range(8)))),
             failures,
+            work._reason,
         )
     )
     assert kept == {number: (10 * number, f"o{number}") for number in (0, 1, 3, 4, 6, 7)}
@@ -455,7 +458,7 @@ def bands(folder, tmp_path_factory):
     Table(
         {
             "image": [f"{band}.fits" for band in FLUXES],
-            "psf": ["psf.npy", "psf.npy", "test_survey:psf_that_fails_once"],
+            "psf": ["psf.npy", "psf.npy", ""],  # the third one is that of the option
             "band": list(FLUXES),
         }
     ).write(bands / "images.csv")
@@ -470,11 +473,12 @@ def psf_that_fails_once(image, x, y, pixel_scale):
 
 
 JOINT = FIT._replace(joint=True, num_draws=40)
+FAILS_ONCE = ["test_survey:psf_that_fails_once"]
 
 
 def test_a_joint_run_has_one_row_for_each_object(bands, tmp_path, in_process, capsys):
     assert run_survey(
-        bands / "sky.fits", [bands / "images.csv"], out=tmp_path, fit=JOINT, chunk=4
+        bands / "sky.fits", [bands / "images.csv"], psf=FAILS_ONCE, out=tmp_path, fit=JOINT, chunk=4
     ) == (NUM, 0, 3, 0)
     table = read_survey(tmp_path)
     table.add_index("id")
@@ -573,19 +577,26 @@ def test_a_joint_run_resumes_to_the_same_bytes(bands, tmp_path, monkeypatch):
         assert run_survey(
             bands / "sky.fits",
             [bands / "images.csv"],
+            psf=FAILS_ONCE,
             out=tmp_path / name,
             num_workers=workers,
             **options,
         ) == (NUM, 0, 3, 0)
     store.chunk_path(tmp_path / "two", 1).unlink()
     assert run_survey(
-        bands / "sky.fits", [bands / "images.csv"], out=tmp_path / "two", resume=True, **options
+        bands / "sky.fits",
+        [bands / "images.csv"],
+        psf=FAILS_ONCE,
+        out=tmp_path / "two",
+        resume=True,
+        **options,
     ) == (NUM, 0, 3, 0)
     assert _bytes(tmp_path / "one") == _bytes(tmp_path / "two")
     with pytest.raises(store.SurveyError, match="must be of the same fit"):
         run_survey(
             bands / "sky.fits",
             [bands / "images.csv"],
+            psf=FAILS_ONCE,
             out=tmp_path / "two",
             resume=True,
             fit=JOINT._replace(joint=False),
@@ -615,8 +626,8 @@ def test_bands_are_named_for_all_images_or_for_none(bands, tmp_path):
 # Nothing lost
 
 
-def test_a_killed_run_goes_on_to_the_same_bytes(folder, whole, tmp_path):
-    """SIGKILL to the whole process group at a random moment, a finished chunk is damaged, then
+def test_a_killed_run_goes_on_to_the_same_bytes(folder, whole, tmp_path, rng):
+    """SIGKILL to the whole process group at some moment, a finished chunk is damaged, then
     again with another number of workers.
     """
     command = [
@@ -641,13 +652,12 @@ def test_a_killed_run_goes_on_to_the_same_bytes(folder, whole, tmp_path):
         str(tmp_path),
         "--resume",
     ]
-    rng = np.random.default_rng(int.from_bytes(os.urandom(4), "little"))
     process = subprocess.Popen(
         command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     deadline = time.monotonic() + 400
     while (
-        not list((tmp_path / "chunks").glob("*.h5"))
+        not list((tmp_path / "chunks").glob("*.npz"))
         and time.monotonic() < deadline
         and process.poll() is None
     ):
@@ -655,7 +665,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(folder, whole, tmp_path):
     time.sleep(rng.uniform(0, 1.5))
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    for path in list((tmp_path / "chunks").glob("*.h5"))[
+    for path in list((tmp_path / "chunks").glob("*.npz"))[
         :1
     ]:  # and a disk that lost the end of a file
         path.write_bytes(path.read_bytes()[:2000])
@@ -677,13 +687,13 @@ def test_shards_make_the_same_run(folder, whole, tmp_path):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({}, "out must hold no run, got a manifest; go on with --resume"),
+        ({}, "out must hold no run, got a manifest; go on with resume=True"),
         ({"resume": True, "fit": FIT._replace(seed=2)}, "must be of the same fit, got fit .* now "),
         (
             {"resume": True, "chunk": 3},
             (
                 "must be of the same chunk, got chunk 2 now 3; choose another folder, or mix them"
-                " with --force"
+                " with force=True"
             ),
         ),
         ({"resume": True, "sigma": ["2.0"]}, "must be of the same exposures, got exposures "),
@@ -699,6 +709,47 @@ def test_runs_are_not_mixed(folder, whole, options, message):
     with pytest.raises((store.SurveyError, ValueError), match=message):
         _run(folder, whole, **options)
     assert _bytes(whole) == before
+
+
+def test_a_run_is_not_mixed_with_other_weights_of_the_same_name(folder, tmp_path):
+    """Weights that were trained anew stand in the same folder under the same name."""
+    weights, rng = tmp_path / "mine", np.random.default_rng(1)
+    prior, numbers = tiny_prior(rng)
+    card = {
+        "kind": "basis",
+        "name": "mine",
+        "latent": prior.latent_size,
+        "encoder_widths": [],
+        "decoder_widths": [],
+        **{name: 0.1 for name in ("floor", "tilt", "pixel_scale", "target_fwhm")},
+        "log_amplitude": [0.3, 0.5],
+    }
+    arrays = {
+        "basis": {name: numbers[of] for name, of in (("mean", "mean"), ("std", "std"))}
+        | {"images": numbers["basis"]},
+        "encoder": {"weight_00": np.zeros((6, 6)), "weight_01": np.zeros(6)},
+        "decoder": {
+            "weight_00": numbers["kernel"],
+            "whitening_mean": numbers["whitening_mean"],
+            "whitening_factor": numbers["whitening_factor"],
+        },
+    }
+    exposures = inputs.list_exposures([folder / "exposure.fits"], psf=[folder / "psf.npy"])
+    fit, seen = FIT._replace(prior=str(weights)), []
+    for scale in (1.0, 1.0, 1.001):
+        arrays["decoder"]["weight_01"] = scale * numbers["bias"]
+        write_weights(weights, card=card, arrays=arrays)
+        seen.append(run._manifest(folder / "pixels.ecsv", exposures, fit, 2))
+    out = tmp_path / "run"
+    store.settle_manifest(out, seen[0], resume=False)
+    store.settle_manifest(out, seen[1], resume=True)
+    before = _bytes(out)
+    with pytest.raises(
+        store.SurveyError, match="a resumed run must be of the same weights, got weights .* now "
+    ):
+        store.settle_manifest(out, seen[2], resume=True)
+    assert _bytes(out) == before
+    store.settle_manifest(out, seen[2], resume=True, force=True)
 
 
 def test_neighbours_are_masked_where_asked(folder, tmp_path, in_process):
@@ -717,6 +768,22 @@ def test_neighbours_are_masked_where_asked(folder, tmp_path, in_process):
         chi2[masked] = read_survey(tmp_path / str(masked))["chi2"][0]
     assert chi2[True] < 1.2 < 1.35 < chi2[False]
     assert "1 neighbours masked" in read_object(tmp_path / "True", "a").observation.notes[-1]
+
+
+@pytest.mark.parametrize("ending", ["csv", "ecsv", "fits", "parquet", "vot"])
+def test_a_table_of_images_names_no_code(folder, tmp_path, monkeypatch, ending):
+    """`module:function` is imported where the command line says so, never where a file does."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    table = Table({"image": [str(folder / "exposure.fits")], "psf": ["evil:psf_of"]})
+    table.write(tmp_path / f"images.{ending}", format={"vot": "votable"}.get(ending))
+    with pytest.raises(InputFileError, match="psf must be a file in a table of images, got 'evil:"):
+        inputs.list_exposures([tmp_path / f"images.{ending}"])
+    assert not (tmp_path / "ran").exists()
+    table["psf"] = [str(folder / "psf.npy")]
+    table.write(tmp_path / "images.csv", overwrite=True)
+    (given,) = inputs.list_exposures([tmp_path / "images.csv"], psf=["evil:psf_of"])
+    assert given.psf == str(folder / "psf.npy")
 
 
 def test_a_run_is_not_mixed_with_another_function(folder, tmp_path, monkeypatch):
@@ -742,38 +809,6 @@ def test_a_run_is_not_mixed_with_another_function(folder, tmp_path, monkeypatch)
         match="psf must name a function that can be imported, got 'my_psfs_of_yore:psf_of'",
     ):
         inputs.function_hash("my_psfs_of_yore:psf_of")
-
-
-def test_bytes_do_not_depend_on_who_holds_a_dataset(tmp_path, monkeypatch):
-    """HDF5 puts into the file what a dataset still has to write when its last reference goes; a
-    profiler's thread may hold one.
-    """
-    rng, write = np.random.default_rng(1), h5py.Group.create_dataset
-    packed = [
-        (
-            {"id": f"o{number}", "flux": 1.0},
-            {name: rng.normal(size=(64, 64)) for name in ("image", "model", "psf")},
-            "{}",
-        )
-        for number in range(3)
-    ]
-    store.write_chunk(tmp_path / "plain.h5", packed, [])
-    held = []
-    monkeypatch.setattr(
-        h5py.Group,
-        "create_dataset",
-        lambda *arguments, **options: held.append(write(*arguments, **options)) or held[-1],
-    )
-    store.write_chunk(tmp_path / "held.h5", packed, [])
-    assert held and (tmp_path / "held.h5").read_bytes() == (tmp_path / "plain.h5").read_bytes()
-
-
-def test_a_damaged_chunk_is_not_read(whole, tmp_path):
-    path = tmp_path / "000001.h5"
-    path.write_bytes(store.chunk_path(whole, 1).read_bytes()[:2000])
-    assert not store.is_whole(path)
-    with pytest.raises(store.SurveyError, match="read_rows: chunk must be whole"):
-        store.read_rows(path)
 
 
 @pytest.mark.slow
@@ -875,14 +910,14 @@ def test_a_scheduler_that_goes_is_an_error_and_a_resume_ends_the_run(
             [
                 "sh",
                 "-c",
-                f"until ls {tmp_path}/run/chunks/*.h5; do sleep 0.1; done; kill -9 {scheduler.pid}",
+                f"until ls {tmp_path}/run/chunks/*.npz; do sleep 0.1; done; kill -9 {scheduler.pid}",
             ],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
         with pytest.raises(
             store.SurveyError,
-            match="scheduler must be there until the end, got .* go on with --resume",
+            match="scheduler must be there until the end, got .* go on with resume=True",
         ):
             _run(folder, tmp_path / "run", scheduler=address)
         killer.wait()
@@ -928,7 +963,9 @@ def test_workers_of_others_keep_to_one_thread_or_refuse(tmp_path, monkeypatch):
 
 
 def test_threads_are_set_in_a_process_that_has_not_begun(tmp_path):
-    """A worker with numpy at work and TensorFlow only imported: both are at one thread afterwards."""
+    """A worker with numpy at work and TensorFlow only imported: both are at one thread
+    afterwards.
+    """
     program = (
         "import numpy, tensorflow as tf, threadpoolctl; from astrogen.survey.remote import"
         " keep_to_one_thread; keep_to_one_thread('chunk'); print(max(pool['num_threads'] for pool"
@@ -953,9 +990,9 @@ def test_workers_of_others_have_the_same_code(tmp_path):
     with pytest.raises(
         store.SurveyError, match="workers must have the astrogen of the client, got other code in "
     ) as caught:
-        remote.infer_remotely("another", str(tmp_path / "c.h5"), [], [], FIT)
+        remote.infer_remotely("another", str(tmp_path / "c.npz"), [], [], FIT)
     arrived = pickle.loads(pickle.dumps(caught.value))
-    assert str(arrived) == str(caught.value) and arrived.path == tmp_path / "c.h5"
+    assert str(arrived) == str(caught.value) and arrived.path == str(tmp_path / "c.npz")
 
 
 def test_command_line_faults(folder, tmp_path, capsys):
@@ -971,7 +1008,5 @@ def test_results_of_an_unfinished_run_are_not_read(tmp_path):
     with pytest.raises(store.SurveyError, match="read_survey: run must have finished"):
         read_survey(tmp_path)
     (tmp_path / "manifest.json").write_text("{}")
-    with pytest.raises(
-        store.SurveyError, match="read_manifest: format must be 'astrogen survey 3', got None"
-    ):
+    with pytest.raises(store.SurveyError, match="format must be 'astrogen survey 3', got None"):
         store.read_manifest(tmp_path / "manifest.json")

@@ -15,7 +15,7 @@ from astrogen import priors, training
 from astrogen.errors import RecordsError
 from astrogen.priors.galaxy import residual_scale
 from astrogen.training import galaxy, vae
-from astrogen.training.basis import fit_basis, oriented, whiten
+from astrogen.training.basis import Basis, fit_basis, oriented, whiten
 from data_pipelines.__main__ import main
 from data_pipelines.population import draw_galaxy
 
@@ -198,6 +198,36 @@ def test_aggregate_posterior_whitens_the_population(rng):
     )
     np.testing.assert_allclose(latent.mean(1), 0, atol=0.1)
     np.testing.assert_allclose(np.cov(latent), np.eye(3), atol=0.15)
+
+
+def test_training_weighs_the_divergence_against_the_likelihood(tmp_path, monkeypatch):
+    """A decoder that is deaf to the latent leaves the encoder nothing but its divergence, which
+    falls from 1/2 mean^2 per latent towards nothing.
+    """
+    monkeypatch.setattr(vae, "BATCH", 16)
+    monkeypatch.setattr(vae, "LEARNING_RATE", 0.25)
+    networks = vae.make_networks(NUM_COMPONENTS, latent=LATENT, widths=(8,))
+    decoder, encoder = networks.decoder, networks.encoder
+    for layer in (decoder.hidden[0], encoder.last):
+        layer.kernel.assign(tf.zeros_like(layer.kernel))
+        layer.kernel.trainable = False
+    encoder.last.bias.assign(np.repeat([2.0, 0.0], LATENT))
+    white = np.random.default_rng(1).normal(size=(8, 20, NUM_COMPONENTS)).astype(np.float32)
+    nought, one = np.float32([np.zeros(NUM_COMPONENTS), np.ones(NUM_COMPONENTS)])
+    tf.config.run_functions_eagerly(True)  # XLA would compile for longer than this runs
+    try:
+        told = vae.train_vae(
+            networks,
+            Basis(None, nought, one, 0.0),
+            white,
+            validation=white[0],
+            out=tmp_path,
+            num_steps=12,
+            seed=1,
+        )
+    finally:
+        tf.config.run_functions_eagerly(False)
+    assert told["kl_divergence"] < 0.3 * 0.5 * 2.0**2 * LATENT
 
 
 # ---- whole runs ----

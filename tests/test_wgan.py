@@ -21,6 +21,7 @@ from map_oracles import (
 )
 
 from astrogen import emulate
+from astrogen.errors import InputFileError
 from astrogen.priors import load_prior
 from astrogen.priors.convergence import MEMBERS, TERMS, multipoles
 from astrogen.priors.correction import Correction
@@ -138,7 +139,9 @@ def test_every_band_has_modes_and_a_wave_falls_into_its_own():
 
 
 def test_power_along_an_axis_is_told_from_that_along_a_diagonal():
-    """A wave along an axis counts in full among those along axes, one along a diagonal not at all."""
+    """A wave along an axis counts in full among those along axes, one along a diagonal not at
+    all.
+    """
     x = np.arange(64)
     straight, oblique = (
         np.cos(2 * np.pi * (k * x[:, None] + l * x) / 64)[None] for k, l in ((0, 14), (10, 10))
@@ -173,8 +176,8 @@ def test_pixels_are_shared_by_the_two_levels_beside_them():
 
 def test_a_peak_is_counted_at_its_height(rng):
     log_map = 1e-3 * rng.normal(size=(1, 64, 64)).astype(np.float32) - 30.0
-    for row, column in ((10, 10), (20, 33), (50, 7)):
-        log_map[0, row, column] = PEAK_LEVELS[4]
+    for place in ((10, 10), (20, 33), (50, 7)):
+        log_map[0, *place] = PEAK_LEVELS[4]
     found = (
         map_features(tf.constant(log_map), tf.constant(log_map), pixel_scale=PIXEL_SCALE)[
             0
@@ -309,9 +312,9 @@ def test_theory_is_read_as_polynomials(tmp_path):
     ids=["shape", "none", "no redshift"],
 )
 def test_spectra_of_something_else_are_refused(tmp_path, changes, message):
-    with pytest.raises(ValueError, match=f"read_theory: spectrum must .*{message}"):
+    with pytest.raises(InputFileError, match=f"read_theory: spectrum must .*{message}"):
         spectra.read_theory(theory_file(tmp_path / "f.json", **changes))
-    with pytest.raises(ValueError, match="read_theory: spectrum must be a file of"):
+    with pytest.raises(InputFileError, match="read_theory: spectrum must be a file of"):
         spectra.read_theory(tmp_path / "missing.json")
 
 
@@ -413,7 +416,9 @@ def stop_after(monkeypatch):
 
 
 def test_what_the_records_are_of_goes_to_card_and_header(quick, tmp_path):
-    """Sources, pixels, and the range of the cosmology: from manifest and maps to an emulated cube."""
+    """Sources, pixels, and the range of the cosmology: from manifest and maps to an emulated
+    cube.
+    """
     network = Correction(**kappa.NETWORK)
     few = {name: value[:90] if np.ndim(value) else value for name, value in quick.items()}
     about = kappa.read_manifest("maps")
@@ -537,6 +542,39 @@ def test_a_checkpoint_holds_every_weight(tmp_path):
     steps[1].checkpoint.restore(path).assert_existing_objects_matched()
     for one, two in zip(*map(everything, steps), strict=True):
         np.testing.assert_array_equal(one, two)
+
+
+class Linear(keras.layers.Layer):
+    """A critic whose slope is its weights, whatever the maps and the cosmology."""
+
+    def __init__(self, slope):
+        super().__init__()
+        self.slope = self.add_weight(shape=slope.shape, name="slope")
+        self.slope.assign(slope)
+        self.built = True
+
+    def call(self, maps, cosmology):
+        return tf.reduce_sum(self.slope * maps, [1, 2])
+
+
+@pytest.mark.parametrize("norm", [0.4, 2.5], ids=["too flat", "too steep"])
+def test_the_critic_descends_its_loss_and_ten_times_the_penalty(norm, rng, monkeypatch):
+    """Of a linear critic w the gradient of both is known: the mean drawn less the mean simulated
+    map, and 2 (|w| - 1) w / |w| (Gulrajani et al. 2017, eq. 3, with their weight of ten).
+    """
+    slope = rng.normal(size=(6, 6))
+    slope *= norm / np.linalg.norm(slope)
+    monkeypatch.setattr(wgan, "Critic", lambda side: Linear(slope.astype(np.float32)))
+    target = wgan.Target(np.zeros((TERMS, 3)), np.ones(3))
+    step = wgan.Step(small_prior(), small_prior().network, target, loss="wgan-gp", seed=1)
+    step.optimizers["critic"] = keras.optimizers.SGD(1e-3)
+    real, fake = rng.normal(size=(2, 4, 6, 6)).astype(np.float32)
+    told = step._update_critic(
+        tf.constant(real), tf.constant(fake), tf.zeros([4, 2]), tf.fill([4, 1, 1], 0.3)
+    )
+    assert float(told["penalty"]) == pytest.approx((norm - 1) ** 2, rel=1e-4)
+    gradient = fake.mean(0) - real.mean(0) + 10 * 2 * (norm - 1) * slope / norm
+    np.testing.assert_allclose(step.critic.slope, slope - 1e-3 * gradient, atol=1e-6)
 
 
 def test_the_plain_loss_trains_without_penalty_and_steering(quick):

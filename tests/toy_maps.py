@@ -9,8 +9,8 @@ import tensorflow as tf
 
 from astrogen.field import make_field
 from astrogen.priors.convergence import TERMS, ConvergencePrior, Theory
-from astrogen.training.spectra import no_change
 from astrogen.shear import make_grid, observe, shear_kernels
+from astrogen.training.spectra import no_change
 
 SCALE = 2.3  # arcmin per pixel
 AREA = (SCALE * np.pi / 180 / 60) ** 2  # sr
@@ -52,7 +52,9 @@ def toy_prior(kind, *, network=None):
 
 
 def grid_spectrum(n=GRID.n, m=GRID.m):
-    """C [n, m // 2 + 1], sr, of the Gaussian toy on a grid; tests/test_grid_power.py has the proof."""
+    """C [n, m // 2 + 1], sr, of the Gaussian toy on a grid; tests/test_grid_power.py has the
+    proof.
+    """
     return toy_prior("gaussian").kappa_power(n, m, [FIDUCIAL])[0].numpy().astype(float)
 
 

@@ -7,23 +7,28 @@ from pathlib import Path
 
 from astrogen.commands.together import check_together, fit_together
 from astrogen.commands.words import (
-    ALL_FAILED,
-    DONE,
-    SOME_FAILED,
     add_inference,
     complain,
     count,
+    exit_code,
+    fraction,
+    in_options,
     note_failure,
     note_lost,
     number_or_name,
     positive,
     progress,
+    say,
     short_warnings,
+    whole,
 )
+from astrogen.errors import AstrogenError
+from astrogen.files import write_table
 
 TEXT = "Deconvolve images of galaxies and say how far the result can be trusted."
 NOISE = ("variance", "sigma", "weight")
 COMPANIONS = ("psf", *NOISE, "mask")
+MOST_UNTRACED = 32  # objects, one batch: done in less time than it takes to trace what does it
 
 
 def add_options(verb):
@@ -108,7 +113,10 @@ def add_options(verb):
     psf.add_argument(
         "--psf-recentre",
         action="store_true",
-        help="the PSF image has even sides, its centre between the middle pixels",
+        help=(
+            "move the centre of the PSF's light to its middle pixel: for even sides of any"
+            " convention, or where it is off by a fraction of a pixel"
+        ),
     )
     psf.add_argument(
         "--psf-position",
@@ -145,6 +153,19 @@ def add_options(verb):
         type=positive,
         metavar="ARCSEC",
         help="per pixel of the image (default: from its WCS)",
+    )
+    image.add_argument(
+        "--max-bad-fraction",
+        type=fraction,
+        default=0.5,
+        metavar="X",
+        help="of a stamp's unmasked pixels that may be NaN or infinite (default 0.5)",
+    )
+    image.add_argument(
+        "--max-pixels",
+        type=count,
+        metavar="N",
+        help="of one plane of a file; larger ones are refused (default 100 million)",
     )
 
     together = verb.add_argument_group("several exposures, bands, galaxies")
@@ -184,19 +205,24 @@ def add_options(verb):
         "--chains", type=count, default=4, metavar="N", help="chains of hmc (default 4)"
     )
     how.add_argument(
-        "--strict", action="store_true", help="exit with 3 where a posterior did not converge"
+        "--strict",
+        action="store_true",
+        help="exit with 3 also where a posterior did not converge or fits poorly",
     )
 
     output = verb.add_argument_group("output")
     output.add_argument(
         "--figures",
-        type=int,
+        type=whole,
         default=24,
         metavar="N",
         help="objects with a figure, in the page and as PNG (default 24)",
     )
     output.add_argument(
-        "--keep-draws", type=int, metavar="N", help="draws that each FITS file holds (default: all)"
+        "--keep-draws",
+        type=whole,
+        metavar="N",
+        help="draws that each FITS file holds (default: all)",
     )
 
 
@@ -246,7 +272,7 @@ def _read_all(tasks, options):
     observations, failures = [], []
     for task in progress(tasks, "reading"):
         try:
-            with short_warnings(task["image"]):
+            with short_warnings(task["image"], options):
                 observations.append((task["image"], _read_one(task, options)))
         except Exception as error:
             note_failure(error, task["image"], failures, options)
@@ -275,8 +301,9 @@ def _mask_neighbours(observations, options):
 
 
 def _read_one(task, options):
+    from astrogen.images import MAX_PIXELS
     from astrogen.observation import read_observation
-    from astrogen.psf import make_psf, read_psf
+    from astrogen.psf import make_psf
     from astrogen.units import level_or_path
 
     planes = {kind: level_or_path(task[kind]) for kind in NOISE if kind in task}
@@ -291,6 +318,8 @@ def _read_one(task, options):
         pixel_scale=options.pixel_scale,
         position=options.position,
         size=options.size,
+        max_bad_fraction=options.max_bad_fraction,
+        max_pixels=options.max_pixels or MAX_PIXELS,
     )
     # A PSF needs the pixel scale, which may stand in the image's WCS: then the image is read with a
     # point first.
@@ -298,9 +327,17 @@ def _read_one(task, options):
         options.pixel_scale
         or read(psf=make_psf([[1.0]], pixel_scale=1e-6, pixel_response=0.0)).pixel_scale
     )
-    return read(
-        psf=read_psf(
-            task["psf"],
+    return read(psf=_read_psf(task["psf"], pixel_scale, options))
+
+
+def _read_psf(path, pixel_scale, options):
+    """The PSF; an error about its file names the options of the PSF, not those of the image."""
+    from astrogen.images import MAX_PIXELS
+    from astrogen.psf import read_psf
+
+    try:
+        return read_psf(
+            path,
             pixel_scale=pixel_scale,
             oversampling=options.psf_oversampling,
             includes_pixel=not options.psf_without_pixel,
@@ -308,16 +345,25 @@ def _read_one(task, options):
             position=options.psf_position or options.position,
             hdu=options.psf_hdu,
             plane=options.psf_plane,
+            max_pixels=options.max_pixels or MAX_PIXELS,
         )
-    )
+    except AstrogenError as error:
+        error.reason = error.reason.replace(" plane=", " psf_plane=")
+        raise
+
+
+def _is_quick(observations, options):
+    """Whether the work is done before it would have been traced."""
+    return options.method in ("map", "laplace") and len(observations) <= MOST_UNTRACED
 
 
 def _deconvolve_all(observations, prior, failures, options):
     """[(path, Result)]: all together, and one by one where something is wrong with one of them."""
     from astrogen import deconvolve
+    from astrogen.quiet import untraced
 
     fit = partial(
-        deconvolve,
+        untraced(deconvolve) if _is_quick(observations, options) else deconvolve,
         prior=prior,
         method=options.method,
         num_draws=options.draws,
@@ -359,9 +405,7 @@ def _write_all(results, failures, options):
             continue
         written.append((name, path, result))
     if written:
-        _table(written, failures).write(
-            options.out / "results.ecsv", format="ascii.ecsv", overwrite=True
-        )
+        write_table(options.out / "results.ecsv", _table(written, failures))
         write_report(
             [result for *_, result in written],
             options.out,
@@ -413,18 +457,13 @@ def _table(written, failures):
 def _finish(results, failures, options):
     """Print what was found, and choose the exit code."""
     for result in results:
-        print(result.summary())
+        say(in_options(result.summary(), options))
     if results:
-        print(
+        say(
             f"{len(results)} of {len(results) + len(failures)} objects:"
             f" {options.out / 'index.html'}"
         )
     num_empty = sum(result.observation.status == "no_data" for result in results)
     if num_empty:
         complain(f"{num_empty} of {len(results)} images hold no good pixel")
-    if num_empty == len(results):
-        return ALL_FAILED
-    num_unconverged = sum(not result.converged for result in results) if options.strict else 0
-    if num_unconverged:
-        complain(f"{num_unconverged} of {len(results)} posteriors did not converge")
-    return SOME_FAILED if failures or num_empty or num_unconverged else DONE
+    return exit_code(results, num_empty, failures, options)

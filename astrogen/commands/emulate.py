@@ -14,6 +14,7 @@ def add_options(verb):
         ("galaxy", "galaxies of unit flux"),
     ):
         options = kinds.add_parser(kind, help=text, description=f"Draw {text}.", allow_abbrev=False)
+        options.set_defaults(parser=options)
         options.add_argument("--num", type=count, required=True, metavar="N", help="how many")
         options.add_argument(
             "--seed", type=int, required=True, metavar="N", help="equal seeds draw equal images"

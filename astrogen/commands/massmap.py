@@ -5,7 +5,16 @@ Kaiser-Squires and Wiener maps, a figure and a page out.
 import sys
 from pathlib import Path
 
-from astrogen.commands.words import DONE, SOME_FAILED, complain, count, positive, progress
+from astrogen.commands.words import (
+    DONE,
+    SOME_FAILED,
+    complain,
+    count,
+    in_options,
+    positive,
+    progress,
+    say,
+)
 from astrogen.files import number_or_path
 
 TEXT = "Map the dark matter of a field from shear, and say how well it is known."
@@ -134,8 +143,8 @@ def run(options):
         result, options.out, title=Path(options.kappa or options.shear[0]).name
     )
     for note in result.field.notes:
-        complain(note)
-    print(f"{result.summary()}\n{page}")
+        complain(in_options(note, options))
+    say(f"{in_options(result.summary(), options)}\n{page}")
     return SOME_FAILED if options.strict and not result.converged else DONE
 
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from astrogen.commands.words import DONE
+from astrogen.commands.words import DONE, in_options, say
 
 TEXT = "Draw one object of a survey run."
 
@@ -25,5 +25,5 @@ def run(options):
     result = read_object(options.run_folder, options.ident, image=options.image)
     path = options.out or Path(f"{file_names([result])[0]}.png")
     (write_joint_figure if hasattr(result, "sources") else write_figure)(result, path)
-    print(f"{result.summary()}\n{path}")
+    say(f"{in_options(result.summary(), options)}\n{path}")
     return DONE

@@ -14,8 +14,11 @@ from astrogen.commands.words import (
     complain,
     count,
     number_or_name,
+    say,
+    short_warnings,
 )
 from astrogen.errors import InputError
+from astrogen.processes import raise_at_sigterm
 
 TEXT = "Deconvolve every object of a catalogue; resumable, in parallel, nothing lost."
 
@@ -144,6 +147,12 @@ def add_options(verb):
 
 
 def run(options):
+    with raise_at_sigterm(), short_warnings(options.out, options):
+        done = _run(options)
+    return _report(done, options)
+
+
+def _run(options):
     from astrogen.survey import run_survey
     from astrogen.survey.work import Fit
 
@@ -160,7 +169,7 @@ def run(options):
         mask_neighbours=options.mask_neighbours,
         seed=options.seed,
     )
-    done = run_survey(
+    return run_survey(
         options.catalogue,
         _expanded(options.images),
         out=options.out,
@@ -178,10 +187,14 @@ def run(options):
         },
         band=options.bands,
     )
+
+
+def _report(done, options):
+    """Say what became of the run; the exit code."""
     if done.num_unfinished:
-        print(f"{done.num_unfinished} chunks are left to the other shards: {options.out}")
+        say(f"{done.num_unfinished} chunks are left to the other shards: {options.out}")
         return DONE
-    print(f"{done.num} results, {done.num_failed} failures: {options.out / 'catalogue.parquet'}")
+    say(f"{done.num} results, {done.num_failed} failures: {options.out / 'catalogue.parquet'}")
     if done.num_incomplete:
         complain(
             f"{done.num_incomplete} objects were not seen in all bands, or fitted without a bad"
@@ -196,15 +209,21 @@ def _expanded(patterns):
     """Files that a pattern names, sorted; what is no pattern stays."""
     paths = []
     for pattern in patterns:
-        found = (
-            sorted(glob.glob(pattern))
-            if glob.has_magic(pattern) and not Path(pattern).exists()
-            else [pattern]
-        )
+        found = _matching(pattern)
         if not found:
             raise InputError(f"survey: {pattern} must match files, got none")
         paths += found
     return paths
+
+
+def _matching(pattern):
+    """The files of one pattern; the brackets at its end may also choose an HDU of each."""
+    if not glob.has_magic(pattern) or Path(pattern).exists():
+        return [pattern]
+    if found := sorted(glob.glob(pattern)):
+        return found
+    file, bracket, hdu = pattern.rpartition("[")
+    return [path + bracket + hdu for path in sorted(glob.glob(file))] if hdu[-1:] == "]" else []
 
 
 def _shard(text):

@@ -6,12 +6,12 @@ from functools import partial
 
 from astrogen.commands.words import (
     ALL_FAILED,
-    DONE,
-    SOME_FAILED,
-    complain,
+    exit_code,
+    in_options,
     note_failure,
     note_lost,
     progress,
+    say,
 )
 
 
@@ -37,6 +37,7 @@ def fit_together(observations, failures, options):
     """
     from astropy.table import vstack
 
+    from astrogen.files import write_table
     from astrogen.report.joint import write_joint_figure
     from astrogen.result import file_names
 
@@ -55,16 +56,12 @@ def fit_together(observations, failures, options):
             note_lost(error, path, failures, options)
             continue
         results.append(result)
-        print(f"{result.summary()}\n{picture}")
+        say(f"{in_options(result.summary(), options)}\n{picture}")
     if not results:
         return ALL_FAILED
-    vstack([result.table() for result in results], metadata_conflicts="silent").write(
-        options.out / "results.ecsv", format="ascii.ecsv", overwrite=True
-    )
-    num_unconverged = sum(not result.converged for result in results) if options.strict else 0
-    if num_unconverged:
-        complain(f"{num_unconverged} of {len(results)} posteriors did not converge")
-    return SOME_FAILED if failures or num_unconverged else DONE
+    together = vstack([result.table() for result in results], metadata_conflicts="silent")
+    write_table(options.out / "results.ecsv", together)
+    return exit_code(results, 0, failures, options)
 
 
 def _fields(observations, options):

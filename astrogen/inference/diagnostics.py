@@ -6,7 +6,10 @@ Agrees with ArviZ, and with the closed form of an autoregressive chain (tests/te
 """
 
 import numpy as np
-from scipy import special, stats
+import scipy  # its statistics take a second to load: on first use
+from scipy import special
+
+EQUAL = 1e-3  # log-weights that differ by less are of one weight
 
 
 def r_hat(draws):
@@ -63,7 +66,7 @@ def _split(draws):
 
 def _rank_normalise(draws):
     num = draws.shape[0] * draws.shape[1]
-    ranks = stats.rankdata(draws.reshape(num, -1), axis=0)
+    ranks = scipy.stats.rankdata(draws.reshape(num, -1), axis=0)
     return special.ndtri((ranks - 0.375) / (num + 0.25)).reshape(draws.shape)
 
 
@@ -124,7 +127,8 @@ def _smooth_tail(tail, cutoff):
     Pareto distribution fitted to their excess over the cutoff [batch].
     """
     excess = np.exp(tail) - np.exp(cutoff)
-    equal = excess[-1] < 1e-12  # no tail at all: weights are equal
+    # No tail at all: the weights are equal, up to the rounding of log-densities in float32.
+    equal = tail[-1] - cutoff < EQUAL
     shape, scale = _fit_pareto(
         np.where(
             equal, np.linspace(0.1, 1, len(tail))[:, None], np.maximum(excess, np.finfo(float).tiny)

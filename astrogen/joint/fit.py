@@ -22,6 +22,7 @@ from astrogen.joint.scene import Scene, light_of, make_galaxy, tensor, whole_lig
 from astrogen.joint_result import make_joint_result, make_source
 from astrogen.observation import to_unit
 from astrogen.priors import load_prior
+from astrogen.sky import judge_sky
 from astrogen.spawn import refuse_fork
 from astrogen.units import is_known
 
@@ -217,41 +218,46 @@ def _result(scene, galaxies, draws, provenance):
         for galaxy, coefficients in zip(galaxies, draws.coefficients, strict=True)
     ]
     levels, models, followed = [], [], []
-    for exposure, (observation, good, inverse) in enumerate(
-        zip(scene.observations, scene.good, scene.inverse, strict=True)
-    ):
+    for exposure, (stamp, inverse) in enumerate(zip(scene.stamps, scene.inverse, strict=True)):
         seen = sum(light[exposure] for light in lights)  # [draw, n]
         precision = scene.precision[exposure]
         level = (scene.white[exposure] - seen) @ inverse / precision + draws.rng.standard_normal(
             len(seen)
         ) / np.sqrt(precision)
-        followed.append(float(seen.var(0).sum()))
-        levels.append(level)
+        followed.append(float(scene.levelled(exposure, seen).var(0).sum()))
+        levels.append(stamp.level + stamp.unit * level)
     unmasked = [
         [
-            whole_light(scene, galaxy, coefficients.mean(1), exposure)
-            for exposure in range(len(scene.observations))
+            stamp.unit * whole_light(scene, galaxy, coefficients.mean(1), exposure)
+            for exposure, stamp in enumerate(scene.stamps)
         ]
         for galaxy, coefficients in zip(galaxies, draws.coefficients, strict=True)
     ]
-    models = [
-        sum(light[exposure] for light in unmasked) + levels[exposure].mean()
-        for exposure in range(len(scene.observations))
+    light = [sum(ours) for ours in zip(*unmasked, strict=True)]
+    models = [seen + level.mean() for seen, level in zip(light, levels, strict=True)]
+    sky = [
+        f"{stamp.recorded.name}: {words}"
+        for stamp, seen, level in zip(scene.stamps, light, levels, strict=True)
+        for words in judge_sky(
+            stamp, seen / stamp.unit, scene.background, error=level.std() / stamp.unit
+        )
     ]
+    recorded, unit = [stamp.recorded for stamp in scene.stamps], scene.stamps[0].unit
+    first = recorded[0]
     names = (
-        [scene.observations[0].name]
+        [first.name]
         if len(galaxies) == 1
-        else [f"{scene.observations[0].name} {number}" for number in range(1, len(galaxies) + 1)]
+        else [f"{first.name} {number}" for number in range(1, len(galaxies) + 1)]
     )
     sources = []
     for name, galaxy, coefficients, parameters, models_alone in zip(
         names, galaxies, draws.coefficients, draws.parameters, unmasked, strict=True
     ):
         latent, _, shift, log_amplitude = posterior.split(parameters, scene.prior.latent_size)
-        images = scene.prior.images(tensor(coefficients)).numpy()
+        images = np.float32(unit) * scene.prior.images(tensor(coefficients)).numpy()
         sources.append(
             make_source(
-                scene.observations[0],
+                first,
                 name=name,
                 bands=scene.order,
                 reference=scene.order[galaxy.reference],
@@ -269,7 +275,7 @@ def _result(scene, galaxies, draws, provenance):
             )
         )
     return make_joint_result(
-        scene.observations,
+        recorded,
         bands=scene.bands,
         sources=sources,
         models=models,
@@ -277,7 +283,7 @@ def _result(scene, galaxies, draws, provenance):
         num_fitted=followed,
         method=draws.method,
         diagnostics=draws.told,
-        status=(*unlike_scales(scene.observations, scene.bands, models, levels), *draws.status),
+        status=(*unlike_scales(recorded, scene.bands, models, levels), *draws.status, *sky),
         provenance=provenance,
     )
 

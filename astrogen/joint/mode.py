@@ -21,6 +21,7 @@ from astrogen.joint.scene import (
 )
 
 WEAKEST = 0.03  # signal-to-noise squared below which directions of the data are dropped
+ROUNDING = 1e-11  # of the largest eigenvalue of a normal matrix
 PASSES = 2  # over one galaxy in several bands: flux ratios and colours are estimated between them
 SWEEPS = 2  # over several galaxies, before all climb together
 SIMPLE_ERROR, MODEL_ERROR = (
@@ -212,8 +213,9 @@ def _compress(scene, galaxy, known, moment):
         max(-(-int((values * flux**2 > WEAKEST).sum()) // 64) * 64, scene.size["directions"]),
         len(std),
     )
-    root = np.sqrt(np.maximum(values[:num], 1e-12 * values[0]))
-    project = (vectors[:, :num] / root).T * std
+    # Directions that no pixel sees hold rounding errors: they say nothing.
+    root = np.sqrt(np.where(values[:num] > ROUNDING * values[0], values[:num], 0))
+    project = (vectors[:, :num] * np.divide(1, root, where=root > 0, out=np.zeros(num))).T * std
     matrix = (vectors[:, :num] * root).T / std
     blank = tf.zeros([1])
     compressed = posterior.Compressed(

@@ -24,7 +24,9 @@ class Plan(NamedTuple):
 
 
 def _coarsest(scene):
-    """Arcsec per prior pixel beyond which the target would be no sharper than some exposure's PSF."""
+    """Arcsec per prior pixel beyond which the target would be no sharper than some exposure's
+    PSF.
+    """
     ratio = scene.prior.target_fwhm / scene.prior.pixel_scale
     return (
         min(

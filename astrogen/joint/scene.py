@@ -10,34 +10,40 @@ import tensorflow as tf
 
 from astrogen import forward
 from astrogen.joint import bands as tying
+from astrogen.sky import level_off, noise_unit
 
 INVISIBLE = 1e-6  # of the largest: pixels that see less of a galaxy are left out
 
 
 class Scene:
-    """The exposures, ready for inference: whitened good pixels, background and frames. bands : band
-    of each exposure; order : the different ones.
+    """The exposures, ready for inference: whitened good pixels, background and frames. stamps :
+    `sky.Levelled` of each exposure, all in one unit; observations : what inference takes of them;
+    bands : band of each exposure; order : the different ones.
     """
 
     def __init__(self, observations, bands, frames, prior, background):
-        self.observations, self.bands, self.frames, self.prior = observations, bands, frames, prior
+        unit = noise_unit(observations)
+        self.stamps = [
+            level_off(observation, background=background, unit=unit) for observation in observations
+        ]
+        self.observations = [stamp.observation for stamp in self.stamps]
+        self.bands, self.frames, self.prior, self.background = bands, frames, prior, background
         self.order, self.size = list(dict.fromkeys(bands)), {"directions": 0}
         self.good = [~observation.mask for observation in observations]
         self.inverse = [
             1 / np.sqrt(observation.variance[good]).astype(np.float64)
-            for observation, good in zip(observations, self.good, strict=True)
+            for observation, good in zip(self.observations, self.good, strict=True)
         ]
         self.white = [
             observation.image[good] * inverse
             for observation, good, inverse in zip(
-                observations, self.good, self.inverse, strict=True
+                self.observations, self.good, self.inverse, strict=True
             )
         ]
-        # A broad prior on the background, as in `deconvolution`; infinite precision holds it at
+        # A flat prior on the background, as in `deconvolution`; infinite precision holds it at
         # zero.
         self.precision = [
-            np.inf if background == "fixed" else inverse @ inverse + np.median(inverse) ** 2
-            for inverse in self.inverse
+            np.inf if background == "fixed" else inverse @ inverse for inverse in self.inverse
         ]
 
     def levelled(self, exposure, residual):
@@ -135,13 +141,17 @@ def make_galaxy(scene, plan):
 
 
 def normal_matrices(scene, views):
-    """Normal matrices [band, k, k] of the exposures, backgrounds integrated out."""
+    """Normal matrices [band, k, k] of the exposures, backgrounds integrated out.
+
+    Summed in float64: with fewer good pixels than coefficients they are singular, and the moments
+    must lie in their range to more digits than float32 has.
+    """
     size = scene.prior.coefficient_std.shape[0]
     grams = np.zeros((len(scene.order), size, size))
     for exposure, (view, band) in enumerate(zip(views, scene.bands, strict=True)):
-        grams[scene.order.index(band)] += (view.matrix.T @ view.matrix).astype(
-            np.float64
-        ) - np.outer(view.cross, view.cross) / scene.precision[exposure]
+        matrix = view.matrix.astype(np.float64)
+        level = np.outer(view.cross, view.cross) / scene.precision[exposure]
+        grams[scene.order.index(band)] += matrix.T @ matrix - level
     return grams
 
 
@@ -153,9 +163,7 @@ def moments_of(scene, galaxy, rests):
     for exposure, (view, band, rest) in enumerate(
         zip(galaxy.views, scene.bands, rests, strict=True)
     ):
-        moment = (
-            scene.levelled(exposure, rest)[..., view.rows].astype(np.float32) @ view.matrix
-        ).astype(np.float64)
+        moment = scene.levelled(exposure, rest)[..., view.rows] @ view.matrix.astype(np.float64)
         weight = (np.arange(len(scene.order)) == scene.order.index(band)).reshape(
             -1, *[1] * moment.ndim
         )

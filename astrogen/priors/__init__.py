@@ -2,8 +2,11 @@
 target PSF, or into maps of the convergence.
 """
 
+import math
 from functools import lru_cache
 from pathlib import Path
+
+import tensorflow as tf
 
 from astrogen.errors import WeightsError
 from astrogen.priors.convergence import MEMBERS, convergence_prior
@@ -18,6 +21,20 @@ KINDS = {
     "basis": basis_prior,
     "convolutional": convolutional_prior,
     "convergence": convergence_prior,
+}
+MAX_LAYERS = 32
+SIZES = {  # of networks and images, several times those of the shipped priors
+    "latent": 1024,
+    "width": 1024,
+    "side": 128,
+    "encoder_widths": 4096,
+    "decoder_widths": 4096,
+    "spread_widths": 4096,
+    "encoder_channels": 512,
+    "decoder_channels": 512,
+    "channels": 512,
+    "dilations": 64,
+    "image_shape": 4096,
 }
 
 
@@ -63,7 +80,7 @@ def _stamp(path):
 def _load(directory, member, card_hash, stamps):
     """A prior; the last two change when its folder does."""
     card, arrays = read_weights(directory)
-    if card["kind"] not in KINDS:
+    if not isinstance(card["kind"], str) or card["kind"] not in KINDS:
         raise WeightsError(
             directory,
             f"load_prior: kind must be one of {sorted(KINDS)}, got {card['kind']!r}; use the"
@@ -76,8 +93,17 @@ def _load(directory, member, card_hash, stamps):
             f" '{directory.name}-{member}' of kind {card['kind']!r}; leave it out",
         )
     try:
+        _check_sizes(card)
         prior = KINDS[card["kind"]](card, arrays, **({"member": member} if member else {}))
-    except (KeyError, IndexError, TypeError, ValueError) as error:
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+        tf.errors.OpError,
+    ) as error:
         raise WeightsError(
             directory,
             f"load_prior: card and arrays must describe a whole {card['kind']} prior, got"
@@ -99,6 +125,26 @@ def _weights_inside(directory):
             )
         return directory
     return directory / WEIGHTS
+
+
+def _check_sizes(card):
+    """Refuse numbers that no prior has, before networks of that size are made."""
+    network = card.get("network", {})
+    for name, most in SIZES.items():
+        for size in _as_list(card.get(name, network.get(name, []))):
+            if type(size) is not int or not 1 <= size <= most:
+                raise ValueError(f"{name} must be whole numbers of at most {most}, got {size!r}")
+    for name in ("pixel_scale", "target_fwhm"):
+        value = card.get(name, 1.0)
+        if type(value) not in (int, float) or not 0 < value < math.inf:
+            raise ValueError(f"{name} must be a positive number, got {value!r}")
+
+
+def _as_list(sizes):
+    sizes = sizes if isinstance(sizes, list) else [sizes]
+    if len(sizes) > MAX_LAYERS:
+        raise ValueError(f"a network of {len(sizes)} layers")
+    return sizes
 
 
 def _find(name):

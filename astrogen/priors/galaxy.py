@@ -121,7 +121,9 @@ class ImagePrior(ABC):
         return tf.stack([along_x + second_x, along_y + second_y], 1)
 
     def decode(self, latent):
-        """Mean images [batch, height, width], of unit norm about, for latents [batch, d] ~ N(0, I)."""
+        """Mean images [batch, height, width], of unit norm about, for latents [batch, d] ~
+        N(0, I).
+        """
         return self.images(self.components(latent)[0])
 
     def images(self, coefficients):
@@ -276,7 +278,9 @@ def squash(white):
 
 
 def residual_scale(raw, floor):
-    """Positive residual scales from the decoder's raw output, 1 at raw = 0, never below the floor."""
+    """Positive residual scales from the decoder's raw output, 1 at raw = 0, never below the
+    floor.
+    """
     return tf.nn.softplus(raw + RAW_ONE) + floor
 
 

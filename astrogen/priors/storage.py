@@ -3,18 +3,19 @@ file is checked against the card before use.
 """
 
 import hashlib
-import io
 import json
-import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 
-from astrogen.errors import WeightsError
+from astrogen.arrays import npz_bytes
+from astrogen.errors import InputFileError, WeightsError
+from astrogen.files import write_whole
+from astrogen.reading import parse_npz, read_bytes, read_json
 
 FORMAT, VERSION, CARD = "astrogen prior", 1, "card.json"
 LARGEST = 64 * 2**20  # bytes of one file of arrays
+LARGEST_INSIDE = 2**30  # of its arrays, decompressed
 
 
 def refuse_change(prior, name, value):
@@ -40,24 +41,22 @@ def write_weights(directory, *, card, arrays):
     dict : the card as written, with the sha256, shapes and dtypes of every file
     """
     directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
     files = {}
     for name, content in arrays.items():
         content = {
             key: np.asarray(value, np.float16 if np.ndim(value) > 1 else np.float32)
             for key, value in content.items()
         }
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, **content)
-        (directory / f"{name}.npz").write_bytes(buffer.getvalue())
+        written = npz_bytes(content)
+        write_whole(directory / f"{name}.npz", written)
         files[f"{name}.npz"] = {
-            "sha256": hashlib.sha256(buffer.getvalue()).hexdigest(),
+            "sha256": hashlib.sha256(written).hexdigest(),
             "arrays": {
                 key: [list(value.shape), str(value.dtype)] for key, value in content.items()
             },
         }
     card = {"format": FORMAT, "version": VERSION, **card, "files": files}
-    (directory / CARD).write_text(json.dumps(card, indent=1) + "\n")
+    write_whole(directory / CARD, json.dumps(card, indent=1) + "\n")
     return card
 
 
@@ -85,17 +84,17 @@ def weights_hash(card):
 def read_card(directory):
     """The card of a directory, of which the arrays have not been read; errors of `read_weights`."""
     path = Path(directory) / CARD
-    try:
-        card = json.loads(path.read_text())
-    except FileNotFoundError:
+    if not path.exists():
         raise WeightsError(
             path,
             "load_prior: directory must hold a card.json, got none; give the folder that `astrogen"
             " train` wrote",
-        ) from None
-    except (OSError, ValueError) as error:
+        )
+    try:
+        card = read_json(path)
+    except InputFileError as error:
         raise WeightsError(
-            path, f"load_prior: card must be JSON, got {error}; copy the weights again"
+            path, f"load_prior: card must be JSON, got {error.reason}; copy the weights again"
         ) from error
     found = (
         (card.get("format"), card.get("version")) if isinstance(card, dict) else type(card).__name__
@@ -136,18 +135,11 @@ def read_card(directory):
 
 def _read_arrays(path, entry):
     try:
-        size = path.stat().st_size
-        content = path.read_bytes() if size <= LARGEST else b""
-    except OSError as error:
+        content = read_bytes(path, max_bytes=LARGEST)
+    except InputFileError as error:
         raise WeightsError(
-            path, f"load_prior: weights must be readable, got {error}; copy them again"
+            path, f"load_prior: weights must be readable, got {error.reason}; copy them again"
         ) from error
-    if size > LARGEST:
-        raise WeightsError(
-            path,
-            f"load_prior: weights must be at most {LARGEST} bytes, got {size}; this is not a file"
-            " that astrogen wrote",
-        )
     found = hashlib.sha256(content).hexdigest()
     if found != entry["sha256"]:
         raise WeightsError(
@@ -156,26 +148,14 @@ def _read_arrays(path, entry):
             " cut short, copy it again",
         )
     try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as stored:
-            arrays = {key: stored[key] for key in stored.files}
-        shapes = {key: [list(value.shape), str(value.dtype)] for key, value in arrays.items()}
-    # An archive of Keras opens as one of NumPy, with bytes in place of arrays; a bare .npy file is
-    # no archive.
-    except (
-        ValueError,
-        OSError,
-        EOFError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:
+        arrays = parse_npz(path, content, max_bytes=LARGEST_INSIDE)
+    except InputFileError as error:  # an archive of Keras opens as one of NumPy
         raise WeightsError(
             path,
-            f"load_prior: weights must be plain arrays, got {error}; pickles and archives with code"
-            " are refused",
+            f"load_prior: weights must be plain arrays, got {error.reason}; pickles and archives"
+            " with code are refused",
         ) from error
+    shapes = {key: [list(value.shape), str(value.dtype)] for key, value in arrays.items()}
     if shapes != entry["arrays"]:
         raise WeightsError(
             path,

@@ -93,7 +93,7 @@ def _panels(result):
 
 def fitted_background(result):
     """Posterior mean of the background, flux per observed pixel: figures show light above it."""
-    return float(np.mean(result.background_draws)) if len(result.background_draws) else 0.0
+    return result.background[0] if len(result.background_draws) else 0.0
 
 
 def common_stretch(result):

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from astrogen.files import write_whole
 from astrogen.report.figure import RESIDUAL_LIMIT, extent_of
 from astrogen.report.style import GOOD, INK, LIGHT, MASKED, QUIET, SIGNED, WARNING
-from astrogen.result import format_value
+from astrogen.result import all_status, format_value
 
 MOST_EXPOSURES, MOST_SOURCES = 8, 16  # panels that one figure shows
 PANEL = 2.15  # inches
@@ -113,7 +113,7 @@ def _cards(result):
 def _draw_exposure(axes, result, number):
     observation, level = (
         result.observations[number],
-        float(result.background_draws[:, number].mean()),
+        result.background[0][number],
     )
     sigma = float(np.sqrt(np.median(observation.variance[~observation.mask])))
     model = result.models[number] - level
@@ -194,7 +194,7 @@ def _write_words(figure, result):
     hidden = len(result.observations) > MOST_EXPOSURES or len(result.sources) > MOST_SOURCES
     width = int(13 * figure.get_figwidth())  # letters
     lines = [
-        textwrap.shorten(sentence, width, placeholder=" …") for sentence in result.status[:2]
+        textwrap.shorten(sentence, width, placeholder=" …") for sentence in all_status(result)[:2]
     ] + ["more exposures or galaxies than are shown: see the file"] * hidden
     figure.text(
         0.012,

@@ -2,12 +2,14 @@
 each above its departure from the simulations.
 """
 
+import io
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, ScalarFormatter
 
+from astrogen.files import write_whole
 from astrogen.report.style import INK, QUIET
 
 STYLES = {
@@ -39,9 +41,10 @@ def write_statistics(compared, path, *, dpi=110):
     path : path of the picture
     dpi : int
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draw_statistics(compared).savefig(path, dpi=dpi, facecolor="white")
+    path, stream = Path(path), io.BytesIO()
+    kind = path.suffix.lstrip(".") or "png"
+    draw_statistics(compared).savefig(stream, dpi=dpi, format=kind, facecolor="white")
+    write_whole(path, stream.getvalue())
 
 
 def draw_statistics(compared):

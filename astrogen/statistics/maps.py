@@ -1,4 +1,6 @@
-"""What all statistics share: a batch of maps that can be trusted, and counting in bins map by map."""
+"""What all statistics share: a batch of maps that can be trusted, and counting in bins map by
+map.
+"""
 
 import numpy as np
 

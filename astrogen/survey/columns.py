@@ -2,7 +2,7 @@
 that the file holds, letter for letter, and numbers are in the unit that their column names.
 """
 
-import csv
+import io
 import re
 from typing import NamedTuple
 
@@ -13,9 +13,10 @@ from astropy.table.meta import get_header_from_yaml
 from astropy.units import deg, hourangle, pix, rad
 
 from astrogen.errors import InputError
+from astrogen.reading import only_input_errors
+from astrogen.tables import open_table, split_text, typed_table
 from astrogen.units import read_unit
 
-PARQUET_MAGIC, ECSV_MAGIC = b"PAR1", b"# %ECSV"
 EXACT_INTEGER = 2**53  # beyond, a floating-point number has lost digits
 MISSING = ("", "--", "nan", "null", "none", "n/a")  # as text in a column of numbers
 UNIT_WORDS = {  # what headers say, in lower case, and astropy does not know
@@ -44,13 +45,12 @@ class Columns(NamedTuple):
     numbers: dict
 
 
-def read_columns(path, wanted, *, text, numbers):
-    """Columns of a table: FITS, ECSV, CSV, Parquet, VOTable, HDF5, ...
+def read_columns(path, *, text, numbers):
+    """Columns of a table in one of the formats of `astrogen.tables`.
 
     Parameters
     ----------
     path : path
-    wanted : str, `<function>: <argument> must be <demand>`, for the error
     text, numbers : collections of str, names of columns in lower case, where they are there
 
     Returns
@@ -59,73 +59,31 @@ def read_columns(path, wanted, *, text, numbers):
 
     Raises
     ------
-    ValueError : the file is no table, or a column of text holds floating-point numbers, whose
-        digits are not those of the file.
+    InputFileError : the file is no table. InputError : a column of text holds floating-point
+        numbers, whose digits are not those of the file.
     """
-    try:
-        with open(path, "rb") as file:
-            head = file.read(len(ECSV_MAGIC))
-        if head.startswith(PARQUET_MAGIC):
-            return _read_parquet(path, text, numbers)
-        if not head.startswith(ECSV_MAGIC) and str(path).lower().endswith(".csv"):
-            names, rows = _split_lines(path, ",")
-            table = Table([_cells(rows, index) for index in range(len(names))], names=names)
+    source = open_table(path)
+    with only_input_errors(source.path):
+        if source.kind == "parquet":
+            return _read_parquet(source, text, numbers)
+        names, cells = split_text(source) if source.kind in ("text", "ecsv") else ((), ())
+        if source.kind == "text":
+            table = Table(list(map(list, cells)), names=names)
         else:
-            table, rows = _typed_table(path), None
-            if head.startswith(ECSV_MAGIC):
-                names, rows = _split_lines(path, _ecsv_delimiter(path), comment="#")
+            table = typed_table(source)
         columns = {name.lower(): column for name, column in reversed(table.columns.items())}
-        places = {name.lower(): index for index, name in enumerate(names)} if rows else {}
+        written = dict(zip((name.lower() for name in names), cells, strict=True))
         texts = {
             name: _texts(path, name, columns[name], exact=name not in numbers)
-            if name not in places
-            else _as_written(columns[name], _cells(rows, places[name]))
+            if name not in written
+            else _as_written(columns[name], written[name].tolist())
             for name in text
             if name in columns
         }
-    except (FileNotFoundError, InputError):
-        raise
-    except Exception as error:
-        raise InputError(f"{wanted}, got {path}: {error}; see `Table.read`") from error
     found = {name: columns[name] for name in numbers if name in columns}
     if skies := [column for column in columns.values() if isinstance(column, SkyCoord)]:
         found["sky"] = skies[0]
     return Columns(table.colnames, len(table), texts, found)
-
-
-def _typed_table(path):
-    """A table of a format that says the types of its columns."""
-    return Table.read(path)
-
-
-def _split_lines(path, delimiter, comment=None):
-    """(names, rows) of a text table, cells as they are written."""
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        lines = (line for line in file if not (comment and line.startswith(comment)))
-        names, *rows = (
-            row for row in csv.reader(lines, delimiter=delimiter, skipinitialspace=True) if row
-        )
-    names = [name.strip() for name in names]
-    if len(set(names)) < len(names):
-        raise ValueError(f"columns must have different names, got {', '.join(names)}")
-    for number, row in enumerate(rows, 1):
-        if len(row) > len(names):
-            raise ValueError(f"row {number} has {len(row)} cells for {len(names)} columns")
-    return names, rows
-
-
-def _ecsv_delimiter(path):
-    with open(path, encoding="utf-8") as file:
-        for line in file:
-            if match := re.match(r"#\s*delimiter:\s*['\"]?(.)", line):
-                return match[1]
-            if not line.startswith("#"):
-                return " "
-    return " "
-
-
-def _cells(rows, index):
-    return [row[index] if index < len(row) else "" for row in rows]
 
 
 def _as_written(column, cells):
@@ -154,13 +112,14 @@ def _text(path, name, row, value, exact=True):
     return None if value is None or value != value else str(value)
 
 
-def _read_parquet(path, text, numbers):
+def _read_parquet(source, text, numbers):
     """Through Arrow: whole numbers with gaps stay whole, and of wide tables only what is asked for
     is read.
     """
     from pyarrow.parquet import ParquetFile
 
-    with ParquetFile(path) as file:
+    path = source.path
+    with ParquetFile(io.BytesIO(source.content)) as file:
         schema, num_rows = file.schema_arrow, file.metadata.num_rows
         names = {name.lower(): name for name in reversed(schema.names)}
         chosen = {name: names[name] for name in (*text, *numbers) if name in names}
@@ -276,7 +235,7 @@ def _unit_of(column, path, name, wanted, what):
     text = str(column.unit).strip().strip("\"'").lower()
     word = next((unit for spelt, unit in UNIT_WORDS.items() if re.fullmatch(spelt, text)), None)
     unit = read_unit(word or column.unit)
-    if word == "hourangle" and what != "an angle" or not unit.is_equivalent(wanted):
+    if (word == "hourangle" and what != "an angle") or not unit.is_equivalent(wanted):
         raise InputError(
             f"read_catalogue: column {name} must be {what}, got the unit {str(column.unit)!r} in"
             f" {path}; convert it, or name its unit as astropy does"

@@ -6,17 +6,18 @@ import hashlib
 import importlib.util
 import os
 import re
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from astropy.table import Table
 
-from astrogen.errors import InputError
-from astrogen.images import read_psfex, split_path
+from astrogen.errors import InputError, InputFileError
+from astrogen.images import list_extents, read_psfex, split_path
 from astrogen.observation import Frame, check_frame, cut_frame, make_psf, read_frame, read_psf
 from astrogen.survey.columns import read_columns, read_pixels, read_sky
+from astrogen.tables import read_table
 from astrogen.units import level_or_path
 
 NAMES = {  # column names that catalogues use, in the order in which they are looked for
@@ -58,11 +59,12 @@ class Target(NamedTuple):
 
 
 def read_catalogue(path):
-    """The objects of a table that Astropy reads: identifiers, and positions.
+    """The objects of a table: identifiers, and positions.
 
     Parameters
     ----------
-    path : path of FITS, ECSV, CSV, Parquet, VOTable, ...; identifiers are text, letter for letter.
+    path : path of FITS (or FILE[HDU]), VOTable, Parquet, ECSV, CSV or other text with a line of
+        names; identifiers are text, letter for letter.
         Columns of positions have the unit that they name; without one ra and dec are in degrees
         (as text: 10:12:03.4 is hours), x and y in pixels
 
@@ -73,12 +75,12 @@ def read_catalogue(path):
 
     Raises
     ------
-    ValueError : the file is no table, has no positions, or an identifier occurs twice or is
+    InputFileError : the file is damaged or no table. InputError : it has no positions, or an
+    identifier occurs twice or is
         missing; a column has a unit of another kind, or an impossible value.
     """
     columns = read_columns(
         path,
-        "read_catalogue: catalogue must be a table that Astropy reads",
         text=NAMES["id"],
         numbers=[name for role in ("ra", "dec", "x", "y") for name in NAMES[role]],
     )
@@ -197,15 +199,15 @@ def _is_image(path):
     if not re.search(r"\.(fits?|fts|npy)(\.(gz|fz))?(\[.*\])?$", path, re.IGNORECASE):
         return False
     try:
-        return "image" not in Table.read(path).colnames
-    except Exception:  # no table: an image, or a file that will be refused as one
+        tables = [extent for extent in list_extents(split_path(path)[0]) if extent.is_table]
+        return not tables or "image" not in read_table(path).colnames
+    except InputFileError:  # no table: an image, or a file that will be refused as one
         return True
 
 
 def _exposures_of_table(path, companions):
     columns = read_columns(
         path,
-        "list_exposures: images must be FITS or .npy files, or a table of them",
         text=Exposure._fields,
         numbers=NOISE,
     )
@@ -245,11 +247,19 @@ def _exposures_of_table(path, companions):
 def _beside(table, kind, name, unit):
     """A noise level stays one, in the unit of its column; a path that is not there is looked for
     beside the table.
+
+    Code is never run because a file says so.
     """
-    here = table.parent / name
-    if _is_noise(kind, name) and not here.exists():
+    beside = table.parent / name
+    if _is_noise(kind, name) and not beside.exists():
         return f"{name} {unit}".strip()
-    return name if Path(name).exists() or is_callable(name) else str(here)
+    if is_callable(name) and not beside.exists():
+        raise InputFileError(
+            table,
+            f"list_exposures: {kind} must be a file in a table of images, got {name!r}; a function"
+            " is taken from psf= alone",
+        )
+    return name if Path(name).exists() else str(beside)
 
 
 def match(catalogue, exposures):
@@ -339,11 +349,19 @@ def cut_out(target, exposure, *, size, name, bad_bits=None):
     the exposure is masked.
     """
     whole, centre = _whole(exposure, bad_bits), (target.x, target.y)
-    return check_frame(
+    stamp = check_frame(
         cut_frame(whole.frame, centre, size),
         psf=_psf(exposure, whole.pixel_scale, centre),
         pixel_scale=whole.pixel_scale,
         name=name,
+    )
+    low = np.ceil(np.array(centre) - size / 2)
+    held = np.minimum(low + size, whole.frame.image.shape[::-1]) - np.maximum(low, 0)
+    beyond = 1 - float(np.prod(held)) / size**2
+    if not beyond > 0:
+        return stamp
+    return replace(
+        stamp, notes=(*stamp.notes, f"{beyond:.0%} of the stamp lies beyond the exposure")
     )
 
 

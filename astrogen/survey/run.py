@@ -7,7 +7,7 @@ import contextlib
 import os
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +15,8 @@ from tqdm import tqdm
 
 from astrogen import __version__
 from astrogen.errors import InputError, SurveyError
+from astrogen.files import hold_folder
+from astrogen.processes import follow_parent, kill_children_at_interrupt
 from astrogen.quiet import keep_tensorflow_quiet
 from astrogen.spawn import fresh_context
 from astrogen.survey.inputs import (
@@ -27,8 +29,15 @@ from astrogen.survey.inputs import (
     read_catalogue,
 )
 from astrogen.survey.remote import ONE_THREAD, code_hash, infer_remotely
-from astrogen.survey.store import chunk_path, is_whole, settle_manifest, write_catalogue
-from astrogen.survey.work import infer_chunk, survives
+from astrogen.survey.store import (
+    chunk_path,
+    index_path,
+    is_whole,
+    settle_manifest,
+    warn_of_damage,
+    write_catalogue,
+)
+from astrogen.survey.work import cannot_write, infer_chunk, survives
 
 DASK_TIMEOUT = 30  # seconds until a scheduler that does not answer counts as gone
 DIED = "the worker process died on it (out of memory, or a fault of a library)"
@@ -110,25 +119,49 @@ def run_survey(
         (number, objects[start : start + chunk])
         for number, start in enumerate(range(0, len(objects), chunk))
     ]
-    settle_manifest(out, _manifest(catalogue, exposures, fit, chunk), resume=resume, force=force)
-    mine = [
-        job
-        for job in jobs
-        if job[0] % shard[1] == shard[0] - 1 and not is_whole(chunk_path(out, job[0]))
-    ]
-    with tqdm(
-        total=len(objects),
-        initial=len(objects) - sum(len(some) for _, some in mine),
-        unit=" objects",
-        disable=not progress,
-        smoothing=0.05,
-    ) as bar:
-        for number in _finished(mine, out, exposures, fit, num_workers, scheduler):
-            bar.update(len(jobs[number][1]))
-    unfinished = sum(not chunk_path(out, number).is_file() for number, _ in jobs)
-    return (
-        Done(0, 0, 0, unfinished) if unfinished else Done(*write_catalogue(out, len(jobs), lost), 0)
-    )
+    told = _manifest(catalogue, exposures, fit, chunk)
+    part = "" if shard[1] == 1 else f"{shard[0]}-of-{shard[1]}"
+    try:
+        with hold_folder(out, error=SurveyError, part=part):
+            settle_manifest(out, told, resume=resume, force=force)
+            warn_of_damage(out)
+            mine = [
+                job
+                for job in jobs
+                if job[0] % shard[1] == shard[0] - 1
+                and not is_whole(chunk_path(out, job[0]), job[1])
+            ]
+            todo = partial(_finished, mine, out, exposures, fit, num_workers, scheduler)
+            _watch(todo, mine, len(objects), progress)
+            return _end(out, len(jobs), lost)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise cannot_write(error.filename or out, error) from error
+
+
+def _watch(finished_fn, jobs, num, progress):
+    """Do jobs, with a bar of the objects that are done; num : int, all objects of the run."""
+    sizes = {number: len(objects) for number, objects in jobs}
+    initial = num - sum(sizes.values())
+    with (
+        tqdm(
+            total=num, initial=initial, unit=" objects", disable=not progress, smoothing=0.05
+        ) as bar,
+        contextlib.closing(finished_fn()) as finished,
+    ):
+        for number in finished:
+            bar.update(sizes[number])
+
+
+def _end(out, num_chunks, lost):
+    """Write the catalogue, where all chunks are there."""
+    paths = [chunk_path(out, number) for number in range(num_chunks)]
+    unfinished = sum(not index_path(path).is_file() for path in paths)
+    if unfinished:
+        return Done(0, 0, 0, unfinished)
+    # Shards that end at the same time write the same bytes.
+    return Done(*write_catalogue(out, num_chunks, lost), 0)
 
 
 def _check_fit(fit, exposures):
@@ -257,7 +290,7 @@ def _by_dask(jobs, out, exposures, fit, scheduler, crashed):
                 except KilledWorker:
                     crashed.append((number, objects))
                     continue
-                if not chunk_path(out, number).is_file():
+                if not index_path(chunk_path(out, number)).is_file():
                     raise SurveyError(
                         chunk_path(out, number),
                         "run_survey: workers must write to the folder of the run, got no file of a"
@@ -273,7 +306,7 @@ def _scheduler_gone(out, scheduler, error):
     return SurveyError(
         out,
         f"run_survey: scheduler must be there until the end, got {told} from {scheduler}; start it"
-        " and its workers and go on with --resume: finished chunks are kept",
+        " and its workers and go on with resume=True: finished chunks are kept",
     )
 
 
@@ -323,13 +356,23 @@ def _pool(num_workers):
     before = dict(os.environ)
     os.environ.update(ONE_THREAD)
     try:
-        with ProcessPoolExecutor(
-            num_workers,
-            mp_context=fresh_context("run_survey"),
-            initializer=keep_tensorflow_quiet,
-        ) as pool:
+        # Killed before the pool waits for them, and where it is interrupted while it waits.
+        with (
+            kill_children_at_interrupt(),
+            ProcessPoolExecutor(
+                num_workers,
+                mp_context=fresh_context("run_survey"),
+                initializer=_start_worker,
+            ) as pool,
+            kill_children_at_interrupt(),
+        ):
             yield pool
     finally:
         for name in set(os.environ) - set(before):
             del os.environ[name]
         os.environ.update(before)
+
+
+def _start_worker():
+    follow_parent()
+    keep_tensorflow_quiet()

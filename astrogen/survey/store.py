@@ -1,33 +1,58 @@
-"""What a survey run writes: chunk files (HDF5), the catalogue (Parquet), the list of failures, the
-manifest; and how they are read back.
+"""What a survey run writes: chunk files, the catalogue (Parquet), the list of failures, the
+manifest and the ledger; and how they are read back.
 
-DIR/manifest.json             configuration, hashes of catalogue, images, weights and code
-DIR/chunks/000012.h5          images, imagined solutions, latent draws and catalogue rows of one
-chunk DIR/catalogue.parquet         one row for each object and exposure; of a joint run, for each
-object DIR/failures.ecsv             what gave no result, and why
+DIR/manifest.json        configuration, hashes of catalogue, images, weights and code
+DIR/chunks/000012.npz    images, imagined solutions, latent draws and catalogue rows of one chunk
+DIR/chunks/000012.json   sha256 of that file, which objects it holds, and which failed
+DIR/catalogue.parquet    one row for each object and exposure; of a joint run, for each object
+DIR/failures.ecsv        what gave no result, and why
+DIR/ledger.json          written last: sha256 of all of them
+
+Nothing is parsed before its sha256 is right; the JSON files carry their own.
 """
 
 import contextlib
-import hashlib
+import io
 import itertools
 import json
+import warnings
+import zipfile
+import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-import h5py
 import numpy as np
-from astropy.table import Table, vstack
+import pyarrow
+from astropy.table import Table, meta, vstack
+from pyarrow import parquet
 
+from astrogen.arrays import npz_bytes
 from astrogen.errors import SurveyError
-from astrogen.files import whole_file, write_whole
+from astrogen.files import write_table, write_whole
 from astrogen.joint_result import JointResult, Source
 from astrogen.observation import make_observation, make_psf
-from astrogen.result import QUANTITIES, Quantities, Result, poor_shape
+from astrogen.result import QUANTITIES, Quantities, Result, measured_words
+from astrogen.survey.ledger import read_hashed, read_signed, sha256_of, signed, write_signed
 from astrogen.units import Brightness
 
 FORMAT = "astrogen survey 3"
 MANIFEST, CATALOGUE, FAILURES = "manifest.json", "catalogue.parquet", "failures.ecsv"
+LEDGER = "ledger.json"
+LARGEST = 2**28  # bytes of one object in memory: more is an archive that was made to burst
+NOT_OURS = (
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    NotImplementedError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 SCALES = ("prior_scale", "target_fwhm")
 DIAGNOSTICS = ("k_hat", "ess", "r_hat", "num_divergent", "residual_amplitude")
 JOINT_SOURCE = ("name", "bands", "reference", "place", "x", "y", "colour", "residual_amplitude")
@@ -49,7 +74,11 @@ UNITS = {
 
 def chunk_path(out, number):
     """The file of one chunk."""
-    return Path(out) / "chunks" / f"{number:06d}.h5"
+    return Path(out) / "chunks" / f"{number:06d}.npz"
+
+
+class DamageWarning(UserWarning):
+    """A file of a run is not as it was written, and is made again."""
 
 
 # --- chunks
@@ -96,6 +125,9 @@ def pack(result, seen, *, bands, num_kept):
         f"cov_{one}_{other}": quantities.covariance[QUANTITIES.index(one)][QUANTITIES.index(other)]
         for one, other in COVARIANCE
     }
+    row["background"], row["background_err"] = (
+        (part[0] for part in result.background) if jointly else result.background
+    )
     row |= _fluxes(source, bands) if jointly else {}
     row |= (
         {"chi2": result.chi2[worst], "p_value": result.p_values[worst]}
@@ -111,7 +143,7 @@ def pack(result, seen, *, bands, num_kept):
     row |= {
         "converged": result.converged,
         "method": result.method,
-        "status": " | ".join((*result.status, *poor_shape(quantities), *seen.missing)),
+        "status": " | ".join((*result.status, *measured_words(quantities), *seen.missing)),
     }
     draws = source.draws
     chosen = (
@@ -153,6 +185,7 @@ def pack(result, seen, *, bands, num_kept):
         "diagnostics": result.diagnostics,
         "provenance": result.provenance,
         "num_failed": quantities.num_failed,
+        "num_no_radius": quantities.num_no_radius,
         "covariance": quantities.covariance,
     }
     if jointly:
@@ -181,77 +214,114 @@ def _fluxes(source, bands):
     return columns
 
 
-def write_chunk(path, packed, failures):
+def write_chunk(path, packed, failures, *, unsettled=False):
     """Write packed results and failures, (identifier, reason), of one chunk: equal input makes
     equal bytes.
+
+    Parameters
+    ----------
+    unsettled : bool, the machine failed on the way: a resumed run does the chunk again
     """
-    with whole_file(path) as temporary, h5py.File(temporary, "w") as file:
-        file.attrs["format"] = FORMAT
-        text = h5py.string_dtype()
-        file.create_dataset("failures", data=np.array(failures, object).reshape(-1, 2), dtype=text)
-        file.create_dataset("about", data=[about for *_, about in packed], dtype=text)
-        file.attrs["columns"] = list(packed[0][0]) if packed else []
-        for name in packed[0][0] if packed else ():
-            values = [row[name] for row, *_ in packed]
-            file.create_dataset(
-                f"row/{name}", data=values, dtype=text if isinstance(values[0], str) else None
-            )
-        for name in packed[0][1] if packed else ():
-            _write_arrays(
-                file.create_group(f"array/{name}"), [arrays[name] for _, arrays, _ in packed]
-            )
+    rows, arrays = [row for row, *_ in packed], [arrays for _, arrays, _ in packed]
+    content = {f"row/{name}": [row[name] for row in rows] for name in (rows[0] if rows else ())}
+    for name in arrays[0] if arrays else ():
+        # Arrays of one rank flat, with their shapes: stamps and PSFs may differ.
+        some = [np.asarray(each[name]) for each in arrays]
+        content[f"shape/{name}"] = [each.shape for each in some]
+        content[f"values/{name}"] = np.concatenate([each.ravel() for each in some])
+    texts = "[" + ",".join(about for *_, about in packed) + "]"  # each is JSON
+    content["about"] = np.frombuffer(texts.encode(), np.uint8)
+    written = npz_bytes(content, level=1)
+    write_whole(path, written)
+    index = {
+        "format": FORMAT,
+        "chunk": Path(path).stem,
+        "content": sha256_of(written),
+        "objects": [[row["id"], row["image"]] for row in rows],
+        "failures": [list(pair) for pair in failures],
+        "unsettled": unsettled,
+    }
+    write_signed(index_path(path), index)
 
 
-def _write_arrays(group, arrays):
-    """Arrays of one rank as one flat dataset with their shapes: stamps and PSFs may differ."""
-    group.create_dataset("shape", data=[array.shape for array in arrays])
-    group.create_dataset(
-        "values",
-        data=np.concatenate([np.ravel(array) for array in arrays]),
-        compression="gzip",
-        compression_opts=1,
-        shuffle=True,
-    )
-    # Otherwise this happens when the last reference to the dataset goes, which a profiler may hold
-    # (that of Dask does): the order in the file would depend on it.
-    group.file.flush()
+def index_path(path):
+    """The file that says what is in a chunk's file."""
+    return Path(path).with_suffix(".json")
+
+
+def read_index(path):
+    """What is in a chunk: dict of the sha256 of its file, objects [(identifier, images)],
+    failures [(identifier, reason)], unsettled.
+    """
+    index = read_signed(index_path(path), format=FORMAT)
+    with _as_written(index_path(path)):
+        index |= {
+            name: [(str(ident), str(text)) for ident, text in index[name]]
+            for name in ("objects", "failures")
+        }
+        found = index["chunk"], index["content"], index["unsettled"]
+    if found[0] != Path(path).stem:
+        raise SurveyError(
+            index_path(path),
+            f"chunk must be {Path(path).stem}, got that of {index['chunk']}: the file was moved;"
+            " delete it and run again with resume=True",
+        )
+    return index
 
 
 @contextlib.contextmanager
-def _opened(path):
-    """A chunk's file, read; one that is not whole says so."""
+def _as_written(path):
+    """A file whose sha256 is right, and which holds something else than is written: not ours."""
     try:
-        with h5py.File(path) as file:
-            if file.attrs.get("format") != FORMAT:
-                raise OSError(f"format {file.attrs.get('format')!r}")
-            yield file
-    except (OSError, KeyError) as error:
+        yield
+    except (*NOT_OURS, MemoryError) as error:
+        told = " ".join(f"{type(error).__name__}: {error}".split())
         raise SurveyError(
-            path,
-            f"read_rows: chunk must be whole, got {error}; delete it and run again with --resume",
+            path, f"file must hold what astrogen writes, got {told}; it was made by something else"
         ) from error
+
+
+def _read_arrays(path, index, *, kind=""):
+    """The arrays of a chunk's file, {name: array}; of those whose name begins with `kind`."""
+    content = read_hashed(path, index["content"])
+    with _as_written(path):
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+        if size > LARGEST * (1 + len(index["objects"])):
+            raise ValueError(f"{size} bytes of {len(index['objects'])} objects")
+        with np.load(io.BytesIO(content), allow_pickle=False) as stored:
+            return {name: stored[name] for name in stored.files if name.startswith(kind)}
 
 
 def read_rows(path):
     """(Table of the chunk's catalogue rows, list of (identifier, reason) that failed)."""
-    with _opened(path) as file:
-        rows = {name: file[f"row/{name}"] for name in file.attrs["columns"]}
-        return Table(
-            {
-                name: np.array(values.asstr()[:], str) if values.dtype.kind == "O" else values[:]
-                for name, values in rows.items()
-            }
-        ), [tuple(pair) for pair in file["failures"].asstr()[:]]
+    index = read_index(path)
+    rows = _read_arrays(path, index, kind="row/")
+    with _as_written(path):
+        table = Table({name.removeprefix("row/"): values for name, values in rows.items()})
+    return table, index["failures"]
 
 
-def is_whole(path):
-    """Whether a chunk's file can be read to its end."""
-    try:
-        with h5py.File(path) as file:
-            file.visititems(lambda _, item: item[()] if isinstance(item, h5py.Dataset) else None)
-            return file.attrs.get("format") == FORMAT
-    except (OSError, RuntimeError):
+def is_whole(path, objects=None):
+    """Whether a chunk is there as it was written, and settled; of these objects, tuples of
+    Targets, where they are given.
+
+    What is there and damaged is warned of: the caller makes it again.
+    """
+    if not Path(path).exists() and not index_path(path).exists():
         return False
+    try:
+        index = read_index(path)
+        read_hashed(path, index["content"])
+    except SurveyError as error:
+        if Path(path).exists() and index_path(path).exists():
+            warnings.warn(f"done again: {error}", DamageWarning, stacklevel=2)
+        return False
+    if objects is not None:
+        held = sorted(ident for ident, _ in index["objects"] + index["failures"])
+        if held != sorted(some[0].ident for some in objects):
+            return False
+    return not index["unsettled"]
 
 
 def read_object(out, ident, *, image=None):
@@ -271,19 +341,22 @@ def read_object(out, ident, *, image=None):
     ------
     SurveyError : no such object, or several exposures to choose from.
     """
+    if not (Path(out) / "chunks").is_dir():
+        raise SurveyError(
+            out,
+            "read_object: folder must hold a survey run, got no chunks; give the one that `astrogen"
+            " survey --out` named",
+        )
     found, reasons = [], []
-    for path in sorted((Path(out) / "chunks").glob("*.h5")):
-        with _opened(path) as file:
-            names, images = (
-                file[f"row/{name}"].asstr()[:] if "row" in file else np.array([])
-                for name in ("id", "image")
-            )
-            found += [
-                (path, row, images[row])
-                for row in np.flatnonzero(names == str(ident))
-                if image in (None, *images[row].split(SEPARATOR))
-            ]
-            reasons += [why for name, why in file["failures"].asstr()[:] if name == str(ident)]
+    for path in sorted((Path(out) / "chunks").glob("*.json")):
+        path = path.with_suffix(".npz")
+        index = read_index(path)
+        found += [
+            (path, row, images)
+            for row, (name, images) in enumerate(index["objects"])
+            if name == str(ident) and image in (None, *images.split(SEPARATOR))
+        ]
+        reasons += [why for name, why in index["failures"] if name == str(ident)]
     if not found and reasons:
         raise SurveyError(
             out, f"read_object: object {ident!r} has no result: {'; '.join(dict.fromkeys(reasons))}"
@@ -298,17 +371,21 @@ def read_object(out, ident, *, image=None):
             f"read_object: image must be given for {ident!r}, which is in"
             f" {', '.join(str(name) for *_, name in found)}",
         )
-    return _unpack(*found[0][:2])
+    path, number, _ = found[0]
+    stored = _read_arrays(path, read_index(path))
+    with _as_written(path):
+        return _unpack(stored, number)
 
 
-def _unpack(path, number):
-    with _opened(path) as file:
-        row = {
-            name: values.asstr()[number] if values.dtype.kind == "O" else values[number]
-            for name, values in file["row"].items()
-        }
-        arrays = {name: _read_array(group, number) for name, group in file["array"].items()}
-        about = json.loads(file["about"].asstr()[number])
+def _unpack(stored, number):
+    kinds = [name.split("/", 1) for name in stored if "/" in name]
+    row = {name: stored[f"row/{name}"][number].item() for kind, name in kinds if kind == "row"}
+    arrays = {
+        name: _one_of(stored[f"shape/{name}"], stored[f"values/{name}"], number)
+        for kind, name in kinds
+        if kind == "values"
+    }
+    about = json.loads(stored["about"].tobytes())[number]
     observations = _observations(row, arrays, about)
     residuals = tuple(
         np.where(observation.mask, 0, observation.image - model).astype(np.float32)
@@ -316,7 +393,10 @@ def _unpack(path, number):
     )
     pairs = [(float(row[name]), float(row[f"{name}_err"])) for name in QUANTITIES]
     measured = Quantities(
-        *pairs, num_failed=about["num_failed"], covariance=tuple(map(tuple, about["covariance"]))
+        *pairs,
+        num_failed=about["num_failed"],
+        num_no_radius=about["num_no_radius"],
+        covariance=tuple(map(tuple, about["covariance"])),
     )
     source = {name: float(row[name]) for name in SCALES} | {
         "image_std": arrays["image_std"],
@@ -400,12 +480,9 @@ def _tuple(value):
     return tuple(value) if isinstance(value, list) else value
 
 
-def _read_array(group, number):
-    shapes = group["shape"][:]
+def _one_of(shapes, values, number):
     ends = np.cumsum(shapes.prod(1))
-    return group["values"][ends[number] - shapes[number].prod() : ends[number]].reshape(
-        shapes[number]
-    )
+    return values[ends[number] - shapes[number].prod() : ends[number]].reshape(shapes[number])
 
 
 # --- the run
@@ -416,21 +493,36 @@ def read_survey(out):
 
     Raises
     ------
-    SurveyError : the run has not finished.
+    SurveyError : the run has not finished, or its catalogue, list of failures or manifest are not
+        as they were written.
     """
     path = Path(out) / CATALOGUE
-    if not path.is_file():
+    if not (Path(out) / LEDGER).exists():
         raise SurveyError(
-            path, "read_survey: run must have finished, got no catalogue; go on with --resume"
+            path, "read_survey: run must have finished, got no ledger; go on with resume=True"
         )
-    return Table.read(path)
+    with _as_written(Path(out) / LEDGER):
+        files = dict(read_signed(Path(out) / LEDGER, format=FORMAT)["files"])
+    if CATALOGUE not in files:
+        raise SurveyError(
+            path, f"read_survey: run must have results, got failures alone; see {FAILURES}"
+        )
+    for name in (MANIFEST, FAILURES):
+        read_hashed(Path(out) / name, files.get(name))
+    content = read_hashed(path, files[CATALOGUE])
+    with _as_written(path):
+        return Table.read(io.BytesIO(content), format="parquet")
 
 
 def write_catalogue(out, num_chunks, lost):
-    """The rows of all chunks as one table, the failures as another; returns the numbers of rows, of
-    failures, and of rows that lack something.
+    """The rows of all chunks as one table, the failures as another, and the ledger; returns the
+    numbers of rows, of failures, and of rows that lack something.
     """
-    parts = [read_rows(chunk_path(out, number)) for number in range(num_chunks)]
+    paths = [chunk_path(out, number) for number in range(num_chunks)]
+    for path in set((Path(out) / "chunks").glob("*.npz")) - set(paths):  # of a run that was forced
+        for file in (index_path(path), path):
+            file.unlink(missing_ok=True)
+    parts = [read_rows(path) for path in paths]
     tables, failures = (
         [table for table, _ in parts if len(table)],
         [pair for _, some in parts for pair in some] + list(lost),
@@ -440,21 +532,41 @@ def write_catalogue(out, num_chunks, lost):
         if name in catalogue.colnames:
             catalogue[name].unit = unit
     if tables:
-        with whole_file(Path(out) / CATALOGUE) as temporary:
-            catalogue.write(temporary, format="parquet")
-    listed = Table(
-        {
-            "id": np.array([name for name, _ in failures], str),
-            "reason": np.array([reason for _, reason in failures], str),
-        }
-    )
-    with whole_file(Path(out) / FAILURES) as temporary:
-        listed.write(temporary, format="ascii.ecsv")
+        write_whole(Path(out) / CATALOGUE, _parquet(catalogue))
+    listed = {
+        "id": np.array([name for name, _ in failures], str),
+        "reason": np.array([reason for _, reason in failures], str),
+    }
+    write_table(Path(out) / FAILURES, Table(listed))
+    names = [MANIFEST, FAILURES, *([CATALOGUE] if tables else [])]
+    ledger = {
+        "format": FORMAT,
+        "files": {name: sha256_of((Path(out) / name).read_bytes()) for name in names},
+        "chunks": [read_index(path)["content"] for path in paths],
+    }
+    write_signed(Path(out) / LEDGER, ledger)
     return (
         len(catalogue),
         len(failures),
         sum(INCOMPLETE in status for status in catalogue["status"]) if tables else 0,
     )
+
+
+def _parquet(table):
+    """The bytes of a Parquet file that Astropy reads with its units; its pages have checksums for
+    whoever reads it with other programs.
+    """
+    columns = {name: np.asarray(table[name]) for name in table.colnames}
+    told = {  # as Astropy's own writer, which cannot be asked for checksums
+        f"table::len::{name}": str(max(1, values.dtype.itemsize // 4))
+        for name, values in columns.items()
+        if values.dtype.kind == "U"
+    } | {"table_meta_yaml": "\n".join(meta.get_yaml_from_table(table))}
+    made = pyarrow.table({name: pyarrow.array(values) for name, values in columns.items()})
+    made = made.replace_schema_metadata(told)
+    buffer = io.BytesIO()
+    parquet.write_table(made, buffer, write_page_checksum=True)
+    return buffer.getvalue()
 
 
 def settle_manifest(out, wanted, *, resume, force=False):
@@ -463,50 +575,89 @@ def settle_manifest(out, wanted, *, resume, force=False):
     Raises
     ------
     SurveyError : the folder holds a run and `resume` is not set, or its configuration, weights or
-        code were others.
+        code were others, or cannot be read.
     """
-    path = Path(out) / MANIFEST
-    if path.is_file():
-        if not resume:
-            raise SurveyError(
-                path,
-                "run_survey: out must hold no run, got a manifest; go on with --resume, or choose"
-                " another folder",
-            )
-        found = read_manifest(path)
-        differing = [name for name in wanted if found.get(name) != wanted[name]]
-        if differing and not force:
-            told = "; ".join(
-                f"{name} {_short(found.get(name))} now {_short(wanted[name])}" for name in differing
-            )
-            raise SurveyError(
-                path,
-                f"run_survey: a resumed run must be of the same {' and '.join(differing)}, got"
-                f" {told}; choose another folder, or mix them with --force",
-            )
-        if not differing:
+    path, ledger = Path(out) / MANIFEST, Path(out) / LEDGER
+    wanted = json.loads(json.dumps({"format": FORMAT, **wanted}))  # as it will be read
+    if path.exists() and not resume:
+        raise SurveyError(
+            path,
+            "run_survey: out must hold no run, got a manifest; go on with resume=True, or choose"
+            " another folder",
+        )
+    if path.exists() or any((Path(out) / "chunks").glob("*.npz")):
+        same = _same_manifest(path, ledger, wanted, force)
+        if same:
             return
-    write_whole(path, json.dumps({"format": FORMAT, **wanted}, indent=1, sort_keys=True) + "\n")
+        ledger.unlink(missing_ok=True)  # what it says will no longer be so
+    write_signed(path, wanted)
+
+
+def _same_manifest(path, ledger, wanted, force):
+    """Whether the manifest is whole, and as wanted; others are refused, but for `force`."""
+    try:
+        found = read_manifest(path)
+    except SurveyError as error:
+        # A finished run's ledger knows what the manifest was.
+        if _hashes(ledger).get(MANIFEST) == sha256_of(signed(wanted)):
+            warnings.warn(f"written again: {error}", DamageWarning, stacklevel=2)
+            write_whole(path, signed(wanted))
+            return True
+        if force:
+            return False
+        raise
+    differing = [name for name in wanted if found.get(name) != wanted[name]]
+    if differing and not force:
+        told = "; ".join(
+            f"{name} {_short(found.get(name))} now {_short(wanted[name])}" for name in differing
+        )
+        raise SurveyError(
+            path,
+            f"run_survey: a resumed run must be of the same {' and '.join(differing)}, got"
+            f" {told}; choose another folder, or mix them with force=True",
+        )
+    return not differing
+
+
+def _hashes(ledger):
+    """The sha256 of each file that a ledger names; none where it cannot be read."""
+    try:
+        return read_signed(ledger, format=FORMAT)["files"]
+    except SurveyError:
+        return {}
+
+
+def warn_of_damage(out):
+    """Warn of files of a finished run that are not as they were written: the run is going to write
+    them again.
+    """
+    if not (Path(out) / LEDGER).exists():
+        return
+    try:
+        files = read_signed(Path(out) / LEDGER, format=FORMAT)["files"]
+        for name in files.keys() & {MANIFEST, CATALOGUE, FAILURES}:
+            read_hashed(Path(out) / name, files[name])
+    except SurveyError as error:
+        warnings.warn(f"written again: {error}", DamageWarning, stacklevel=2)
 
 
 def _short(value):
     text = json.dumps(value, sort_keys=True)
-    return text if len(text) < 80 else hashlib.sha256(text.encode()).hexdigest()[:12]
+    return text if len(text) < 80 else sha256_of(text.encode())[:12]
 
 
 def read_manifest(path):
-    """The manifest of a run, as a dict."""
-    try:
-        manifest = json.loads(Path(path).read_text())
-    except (OSError, ValueError) as error:
-        raise SurveyError(
-            path,
-            f"read_manifest: manifest must be JSON, got {error}; start again in another folder",
-        ) from error
-    if manifest.get("format") != FORMAT:
-        raise SurveyError(
-            path,
-            f"read_manifest: format must be {FORMAT!r}, got {manifest.get('format')!r}; use the"
-            " release that wrote it",
-        )
-    return manifest
+    """The manifest of a run, as a dict.
+
+    Raises
+    ------
+    SurveyError : it is missing, of another format, or not as it was written.
+    """
+    return read_signed(
+        path,
+        format=FORMAT,
+        advice=(
+            "go on with resume=True, force=True if catalogue, images and options are those of the"
+            " run, or start again in another folder"
+        ),
+    )

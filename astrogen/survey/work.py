@@ -4,15 +4,19 @@ Nothing here depends on who does it, or when.
 """
 
 import os
-from functools import lru_cache, partial
+import time
+from functools import partial
 from typing import NamedTuple
 
 from astrogen.detection import mask_neighbours
+from astrogen.errors import SurveyError, is_machines
 from astrogen.survey.inputs import cut_out
 from astrogen.survey.store import INCOMPLETE, Seen, pack, write_chunk
 
 # objects inferred at once; always so many, so that nothing depends on how many a chunk holds
 BATCH = 32
+# seconds before a chunk that met a fault of the machine is done again
+PAUSES = (1, 10)
 
 
 class Fit(NamedTuple):
@@ -44,25 +48,99 @@ class _Cut(NamedTuple):
 def infer_chunk(path, objects, exposures, fit, known_failures=()):
     """Infer objects, tuples of Targets, and write their chunk; returns its path.
 
-    One bad input never touches the others.
+    One bad input never touches the others. After a fault of the machine all of it is done again, so
+    that the bytes are those of a run that met none; what cannot be done even then is on the list,
+    and done again by a resumed run.
+
+    Raises
+    ------
+    SurveyError : the machine lets nothing be done, or the chunk cannot be written.
     """
-    failures, bands = (
-        list(known_failures),
-        list(dict.fromkeys(exposure.band for exposure in exposures)),
+    packed, failures, faults = _patiently(
+        path, partial(_packed, objects, exposures, fit, list(known_failures))
     )
-    cuts = _cut(objects, exposures, fit, failures)
-    packed = dict(_infer(cuts, fit, failures, partial(pack, bands=bands, num_kept=fit.num_kept)))
-    write_chunk(path, [packed[index] for index in sorted(packed)], failures)
+    try:
+        write_chunk(path, packed, failures, unsettled=bool(faults))
+    except OSError as error:
+        raise cannot_write(error.filename or path, error) from error
     return path
+
+
+def cannot_write(path, error):
+    """The SurveyError of a file of a run that an OSError keeps from being written."""
+    return SurveyError(
+        path,
+        "run_survey: machine must let files be written and processes be started, got"
+        f" {error.strerror or error}; mend that and go on with resume=True: finished chunks are"
+        " kept",
+    )
+
+
+def _patiently(path, infer_fn):
+    """What `infer_fn` gives, (packed, failures), and the faults of the machine that it met in the
+    last try; in the tries before, the first fault ends it.
+    """
+    for pause in PAUSES:
+        try:
+            return *infer_fn(_raise_machines), []
+        except Exception as error:
+            if not is_machines(error):
+                raise
+            time.sleep(pause)
+    faults = []
+    try:
+        packed, failures = infer_fn(partial(_note_machines, faults))
+    except Exception as error:
+        if not is_machines(error):
+            raise
+        raise _machine_failed(path, _reason(error)) from error
+    if faults and not packed:
+        raise _machine_failed(path, faults[0])
+    return packed, failures, faults
+
+
+def _machine_failed(path, words):
+    return SurveyError(
+        path,
+        f"run_survey: machine must have memory, disk and libraries for a chunk, got {words} in each"
+        f" of {len(PAUSES) + 1} tries; mend that, or use smaller chunks in another folder, and go"
+        " on with resume=True: finished chunks are kept",
+    )
+
+
+def _raise_machines(error):
+    """The reason why an object fails; a fault of the machine is raised."""
+    if is_machines(error):
+        raise error
+    return _reason(error)
+
+
+def _note_machines(faults, error):
+    """The reason why an object fails; one of the machine is put on the list."""
+    if not is_machines(error):
+        return _reason(error)
+    faults.append(_reason(error))
+    return f"{_reason(error)} (a fault of the machine: a resumed run tries again)"
+
+
+def _packed(objects, exposures, fit, known_failures, reason_fn):
+    """Results as they are kept, in the order of the objects, and failures."""
+    failures = list(known_failures)
+    bands = list(dict.fromkeys(exposure.band for exposure in exposures))
+    keep_fn = partial(pack, bands=bands, num_kept=fit.num_kept)
+    cuts = _cut(objects, exposures, fit, failures, reason_fn)
+    packed = dict(_infer(cuts, fit, failures, keep_fn, reason_fn))
+    return [packed[index] for index in sorted(packed)], failures
 
 
 def survives(objects, exposures, fit):
     """Infer objects and forget them: a process that dies of one tells so by dying."""
-    for _ in _infer(_cut(objects, exposures, fit, []), fit, [], lambda result, seen: None):
+    cuts = _cut(objects, exposures, fit, [], _reason)
+    for _ in _infer(cuts, fit, [], lambda result, seen: None, _reason):
         pass
 
 
-def _cut(objects, exposures, fit, failures):
+def _cut(objects, exposures, fit, failures, reason_fn):
     """The _Cut of each object that can be seen at all.
 
     Exposure after exposure, so that each is read once for a chunk.
@@ -86,7 +164,7 @@ def _cut(objects, exposures, fit, failures):
             if found[target].status != "ok":
                 found[target] = f"{found[target].status}: every pixel is masked"
         except Exception as error:  # whatever a file or a user's function does, the others go on
-            found[target] = _reason(error)
+            found[target] = reason_fn(error)
     cuts = []
     for some in objects:
         lost = [target for target in some if isinstance(found[target], str)]
@@ -125,7 +203,7 @@ def _as_cut(good, lost, found, exposures, fit):
     )
 
 
-def _infer(cuts, fit, failures, keep_fn):
+def _infer(cuts, fit, failures, keep_fn, reason_fn):
     """(index, what `keep_fn` makes of result and Seen) for the cuts as they come; what fails alone
     is put on the list.
     """
@@ -134,10 +212,11 @@ def _infer(cuts, fit, failures, keep_fn):
         keep_fn,
         list(enumerate(cuts)),
         failures,
+        reason_fn,
     )
 
 
-def _halving(fit_fn, keep_fn, cuts, failures):
+def _halving(fit_fn, keep_fn, cuts, failures, reason_fn):
     """Those of (index, cut) that can be done; after an error what is not done yet by halves, down
     to the one that is to blame.
     """
@@ -149,21 +228,23 @@ def _halving(fit_fn, keep_fn, cuts, failures):
             del left[index]
             yield index, kept
     except Exception as error:
+        reason = reason_fn(error)
         if len(left) <= 1:
-            failures += [(cut.seen.ident, _reason(error)) for cut in left.values()]
+            failures += [(cut.seen.ident, reason) for cut in left.values()]
             return
         left = list(left.items())
         for some in (left[: len(left) // 2], left[len(left) // 2 :]):
-            yield from _halving(fit_fn, keep_fn, some, failures)
+            yield from _halving(fit_fn, keep_fn, some, failures, reason_fn)
 
 
 def _fit_each(fit, cuts):
     """(place, Result) of each cut, batch by batch."""
     from astrogen.deconvolution import deconvolve_each
+    from astrogen.priors import load_prior
 
     return deconvolve_each(
         [cut.stamps[0] for cut in cuts],
-        prior=_prior(fit.prior),
+        prior=load_prior(fit.prior),
         method=fit.method,
         num_draws=fit.num_draws,
         seed=fit.seed,
@@ -177,14 +258,16 @@ def _fit_each(fit, cuts):
 def _fit_jointly(fit, cuts):
     """(place, JointResult) of each cut, one after the other."""
     from astrogen.joint import deconvolve_jointly
+    from astrogen.priors import load_prior
 
+    prior = load_prior(fit.prior)
     for index, cut in enumerate(cuts):
         yield (
             index,
             deconvolve_jointly(
                 cut.stamps,
                 bands=cut.seen.bands,
-                prior=_prior(fit.prior),
+                prior=prior,
                 method=fit.method,
                 num_draws=fit.num_draws,
                 seed=fit.seed,
@@ -192,13 +275,6 @@ def _fit_jointly(fit, cuts):
                 background=fit.background,
             ),
         )
-
-
-@lru_cache(maxsize=1)
-def _prior(name):
-    from astrogen.priors import load_prior
-
-    return load_prior(name)
 
 
 def _reason(error):

@@ -1,6 +1,7 @@
 """Training: plain loops that write weights and cards."""
 
-from astrogen.errors import InputError
+from astrogen.errors import InputError, WeightsError
+from astrogen.files import hold_folder
 
 
 def train_prior(
@@ -65,9 +66,16 @@ def train_prior(
             " another prior"
         )
     # Before anything else of TensorFlow runs: a cluster has to be joined first.
-    from astrogen.training.replicas import choose_strategy
+    from astrogen.training.replicas import choose_strategy, worker_folder
 
     strategy = choose_strategy(strategy)
+    with hold_folder(worker_folder(out, strategy), error=WeightsError):
+        return _train(
+            name, records, out, num_steps, seed, resume, real, validation, spectrum, loss, strategy
+        )
+
+
+def _train(name, records, out, num_steps, seed, resume, real, validation, spectrum, loss, strategy):
     if name == "galaxy":
         from astrogen.training.galaxy import train_galaxy
 

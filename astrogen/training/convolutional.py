@@ -21,6 +21,7 @@ from astrogen.priors.networks import ResidualMLP
 from astrogen.priors.storage import write_weights
 from astrogen.report import write_contact_sheet
 from astrogen.training.basis import oriented, whiten
+from astrogen.training.checkpoints import keep_checkpoints
 from astrogen.training.galaxy import (
     LOG_AMPLITUDE,
     PIXEL_SCALE,
@@ -219,9 +220,7 @@ def train_pixels(networks, noise, basis, flat, *, validation, out, num_steps, se
     checkpoint = tf.train.Checkpoint(
         encoder=encoder, decoder=decoder, noise=noise, optimizer=optimizer, count=count
     )
-    manager = tf.train.CheckpointManager(checkpoint, str(out / "checkpoints"), max_to_keep=2)
-    if resume and manager.latest_checkpoint:
-        checkpoint.restore(manager.latest_checkpoint).assert_existing_objects_matched()
+    manager = keep_checkpoints(checkpoint, out, resume_from=out if resume else None)
     logs = tf.summary.create_file_writer(str(out / "logs"))
     with tqdm(total=num_steps, initial=int(count), unit=" steps") as progress:
         for step in range(int(count), num_steps):

@@ -7,14 +7,17 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from astrogen.errors import RecordsError
+from astrogen.arrays import npz_bytes, write_array
+from astrogen.errors import InputFileError, RecordsError
+from astrogen.files import write_whole
 from astrogen.priors import load_prior
 from astrogen.priors.galaxy import BasisPrior
 from astrogen.priors.storage import write_weights
+from astrogen.reading import open_regular, read_npz
 from astrogen.report import write_contact_sheet
 from astrogen.training.basis import Basis, fit_basis, whiten
 from astrogen.training.real import compress_real
-from astrogen.training.records import load_images, read_manifest
+from astrogen.training.records import load_images, read_manifest, sha256_of
 from astrogen.training.replicas import scope_of, worker_folder
 from astrogen.training.vae import (
     FLOOR,
@@ -26,6 +29,7 @@ from astrogen.training.vae import (
 )
 
 NUM_COMPONENTS = 400
+MAX_BASIS = 2**30  # bytes of the file of a basis, which has 6.6e6
 PIXEL_SCALE, TARGET_FWHM = 0.1, 0.2  # arcsec, of the simulated population
 # Mean and std of the log of the residual's variance factor: 1 (log 0) is right for galaxies
 # simulated like those it was learned on; real ones are rougher
@@ -102,24 +106,61 @@ def basis_of_run(records, out, seed, resume):
     kept, coefficients = out / "basis.npz", out / "coefficients.npy"
     origin = f"{read_manifest(records)['sha256']} seed {seed}"
     if resume and kept.is_file():  # written last: where it is whole, so are the coefficients
-        with np.load(kept, allow_pickle=False) as stored:
-            if str(stored["origin"]) != origin:
-                raise RecordsError(
-                    Path(records),
-                    f"train_galaxy: records and seed must be those of the run in {out}"
-                    f" ({stored['origin']}), got {origin}; resume with those, or train in another"
-                    " folder",
-                )
-            return Basis(
-                stored["images"], stored["mean"], stored["std"], float(stored["residual"])
-            ), np.load(coefficients, mmap_mode="r", allow_pickle=False)
+        stored = read_npz(kept, max_bytes=MAX_BASIS, kinds="fU")
+        ranks = [stored[name].ndim for name in ("origin", *Basis._fields) if name in stored]
+        if ranks != [0, 3, 1, 1, 0] or len({len(stored[name]) for name in Basis._fields[:3]}) > 1:
+            raise InputFileError(
+                kept,
+                "train_galaxy: file must hold a basis as `astrogen train` writes it, got"
+                f" {list(stored)}; train in another folder",
+            )
+        if str(stored["origin"]) != origin:
+            raise RecordsError(
+                Path(records),
+                f"train_galaxy: records and seed must be those of the run in {out}"
+                f" ({stored['origin']}), got {origin}; resume with those, or train in another"
+                " folder",
+            )
+        if not coefficients.is_file() or sha256_of(coefficients) != str(
+            stored.get("coefficients_sha256")
+        ):
+            raise InputFileError(
+                coefficients,
+                "train_galaxy: coefficients must be as they were written, got others; delete"
+                f" {kept} to make them again",
+            )
+        basis = Basis(stored["images"], stored["mean"], stored["std"], float(stored["residual"]))
+        return basis, _read_coefficients(coefficients, len(basis.std))
     basis, white = fit_basis(
         load_images(records, split="train")["image"], num_components=NUM_COMPONENTS, seed=seed
     )
-    np.save(coefficients, white)
-    np.savez(out / "unfinished.npz", origin=origin, **basis._asdict())
-    (out / "unfinished.npz").replace(kept)
+    write_basis(out, basis, white, origin)
     return basis, white
+
+
+def write_basis(out, basis, white, origin):
+    """Keep the basis and the whitened coefficients of records and seed, `origin`."""
+    write_array(out / "coefficients.npy", white)
+    told = {"origin": origin, "coefficients_sha256": sha256_of(out / "coefficients.npy")}
+    write_whole(out / "basis.npz", npz_bytes(told | basis._asdict()))
+
+
+def _read_coefficients(path, num):
+    """The whitened coefficients [orientation, galaxy, num], left on the disk."""
+    try:
+        with open_regular(path):
+            white = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ArithmeticError, EOFError, OSError, ValueError) as error:
+        raise InputFileError(
+            path, f"train_galaxy: file must be a whole array, got {error}; train in another folder"
+        ) from error
+    if white.ndim != 3 or white.shape[-1] != num or white.dtype.kind != "f":
+        raise InputFileError(
+            path,
+            f"train_galaxy: file must hold {num} coefficients of each galaxy, got {white.shape} of"
+            f" {white.dtype}; train in another folder",
+        )
+    return white
 
 
 def _real_stamps(real, basis, networks):

@@ -8,11 +8,14 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from astrogen.errors import InputError
+from astrogen.arrays import npz_bytes
+from astrogen.errors import InputError, InputFileError
+from astrogen.files import write_whole
 from astrogen.priors import load_prior
-from astrogen.priors.convergence import ConvergencePrior, Theory, stored_arrays
+from astrogen.priors.convergence import TERMS, ConvergencePrior, Theory, stored_arrays
 from astrogen.priors.correction import Correction
 from astrogen.priors.storage import read_weights, weights_hash, write_weights
+from astrogen.reading import parse_json, read_json, read_npz
 from astrogen.training.records import load_maps, read_manifest
 from astrogen.training.replicas import scope_of, worker_folder
 from astrogen.training.spectra import (
@@ -41,6 +44,7 @@ from astrogen.training.wgan import (
 
 NETWORK = {"channels": 16, "dilations": [1, 1, 2, 4], "smoothing": [1.0, 2.0, 5.0]}
 L_RANGE = (30, 3000)  # multipoles for which the drawn maps' spectrum was brought to theory
+MAX_STORED = 2**24  # bytes of the file of theory, which has some thousands
 HELD_OUT_EVERY = 10  # without a folder of its own, every tenth simulation is kept for validation
 FINAL_MAPS, FINAL_ROUNDS = 32, 6  # by which a network's field is brought to theory
 FEWEST_SIMULATIONS = 4  # to train on
@@ -122,7 +126,7 @@ def train_kappa(
         "num_steps": num_steps,
         "batch": BATCH,
         "num_critic": NUM_CRITIC,
-        "spectrum": spectrum and json.loads(Path(spectrum).read_text())["what"],
+        "spectrum": spectrum and read_json(spectrum)["what"],
         "penalty": PENALTY,
         "steering": STEERING,
         "warm_up": WARM_UP,
@@ -169,7 +173,7 @@ def symmetrise_kappa(teacher, out, *, spectrum, num_steps, seed):
     prior.network = Correction(**NETWORK)
     missed = learn_symmetric(prior.network, lessons, num_steps=num_steps, seed=seed)
     training = card["training"] | {
-        "spectrum": json.loads(Path(spectrum).read_text())["what"],
+        "spectrum": read_json(spectrum)["what"],
         "symmetrised": {
             "teacher": weights_hash(card),
             "num_steps": num_steps,
@@ -220,17 +224,32 @@ def start_of_run(maps, about, records, spectrum, out, *, resume):
     """
     kept, of = out / "start.npz", json.dumps({name: about.get(name) for name in ALIKE})
     if resume and kept.is_file():
-        with np.load(kept, allow_pickle=False) as stored:
-            check_alike(about, records, json.loads(str(stored["of"])), out)
-            return Theory(stored["log_l"], stored["log_spectrum"]), stored["log_shift"]
+        return _read_start(kept, about, records, out)
     if spectrum:
         theory, redshift = read_theory(spectrum)
         check_alike(about, records, {"source_redshift": redshift}, spectrum)
     else:
         theory = fit_theory(maps, load_prior("kappa-lognormal").theory)
     log_shift = fit_shift(maps)
-    np.savez(kept, log_shift=log_shift, of=of, **theory._asdict())
+    text = np.frombuffer(of.encode(), np.uint8)
+    write_whole(kept, npz_bytes({"log_shift": log_shift, "of": text, **theory._asdict()}))
     return theory, log_shift
+
+
+def _read_start(kept, about, records, out):
+    """What `start_of_run` kept, checked."""
+    stored = read_npz(kept, max_bytes=MAX_STORED)
+    num = len(stored.get("log_l", ()))
+    wanted = {"log_l": (num,), "log_spectrum": (TERMS, num), "log_shift": (TERMS,)}
+    found = {name: array.shape for name, array in stored.items() if name != "of"}
+    if found != wanted or "of" not in stored:
+        raise InputFileError(
+            kept,
+            f"start_of_run: file must hold arrays of the shapes {wanted} and of, got"
+            f" {sorted(stored)}; delete it to fit again",
+        )
+    check_alike(about, records, parse_json(bytes(stored["of"]).decode()), out)
+    return Theory(stored["log_l"], stored["log_spectrum"]), stored["log_shift"]
 
 
 def range_of(maps):

@@ -10,21 +10,26 @@ Images travel as little-endian bytes; every twentieth index belongs to the valid
 whatever the shards.
 """
 
+import contextlib
 import hashlib
 import json
+import math
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 
-from astrogen.errors import InputError, RecordsError
+from astrogen.errors import InputError, InputFileError, RecordsError
+from astrogen.reading import read_json
 
 FORMAT, VERSION = "astrogen records", 1
 MANIFEST = "manifest.json"
 VALIDATION_EVERY = 20  # 5 %
 SHUFFLE_BUFFER = 4096  # records
 SPLITS = (None, "train", "validation")
+DTYPES = ("string", "int64", "float32", "bool")
+MAX_VALUES, MAX_RECORDS = 2**24, 2**40  # of a field, of a set of records
 READERS = (
     "'real' is read by read_real_records, 'galaxies' by read_records, 'convergence' by load_maps"
 )
@@ -56,17 +61,18 @@ def load_manifest(directory):
     `read_manifest`.
     """
     path = Path(directory) / MANIFEST
-    try:
-        manifest = json.loads(path.read_text())
-    except FileNotFoundError:
+    if not path.exists():
         raise RecordsError(
             path,
             "read_manifest: directory must hold a manifest, got none; write records with `python -m"
             " data_pipelines`",
-        ) from None
-    except (OSError, ValueError) as error:
+        )
+    try:
+        manifest = read_json(path)
+    except InputFileError as error:
         raise RecordsError(
-            path, f"read_manifest: manifest must be JSON, got {error}; write the records again"
+            path,
+            f"read_manifest: manifest must be JSON, got {error.reason}; write the records again",
         ) from error
     if not isinstance(manifest, dict) or (manifest.get("format"), manifest.get("version")) != (
         FORMAT,
@@ -99,14 +105,60 @@ def load_manifest(directory):
             f"read_manifest: manifest must name {', '.join(missing)}, got only"
             f" {', '.join(manifest)}; write the records again",
         )
-    for shard in manifest["shards"]:
-        if Path(shard["file"]).name != shard["file"]:
-            raise RecordsError(
-                path,
-                f"read_manifest: shard must be a file of the directory, got {shard['file']!r};"
-                " write the records again",
-            )
+    _check_manifest(path, manifest)
     return manifest
+
+
+def _check_manifest(path, manifest):
+    """Whatever is read later must be of its kind: also a manifest with the right sha256 may be made
+    up.
+    """
+
+    def demand(fulfilled, what, got):
+        if not fulfilled:
+            raise RecordsError(path, f"read_manifest: {what}, got {got!r}; write the records again")
+
+    scale, fields, shards = (manifest[name] for name in ("pixel_scale", "fields", "shards"))
+    for name in ("num", "shard_size"):
+        demand(_is_count(manifest[name], 1), f"{name} must be a positive number", manifest[name])
+    demand(
+        scale is None or (type(scale) in (int, float) and 0 < scale < math.inf),
+        "pixel_scale must be a positive number",
+        scale,
+    )
+    demand(isinstance(fields, dict) and "index" in fields, "fields must include index", fields)
+    for name, field in fields.items():
+        demand(
+            isinstance(field, dict)
+            and field.get("dtype") in DTYPES
+            and isinstance(field.get("shape"), list)
+            and all(_is_count(side, 1) for side in field["shape"])
+            and math.prod(field["shape"]) <= MAX_VALUES,
+            f"field {name} must have one of the types {', '.join(DTYPES)} and a shape",
+            field,
+        )
+    demand(isinstance(shards, list), "shards must be a list", type(shards).__name__)
+    for shard in shards:
+        known = isinstance(shard, dict)
+        demand(
+            known
+            and isinstance(shard.get("file"), str)
+            and Path(shard["file"]).name == shard["file"],
+            "shard must be a file of the directory",
+            shard.get("file") if known else shard,
+        )
+        demand(
+            _is_count(shard.get("num"), 0)
+            and _is_count(shard.get("start"), 0)
+            and isinstance(shard.get("skipped"), list)
+            and isinstance(shard.get("sha256"), str),
+            "shard must have start, num, skipped and sha256",
+            sorted(shard),
+        )
+
+
+def _is_count(value, least):
+    return type(value) is int and least <= value <= MAX_RECORDS
 
 
 def read_manifest(directory):
@@ -122,7 +174,8 @@ def read_manifest(directory):
         raise RecordsError(
             Path(directory) / MANIFEST,
             f"read_manifest: all {num_shards} shards must be written, got"
-            f" {len(manifest['shards'])}; finish the run with --resume",
+            f" {len(manifest['shards'])}; finish the run with `python -m"
+            " data_pipelines ... --resume`",
         )
     return manifest
 
@@ -135,8 +188,21 @@ def _check_shards(directory, manifest):
             raise RecordsError(
                 path,
                 f"read_records: sha256 must be {shard['sha256']}, got {got}; write the shard again"
-                " with --resume",
+                " with `python -m data_pipelines ... --resume`",
             )
+
+
+@contextlib.contextmanager
+def _only_records_errors(directory):
+    """What TensorFlow says of records that are not as their manifest says."""
+    try:
+        yield
+    except (tf.errors.OpError, KeyError, TypeError, ValueError) as error:
+        told = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise RecordsError(
+            Path(directory) / MANIFEST,
+            f"read_records: records must be as their manifest says, got {told}; write them again",
+        ) from error
 
 
 def _checked(directory, kind, pixel_scale, split, *, unfinished=False):
@@ -213,11 +279,14 @@ def _dataset(directory, manifest, *, batch_size, shuffle_seed, repeat, split):
     if repeat:
         dataset = dataset.repeat()
     parse_fn = partial(_parse, fields=manifest["fields"])
-    return (
-        dataset.batch(batch_size)
-        .map(parse_fn, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-        .prefetch(2)
-    )
+    with _only_records_errors(directory):  # the first record stands for all: their sha256 is right
+        for serialized in tf.data.TFRecordDataset(files[0]).take(1):
+            parse_fn(serialized[None])
+        return (
+            dataset.batch(batch_size)
+            .map(parse_fn, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+            .prefetch(2)
+        )
 
 
 def read_records(
@@ -304,18 +373,19 @@ def load_images(directory, *, pixel_scale=0.1, split=None, max_num=None):
         directory, manifest, batch_size=256, shuffle_seed=None, repeat=False, split=split
     )
     arrays, filled = None, 0
-    for batch in batches.as_numpy_iterator():
-        if arrays is None:
-            arrays = {
-                name: np.empty((num, *value.shape[1:]), value.dtype)
-                for name, value in batch.items()
-            }
-        size = min(len(batch["index"]), num - filled)
-        for name, value in batch.items():
-            arrays[name][filled : filled + size] = value[:size]
-        filled += size
-        if filled == num:
-            break
+    with _only_records_errors(directory):
+        for batch in batches.as_numpy_iterator():
+            if arrays is None:
+                arrays = {
+                    name: np.empty((num, *value.shape[1:]), value.dtype)
+                    for name, value in batch.items()
+                }
+            size = min(len(batch["index"]), num - filled)
+            for name, value in batch.items():
+                arrays[name][filled : filled + size] = value[:size]
+            filled += size
+            if filled == num:
+                break
     if arrays is None:
         raise RecordsError(
             Path(directory) / MANIFEST,
@@ -365,15 +435,15 @@ def load_maps(
             f" {manifest.get('source_redshift')}; take records of the same sources as the prior's"
         )
         raise RecordsError(Path(directory) / MANIFEST, reason)
-    batches = list(
-        _dataset(
-            directory, manifest, batch_size=256, shuffle_seed=None, repeat=False, split=None
-        ).as_numpy_iterator()
+    dataset = _dataset(
+        directory, manifest, batch_size=256, shuffle_seed=None, repeat=False, split=None
     )
-    kappa, omega_m, sigma_8, simulation = (
-        np.concatenate([batch[name] for batch in batches])
-        for name in ("kappa", "omega_m", "sigma_8", "simulation")
-    )
+    with _only_records_errors(directory):
+        batches = list(dataset.as_numpy_iterator())
+        kappa, omega_m, sigma_8, simulation = (
+            np.concatenate([batch[name] for batch in batches])
+            for name in ("kappa", "omega_m", "sigma_8", "simulation")
+        )
     return {
         "kappa": kappa,
         "cosmology": np.stack([omega_m, sigma_8], axis=1),

@@ -2,13 +2,10 @@
 spectrum), and what a network does to the spectrum of theory, taken out again.
 """
 
-import json
-from pathlib import Path
-
 import numpy as np
 import tensorflow as tf
 
-from astrogen.errors import InputError
+from astrogen.errors import InputFileError
 from astrogen.priors.convergence import (
     SECOND_ORDER,
     TERMS,
@@ -20,6 +17,7 @@ from astrogen.priors.convergence import (
     exact_terms,
 )
 from astrogen.priors.grid_power import ARCMIN, mode_counts, pixel_covariance, windowed_power
+from astrogen.reading import read_json
 from astrogen.training.map_features import band_edges, band_matrix
 
 NUM_BANDS, LAST = 20, 6700.0
@@ -116,29 +114,34 @@ def read_theory(path):
 
     Raises
     ------
-    InputError : the file is none of this kind.
+    InputFileError : the file is none of this kind.
     """
     try:
-        stored = json.loads(Path(path).read_text())
+        stored = read_json(path)
         points, spectrum, l = (
             np.array(stored[name], float) for name in ("cosmologies", "spectrum", "multipoles")
         )
         redshift = float(stored["source_redshift"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
+    except (InputFileError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+        raise InputFileError(
+            path,
             "read_theory: spectrum must be a file of `python -m data_pipelines expected-spectrum`,"
-            f" got {path}: {type(error).__name__}: {error}"
+            f" got {getattr(error, 'reason', error)}",
         ) from error
     if (
-        spectrum.shape != (len(points), len(l))
+        points.shape[1:] != (2,)
+        or spectrum.shape != (len(points), *l.shape)
+        or l.ndim != 1
         or len(points) < TERMS
-        or not np.all(spectrum > 0)
+        or not all(np.all((values > 0) & np.isfinite(values)) for values in (spectrum, points, l))
         or not np.all(np.diff(l) > 0)
+        or not np.isfinite(redshift)
     ):
-        raise InputError(
+        raise InputFileError(
+            path,
             f"read_theory: spectrum must be positive at rising multipoles, at {TERMS} cosmologies"
-            f" or more, got shape {spectrum.shape} for {len(points)} of them and {len(l)}"
-            f" multipoles in {path}; make the file again"
+            f" or more, got shape {spectrum.shape} for {len(points)} of them and {l.shape}"
+            " multipoles; make the file again",
         )
     return Theory(np.log(l), fit_polynomial(points, np.log(spectrum), num_terms=TERMS)), redshift
 

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from astrogen.priors.galaxy import residual_scale, squash
 from astrogen.priors.networks import ResidualMLP
+from astrogen.training.checkpoints import keep_checkpoints
 from astrogen.training.real import real_log_likelihood
 from astrogen.training.replicas import averaged, mean_here, parts
 
@@ -184,9 +185,7 @@ def train_vae(
     checkpoint = tf.train.Checkpoint(
         encoder=networks.encoder, decoder=networks.decoder, optimizer=optimizer, count=count
     )
-    manager = tf.train.CheckpointManager(checkpoint, str(out / "checkpoints"), max_to_keep=2)
-    if resume_from and (latest := tf.train.latest_checkpoint(str(resume_from / "checkpoints"))):
-        checkpoint.restore(latest).assert_existing_objects_matched()
+    manager = keep_checkpoints(checkpoint, out, resume_from=resume_from)
     logs = tf.summary.create_file_writer(str(out / "logs"))
     flat = white.reshape(-1, white.shape[-1])
     with tqdm(total=num_steps, initial=int(count.numpy()), unit=" steps") as progress:

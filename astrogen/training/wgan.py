@@ -15,8 +15,13 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
+from astrogen.arrays import npz_bytes
+from astrogen.errors import InputFileError
+from astrogen.files import write_whole
 from astrogen.priors.convergence import MARGIN, draw_latent, polynomial_terms, scaled_cosmology
+from astrogen.reading import read_npz
 from astrogen.statistics import diversity
+from astrogen.training.checkpoints import keep_checkpoints
 from astrogen.training.critic import Critic, critic_loss, generator_loss, gradient_penalty
 from astrogen.training.map_features import map_features
 from astrogen.training.replicas import averaged, mean_here, parts
@@ -37,6 +42,7 @@ CHECKPOINT_EVERY = 100
 # chance
 CHOOSE_FROM = 0.75
 NUM_VALIDATION = 512
+MAX_BEST = 2**26  # bytes of the file of the best network, which has 4e4
 TOLD = ("step", "statistic", "spread", "nearest")
 
 
@@ -184,7 +190,9 @@ class Step:
         return told
 
     def _update(self, kappa, cosmology, latent, mixes, count, adversarial):
-        """What one replica does with its share: dict of scalars, and the new running differences."""
+        """What one replica does with its share: dict of scalars, and the new running
+        differences.
+        """
         prior, scaled, moved = self.prior, scaled_cosmology(cosmology), self.difference
         told = {}
         with tf.GradientTape() as tape:
@@ -288,9 +296,7 @@ def train_wgan(
         `astrogen.statistics.diversity`)
     """
     step = Step(prior, average, target, loss=loss, seed=seed, strategy=strategy)
-    manager = tf.train.CheckpointManager(step.checkpoint, str(out / "checkpoints"), max_to_keep=2)
-    if resume_from and (latest := tf.train.latest_checkpoint(str(resume_from / "checkpoints"))):
-        step.checkpoint.restore(latest).assert_existing_objects_matched()
+    manager = keep_checkpoints(step.checkpoint, out, resume_from=resume_from)
     logs = tf.summary.create_file_writer(str(out / "logs"))
     warm_up = min(WARM_UP, num_steps // 2) if loss == "wgan-gp" else 0
     validate = validator(prior, average, validation, target.scatter, seed)
@@ -308,12 +314,10 @@ def train_wgan(
                     and index + 1 > CHOOSE_FROM * num_steps
                 ):
                     step.best.assign(told["statistic"])
-                    np.savez(
-                        out / "best.npz",
-                        *average.get_weights(),
-                        step=index + 1,
-                        **{name: told[name] for name in TOLD[1:]},
-                    )
+                    weights = enumerate(average.get_weights())
+                    best = {f"arr_{number}": value for number, value in weights}
+                    best |= {"step": index + 1} | {name: told[name] for name in TOLD[1:]}
+                    write_whole(out / "best.npz", npz_bytes(best))
                 manager.save()
                 with logs.as_default(step=index + 1):
                     for name, value in told.items():
@@ -321,9 +325,16 @@ def train_wgan(
                 progress.set_postfix_str(
                     ", ".join(f"{name} {float(value):.3g}" for name, value in told.items())
                 )
-    with np.load(out / "best.npz", allow_pickle=False) as best:
+    best = read_npz(out / "best.npz", max_bytes=MAX_BEST)
+    try:
         average.set_weights([best[f"arr_{index}"] for index in range(len(average.weights))])
         return {name: float(best[name]) for name in TOLD}
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputFileError(
+            out / "best.npz",
+            f"train_wgan: file must hold the network of this run, got {type(error).__name__}:"
+            f" {error}; train in another folder",
+        ) from error
 
 
 def learning_rates(index, num_steps, warm_up):

@@ -1,0 +1,91 @@
+"""Worker processes that end with their parent, and a parent that ends when it is told to.
+
+Only the standard library is imported here: workers begin with it.
+"""
+
+import contextlib
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+
+GRACE = 5  # seconds after SIGTERM until the process ends in any case
+DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux's prctl
+
+
+class Terminated(BaseException):
+    """SIGTERM has come: like KeyboardInterrupt, nothing that handles errors may swallow it."""
+
+
+def follow_parent():
+    """To be called first in a worker: it ends at once when its parent is gone, however that ended,
+    and leaves Ctrl-C, which reaches the whole process group, to the parent.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    # The thread waits for a pipe that the parent's end closes: everywhere, but not while a library
+    # keeps Python from running. Linux can kill by itself.
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGKILL)
+        if os.getppid() != multiprocessing.parent_process().pid:  # it went before
+            os._exit(1)
+
+
+def _exit_with_parent():
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+@contextlib.contextmanager
+def kill_children_at_interrupt():
+    """Where the block ends by Ctrl-C or SIGTERM, processes that it started are killed, whatever
+    they are at; after an error they may finish what they are at.
+    """
+    before = set(multiprocessing.active_children())
+    try:
+        yield
+    except Exception:
+        raise
+    except BaseException:
+        kill_children(but=before)
+        raise
+
+
+def kill_children(*, but=()):
+    """Kill the child processes of this one."""
+    for child in set(multiprocessing.active_children()) - set(but):
+        child.kill()
+
+
+@contextlib.contextmanager
+def raise_at_sigterm():
+    """SIGTERM raises Terminated in the block, in the main thread; elsewhere it is left as it is.
+
+    A library may swallow what is raised in the middle of it, or never return: after a few seconds
+    the process and its children end in any case.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number, frame):
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        watch = threading.Timer(GRACE, _end_now)
+        watch.daemon = True
+        watch.start()
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+
+
+def _end_now():
+    kill_children()
+    os._exit(128 + signal.SIGTERM)

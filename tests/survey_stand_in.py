@@ -1,0 +1,112 @@
+"""A survey run whose fit takes no time: for tests of what is written, and of what is left after
+kills.
+
+As a program, `python survey_stand_in.py ARGUMENTS` is `astrogen survey ARGUMENTS` with that fit; an
+object then takes STAND_IN_SECONDS of the environment.
+"""
+
+import os
+import sys
+import time
+
+import numpy as np
+from astropy.io import fits
+from astropy.table import Table
+from astropy.wcs import WCS
+
+from astrogen.result import QUANTITIES, Quantities, Result
+from astrogen.survey import run, work
+
+NUM, CHUNK, SIZE, SCALE = 12, 2, 16, 0.2
+
+
+def fit_each(fit, cuts):
+    """(place, Result) of each cut, from its pixels and its name alone."""
+    for place, cut in enumerate(cuts):
+        time.sleep(float(os.environ.get("STAND_IN_SECONDS", 0)))
+        yield place, _result(cut.stamps[0], fit)
+
+
+def _result(stamp, fit):
+    rng = np.random.default_rng(sum(map(ord, stamp.name)))
+    values = [(float(stamp.image.sum()) + number, 1.0) for number in range(len(QUANTITIES))]
+    covariance = np.eye(len(QUANTITIES)).tolist()
+    draws = rng.normal(size=(fit.num_draws, SIZE, SIZE)).astype(np.float32)
+    return Result(
+        observation=stamp,
+        prior_scale=SCALE,
+        target_fwhm=2 * SCALE,
+        image=draws.mean(0),
+        image_std=draws.std(0),
+        model=np.zeros_like(stamp.image),
+        residual=stamp.image,
+        draws=draws,
+        latent_draws=rng.normal(size=(fit.num_draws, 4)),
+        flux_draws=rng.normal(size=fit.num_draws),
+        shift_draws=rng.normal(size=(fit.num_draws, 2)),
+        background_draws=rng.normal(size=fit.num_draws),
+        chi2=1.0,
+        p_value=0.5,
+        method="laplace",
+        status=("stand_in: nothing was fitted",),
+        converged=True,
+        diagnostics={"k_hat": 0.1},
+        provenance={"seed": fit.seed},
+        measured=Quantities(*values, num_failed=0, num_no_radius=0, covariance=covariance),
+    )
+
+
+def use(patch=setattr):
+    """Put the stand-ins in their places, by `setattr` or `monkeypatch.setattr`."""
+    patch(work, "_fit_each", fit_each)
+    patch(run, "_weights_hash", lambda prior: "none")
+    patch(run, "_check_fit", lambda fit, exposures: None)
+
+
+def write_inputs(folder):
+    """exposure.fits, psf.npy and objects.ecsv of NUM objects."""
+    wcs = WCS(naxis=2)
+    wcs.wcs.ctype, wcs.wcs.crval, wcs.wcs.crpix = ["RA---TAN", "DEC--TAN"], [150, 2], [50, 50]
+    wcs.wcs.cdelt = [-SCALE / 3600, SCALE / 3600]
+    image = np.random.default_rng(1).normal(size=(100, 100)).astype(np.float32)
+    planes = [
+        fits.PrimaryHDU(),
+        fits.ImageHDU(image, wcs.to_header(), name="IMAGE"),
+        fits.ImageHDU(np.ones_like(image), name="VARIANCE"),
+    ]
+    fits.HDUList(planes).writeto(folder / "exposure.fits")
+    rows, columns = np.mgrid[-6:7, -6:7]
+    psf = np.exp(-0.5 * (rows**2 + columns**2) / 1.7**2)
+    np.save(folder / "psf.npy", psf / psf.sum())
+    x = 10.0 + 7 * np.arange(NUM)
+    ident = [f"o{number}" for number in range(NUM)]
+    Table({"id": ident, "x": x, "y": x}).write(folder / "objects.ecsv")
+
+
+def arguments(folder, out):
+    """Of the command, after the verb."""
+    told = {"--images": "exposure.fits", "--psf": "psf.npy"}
+    files = [word for option, name in told.items() for word in (option, str(folder / name))]
+    sizes = ["--size", str(SIZE), "--draws", "4", "--keep", "2", "--chunk", str(CHUNK)]
+    return [str(folder / "objects.ecsv"), *files, *sizes, "--out", str(out)]
+
+
+def infer_chunk(*told):
+    """That of a worker, which knows nothing of what its parent has put in places."""
+    use()
+    return work.infer_chunk(*told)
+
+
+def main():
+    """The command line with the stand-ins, in its workers too; the exit code."""
+    from astrogen import cli
+
+    use()
+    run.infer_chunk = infer_chunk
+    return cli.main(["survey", *sys.argv[1:]])
+
+
+if __name__ == "__main__":
+    import survey_stand_in  # what workers are sent stands in a module that has a name
+
+    sys.exit(survey_stand_in.main())
