@@ -10,7 +10,7 @@ from astrogen.training.spectra import no_change
 
 PIXEL_SCALE = 2.3  # arcmin
 AREA = (PIXEL_SCALE * np.pi / 180 / 60) ** 2  # of a pixel, sr
-LOG_L = np.linspace(np.log(50), np.log(40000), 36)
+LOG_L = np.linspace(np.log(50), np.log(40000), 150)
 SHIFT = 0.04
 NETWORK = {"channels": 4, "dilations": [1, 2], "smoothing": [2.0]}
 
@@ -24,7 +24,7 @@ def true_spectrum(l, omega_m=0.3, sigma_8=0.8):
         * np.pi
         / 1000**2
         * (l / 1000) ** -1.2
-        / (1 + (l / 5000) ** 2)
+        / (1 + (l / 5000) ** 4)
         * (omega_m / 0.3) ** 1.2
         * (sigma_8 / 0.8) ** 2.3
     )
@@ -43,11 +43,11 @@ def power_law_theory():
     return Theory(LOG_L, log_spectrum)
 
 
-def true_covariance(shape, *cosmology, finer=6):
+def true_covariance(shape, *cosmology, finer=14):
     """Covariance [n // 2 + 1, m // 2 + 1] of the means over pixels of an endless field of
     `true_spectrum`, in real space: points of a finer grid, all pairs of two pixels.
     """
-    side = finer * 4 * max(shape)
+    side = finer * 3 * max(shape)
     l = 2 * np.pi * finer / np.sqrt(AREA) * np.hypot(*np.meshgrid(*[np.fft.fftfreq(side)] * 2))
     points = np.fft.ifft2(true_spectrum(l, *cosmology)).real * finer**2 / AREA
     offsets = np.arange(1 - finer, finer)

@@ -30,6 +30,9 @@ MEMBERS = ("network", "gaussian", "lognormal")
 CENTRE = (0.3, 0.8)  # Omega_m and sigma_8 where the polynomials are expanded
 # of the polynomials: biquadratic, of which the first are those of second order
 TERMS, SECOND_ORDER = 9, 6
+# and of what a network changes, which has its own way with the cosmology: of fourth order in each
+CHANGE_ORDER = 4
+CHANGE_TERMS = (CHANGE_ORDER + 1) ** 2
 EXTRAPOLATE = "choose one inside, or extrapolate (--extrapolate) at your own risk"
 MARGIN = 16  # pixels by which the periodic grid is larger than the map that is cut from it
 
@@ -45,8 +48,9 @@ class Theory(NamedTuple):
 
 class Change(NamedTuple):
     """By what the coloured noise of a network's field differs from that of the lognormal field, as
-    polynomials of the cosmology: log_gain [2, TERMS, knots] at log_l [knots], of the power, the
-    same in all directions and times cos 4 phi (phi from an axis of the pixels); mean [TERMS] of g.
+    polynomials of the cosmology (`change_terms`): log_gain [2, CHANGE_TERMS, knots] at log_l
+    [knots], of the power, the same in all directions and times cos 4 phi (phi from an axis of the
+    pixels); mean [CHANGE_TERMS] of g.
     """
 
     log_l: np.ndarray
@@ -184,12 +188,14 @@ class ConvergencePrior:
         """The mean [batch, 1, 1] of g on a grid."""
         mean, _ = self.moments(cosmology, (n, m))
         if self.kind == "network":
-            mean += _polynomial(self.change.mean, cosmology)[:, None, None]
+            change = tf.tensordot(change_terms(cosmology), _constant(self.change.mean), 1)
+            mean += change[:, None, None]
         return mean
 
     def _log_gain(self, n, m, cosmology):
         weights = _constant(change_weights(n, m, self.pixel_scale, tuple(self.change.log_l)))
-        knots = _polynomial(np.moveaxis(self.change.log_gain, 1, 0), cosmology)
+        gain = _constant(np.moveaxis(self.change.log_gain, 1, 0))
+        knots = tf.tensordot(change_terms(cosmology), gain, 1)
         return tf.einsum("bck,cnmk->bnm", knots, weights)
 
     def sample(self, num, *, omega_m, sigma_8, shape=None, seed, extrapolate=False):
@@ -274,6 +280,25 @@ def exact_terms(cosmology):
 
 def _monomials(x, y):
     return [x * 0 + 1, x, y, x * x, x * y, y * y, x * x * y, x * y * y, x * x * y * y]
+
+
+def change_terms(cosmology):
+    """The products x^a y^b [batch, CHANGE_TERMS], a and b from 0 to CHANGE_ORDER, of the scaled
+    cosmology.
+    """
+    x, y = tf.unstack(scaled_cosmology(cosmology), axis=-1)
+    orders = range(CHANGE_ORDER + 1)
+    return tf.stack([x**a * y**b for a in orders for b in orders], -1)
+
+
+def change_design(cosmology_range):
+    """The cosmologies [CHANGE_TERMS, 2] of a range that the polynomials of a Change are fixed by,
+    denser towards its ends.
+    """
+    places = 0.5 - 0.5 * np.cos(np.pi * np.arange(CHANGE_ORDER + 1) / CHANGE_ORDER)
+    limits = [cosmology_range[name] for name in ("omega_m", "sigma_8")]
+    axes = [low + (high - low) * places for low, high in limits]
+    return np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 2)
 
 
 def design(cosmology_range):
@@ -370,12 +395,12 @@ def convergence_prior(card, arrays, member="network"):
         network.set_weights(
             [arrays["network"][f"weight_{index:02d}"] for index in range(len(network.weights))]
         )
-        gains = np.stack([_stored_rows(spectra, name) for name in ("round", "square")])
-        change = Change(spectra["change_log_l"], gains, spectra["change_mean"])
+        rows = [_stored_rows(spectra, name, CHANGE_TERMS) for name in ("round", "square")]
+        change = Change(spectra["change_log_l"], np.stack(rows), spectra["change_mean"])
     return ConvergencePrior(
         kind=member,
         name=card["name"] + ("" if member == "network" else f"-{member}"),
-        theory=Theory(spectra["log_l"], _stored_rows(spectra, "theory")),
+        theory=Theory(spectra["log_l"], _stored_rows(spectra, "theory", TERMS)),
         log_shift=spectra["log_shift"],
         change=change,
         network=network,
@@ -410,5 +435,5 @@ def stored_arrays(prior):
     }
 
 
-def _stored_rows(spectra, name):
-    return np.stack([spectra[f"{name}_{term}"] for term in range(TERMS)])
+def _stored_rows(spectra, name, num):
+    return np.stack([spectra[f"{name}_{term}"] for term in range(num)])

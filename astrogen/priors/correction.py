@@ -7,7 +7,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-ORBITS = ((2, 1, 2), (1, 0, 1), (2, 1, 2))  # which of its three weights a kernel has where
+# Where a kernel has each of its three weights: in the middle, at the edges, in the corners.
+ORBITS = np.eye(3, dtype=np.float32)[[[2, 1, 2], [1, 0, 1], [2, 1, 2]]]
 
 
 class Correction(keras.layers.Layer):
@@ -55,7 +56,7 @@ class Correction(keras.layers.Layer):
         terms = tf.stack([x, y, x * x, x * y, y * y], -1)
         value = tf.stack([field, *smoothed(field, self.smoothing)], -1)
         for weights, shift, dilation in zip(self.kernels, self.shifts, self.dilations):
-            kernel = tf.gather(tf.convert_to_tensor(weights), ORBITS)
+            kernel = tf.tensordot(ORBITS, weights, 1)
             linear = tf.nn.conv2d(wrapped(value, dilation), kernel, 1, "VALID", dilations=dilation)
             active = squareplus(linear + shift(terms)[:, None, None])
             value = value + active if value.shape[-1] == self.channels else active

@@ -7,13 +7,15 @@ import tensorflow as tf
 
 from astrogen.errors import InputFileError
 from astrogen.priors.convergence import (
+    CHANGE_TERMS,
     SECOND_ORDER,
     TERMS,
     Change,
     ConvergencePrior,
     Theory,
+    change_design,
+    change_terms,
     change_weights,
-    design,
     exact_terms,
 )
 from astrogen.priors.grid_power import ARCMIN, mode_counts, pixel_covariance, windowed_power
@@ -178,7 +180,9 @@ def fit_theory(maps, shape_of):
 
 def no_change():
     """A Change that changes nothing."""
-    return Change(CHANGE_LOG_L, np.zeros((2, TERMS, len(CHANGE_LOG_L))), np.zeros(TERMS))
+    return Change(
+        CHANGE_LOG_L, np.zeros((2, CHANGE_TERMS, len(CHANGE_LOG_L))), np.zeros(CHANGE_TERMS)
+    )
 
 
 def lognormal_of(prior):
@@ -199,7 +203,7 @@ def lognormal_of(prior):
 
 def match_theory(prior, *, num_maps, num_rounds, seed, side=None):
     """Change the noise that a network's field is made of, in place, until the maps have the
-    spectrum of theory and mean zero, at the nine cosmologies of its range.
+    spectrum of theory and mean zero, at the 25 cosmologies of `change_design`.
 
     Whole periodic maps, larger than those that the network learned from, are compared with
     lognormal maps of the same noise, whose spectrum and mean are known: what both share by chance
@@ -217,8 +221,8 @@ def match_theory(prior, *, num_maps, num_rounds, seed, side=None):
     float : the largest change of power, relative, of the last round
     """
     side = side or SIDE
-    points, lognormal = design(prior.cosmology_range), lognormal_of(prior)
-    solve = np.linalg.pinv(exact_terms(points))
+    points, lognormal = change_design(prior.cosmology_range), lognormal_of(prior)
+    solve = np.linalg.pinv(change_terms(points).numpy().astype(np.float64))
     for _ in range(num_rounds):
         draw = tf.function(prior.decode)  # traced anew: the change is a constant of the graph
         found = [
@@ -273,5 +277,5 @@ def _log_gain(excess, prior, side):
     right = design_matrix.T @ (counts * excess.reshape(len(excess), -1).T)
     gain = np.zeros((len(excess), 2 * len(log_l)))
     gain[:, free] = np.linalg.solve(normal, right).T
-    gain[:, : len(log_l)] = np.log1p(gain[:, : len(log_l)])
+    gain[:, : len(log_l)] = np.log1p(np.maximum(gain[:, : len(log_l)], -0.9))
     return gain.reshape(len(excess), 2, -1)
