@@ -12,6 +12,8 @@ import json
 import multiprocessing
 import resource
 import signal
+import subprocess
+import sys
 import tempfile
 import traceback
 import warnings
@@ -21,6 +23,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import survey_stand_in as stand_in
 from astropy.io import fits
 from astropy.table import Table
 from astropy.wcs import WCS
@@ -534,22 +537,41 @@ def _load_maps(folder):
 
 
 def _spectrum(folder):
-    from astrogen.training.spectra import NUM_BANDS, band_multipoles
-
     rng, grid = np.random.default_rng(7), [(m, s) for m in (0.2, 0.3, 0.4) for s in (0.6, 0.8, 1.0)]
     told = {
-        "what": "theory", "cosmologies": grid, "pixel_scale": 2.3, "image_shape": [64, 64],
-        "power": rng.uniform(1, 2, (9, NUM_BANDS)).tolist(),
-        "multipoles": band_multipoles((64, 64), 2.3).tolist(),
+        "what": "theory", "cosmologies": grid, "source_redshift": 1.0,
+        "spectrum": rng.uniform(1, 2, (9, 30)).tolist(),
+        "multipoles": np.geomspace(50, 6700, 30).tolist(),
     }  # fmt: skip
     (folder / "a.json").write_text(json.dumps(told))
     return folder / "a.json"
 
 
-def _read_target(folder):
-    from astrogen.training.spectra import read_target
+def _read_theory(folder):
+    from astrogen.training.spectra import read_theory
 
-    return [read_target(folder / "a.json", shape=(64, 64), pixel_scale=2.3)]
+    theory, redshift = read_theory(folder / "a.json")
+    return [*theory, redshift]
+
+
+def _survey(name):
+    """One file of a finished survey run, whose fit takes no time."""
+
+    def make(folder):
+        stand_in.write_inputs(folder)
+        program = [sys.executable, stand_in.__file__, *stand_in.arguments(folder, folder / "run")]
+        subprocess.run(program, check=True, capture_output=True)
+        return folder / "run" / name
+
+    return make
+
+
+def _read_survey(folder):
+    from astrogen.survey import read_object, read_survey
+
+    table = read_survey(folder / "run")
+    values = [np.asarray(table[name]) for name in table.colnames]
+    return [*values, *(read_object(folder / "run", f"o{number}").draws for number in (0, 11))]
 
 
 def _maps(name, content):
@@ -663,7 +685,13 @@ READERS = {
     ),
     "records_shard": Reader(_records("a.tfrecord"), _load_maps, checksums=True),
     "records_shard_vouched": Reader(_records("a.tfrecord"), _load_maps, vouch=_vouch_for_records),
-    "spectrum": Reader(_spectrum, _read_target, "json"),
+    "spectrum": Reader(_spectrum, _read_theory, "json"),
+    "survey_manifest": Reader(_survey("manifest.json"), _read_survey, "json", True),
+    "survey_ledger": Reader(_survey("ledger.json"), _read_survey, "json", True),
+    "survey_chunk": Reader(_survey("chunks/000000.npz"), _read_survey, "npz", True),
+    "survey_index": Reader(_survey("chunks/000000.json"), _read_survey, "json", True),
+    "survey_catalogue": Reader(_survey("catalogue.parquet"), _read_survey, "tail", True),
+    "survey_failures": Reader(_survey("failures.ecsv"), _read_survey, "text", True),
     "json": Reader(_own_json, _read_json, "json"),
     "maps_columbia": Reader(
         _maps("a.fits", lambda: _fits_map(ANGLE=3.0)), _read_maps("a.fits", "columbia"), "fits"
@@ -723,7 +751,8 @@ def serve(connection):
                 folder = Path(root) / name
                 folder.mkdir()
                 path = reader.make(folder)
-                pristine = {file: file.read_bytes() for file in folder.iterdir()}
+                files = [file for file in folder.rglob("*") if file.is_file()]
+                pristine = {file: file.read_bytes() for file in files}
                 made[name] = folder, path, pristine, _fingerprint(reader.read(folder))
             folder, path, pristine, whole = made[name]
             pages = int(Path("/proc/self/statm").read_text().split()[0])

@@ -43,13 +43,15 @@ def power_law_theory():
     return Theory(LOG_L, log_spectrum)
 
 
-def true_covariance(shape, *cosmology, finer=14):
+def true_covariance(shape, *cosmology, finer=6):
     """Covariance [n // 2 + 1, m // 2 + 1] of the means over pixels of an endless field of
-    `true_spectrum`, in real space: points of a finer grid, all pairs of two pixels.
+    `true_spectrum`, in real space: pixels of a finer grid, all pairs of those in two pixels.
     """
-    side = finer * 3 * max(shape)
-    l = 2 * np.pi * finer / np.sqrt(AREA) * np.hypot(*np.meshgrid(*[np.fft.fftfreq(side)] * 2))
-    points = np.fft.ifft2(true_spectrum(l, *cosmology)).real * finer**2 / AREA
+    side = finer * 4 * max(shape)
+    cycles = np.fft.fftfreq(side)
+    l = 2 * np.pi * finer / np.sqrt(AREA) * np.hypot(*np.meshgrid(cycles, cycles))
+    window = (np.sinc(cycles) * np.sinc(cycles)[:, None]) ** 2
+    points = np.fft.ifft2(true_spectrum(l, *cosmology) * window).real * finer**2 / AREA
     offsets = np.arange(1 - finer, finer)
     pairs = (finer - np.abs(offsets)) / finer**2
     rows, columns = ((finer * np.arange(num // 2 + 1))[:, None] + offsets for num in shape)

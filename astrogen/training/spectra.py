@@ -132,7 +132,7 @@ def read_theory(path):
         ) from error
     if (
         points.shape[1:] != (2,)
-        or spectrum.shape != (len(points), *l.shape)
+        or spectrum.shape != (*points.shape[:1], *l.shape)
         or l.ndim != 1
         or len(points) < TERMS
         or not all(np.all((values > 0) & np.isfinite(values)) for values in (spectrum, points, l))
@@ -142,7 +142,7 @@ def read_theory(path):
         raise InputFileError(
             path,
             f"read_theory: spectrum must be positive at rising multipoles, at {TERMS} cosmologies"
-            f" or more, got shape {spectrum.shape} for {len(points)} of them and {l.shape}"
+            f" or more, got shape {spectrum.shape} for {points.shape} of them and {l.shape}"
             " multipoles; make the file again",
         )
     return Theory(np.log(l), fit_polynomial(points, np.log(spectrum), num_terms=TERMS)), redshift
