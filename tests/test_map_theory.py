@@ -39,9 +39,9 @@ def test_fields_without_a_network_have_the_spectrum_of_theory(kind, side, num):
     off = (np.array(found["emulated"]) - found["theory"]) / found["error"]
     assert np.abs(off).max() < 4 and np.sqrt(np.mean(off**2)) < 2
     square = (np.array(found["axes over diagonals"]) - 1) / found["error of axes over diagonals"]
-    assert np.abs(square).max() < 4
+    assert np.nanmax(np.abs(square)) < 4
     assert abs(found["mean"]) < 4 * found["error of mean"]
-    assert found["x over y met"] or max(found["error of x over y"]) > 0.01
+    assert found["x over y met"]
     assert f"{num} maps" in map_theory.table(found)
 
 
@@ -59,7 +59,7 @@ def test_what_is_wrong_is_not_met():
     prior.decode = stretched
     found = compared(prior, 64, 400)
     assert not (found["power met"] or found["x over y met"] or found["mean met"] or found["met"])
-    assert np.median(found["x over y"]) == pytest.approx(2, rel=0.1)
+    assert np.nanmedian(found["x over y"]) == pytest.approx(2, rel=0.1)
     assert found["mean"] == pytest.approx(1e-3, rel=0.5)
 
 
@@ -69,4 +69,4 @@ def test_the_command_writes_json_and_tells_by_its_exit_code(tmp_path, monkeypatc
     code = map_theory.main(options)
     stored = json.loads((tmp_path / "f.json").read_text())["64"]
     assert code == (0 if stored["met"] else 1) and stored["num_maps"] == 64
-    assert "P_x/P_y within 2%" in capsys.readouterr().out
+    assert "P_x/P_y within the same" in capsys.readouterr().out
