@@ -16,7 +16,10 @@ from astrogen.field import runs_to_the_left
 from astrogen.shear import shear_kernels
 
 NUM_NOISE = 48  # realisations of the noise
-CLEAR = 4.5  # standard deviations of the noise, by which other axes must be better
+# standard deviations of the noise, by which other axes must be better; less, where they leave little
+# power in B modes. A pattern of equal power in E and B reaches the second by its own chance.
+CLEAR, FAIR = 4.5, 3.5
+LITTLE = 0.8  # of the power in E modes
 EXCESS = 5.0  # standard deviations, of B modes above those of noise and holes
 
 OTHER_AXES = (
@@ -39,12 +42,13 @@ OTHER_AXES = (
 class Modes(NamedTuple):
     """excess: of the power in B modes over what is expected, in standard deviations; b_over_e:
     ratio of the powers; better: by how many standard deviations each of OTHER_AXES has more E and
-    less B modes than the axes of the field.
+    less B modes than the axes of the field; left: b_over_e with each of them.
     """
 
     excess: float
     b_over_e: float
     better: tuple
+    left: tuple
 
 
 def measure_modes(field, grid, power, expected_shear, *, seed):
@@ -83,6 +87,7 @@ def measure_modes(field, grid, power, expected_shear, *, seed):
         float((b_mode - np.mean(possible)) / np.std(possible, ddof=1)),
         float(b_mode / max(e_mode, np.finfo(float).tiny)),
         tuple(float(value) for value in (more[1:] - more[0]) / scatter),
+        tuple(float(b / max(e, np.finfo(float).tiny)) for e, b in found[1:]),
     )
 
 
@@ -101,7 +106,7 @@ def _modes(shear, grid, kernels):
 def sentences_of(modes, wcs):
     """What is wrong with the axes, in words, with the likely cause first."""
     best = int(np.argmax(modes.better))
-    if modes.better[best] > CLEAR:
+    if modes.better[best] > (FAIR if modes.left[best] < LITTLE else CLEAR):
         cause = OTHER_AXES[best][1]
         if best == 0 and wcs is not None and runs_to_the_left(wcs):
             cause += "; right ascension runs to the left in the WCS"

@@ -23,8 +23,8 @@ def lumps(rng):
     shear = np.zeros((48, 48), complex)
     for row, column in zip(*np.nonzero(kappa > 1e-6), strict=True):
         z = (x - column) + 1j * (y - row)
-        z[row, column] = np.inf
-        shear -= kappa[row, column] / np.pi / np.conj(z) ** 2
+        away = z != 0
+        shear[away] -= kappa[row, column] / np.pi / np.conj(z[away]) ** 2
     return np.stack([shear.real, shear.imag]) + rng.normal(0, 0.02, (2, 48, 48))
 
 

@@ -100,4 +100,5 @@ def parts(gradients):
     It sums them over the replicas, and the mean is wanted.
     """
     num = tf.distribute.get_replica_context().num_replicas_in_sync
-    return [gradient / num for gradient in gradients]
+    # Of weights that are gathered the gradient comes in slices.
+    return [tf.convert_to_tensor(gradient) / num for gradient in gradients]

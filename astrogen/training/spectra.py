@@ -28,6 +28,7 @@ CHANGE_LOG_L = np.linspace(
 )  # beyond, modes lie along diagonals alone
 SQUARE = (700.0, 5000.0)  # multipoles in which the modes tell directions apart
 SIDE = 256  # pixels of the periodic maps by which a network's field is brought to theory
+LARGEST_LOSS = -0.7  # of power, relative, that one round makes up for
 
 
 def measured_bands(kappa, pixel_scale):
@@ -230,6 +231,8 @@ def match_theory(prior, *, num_maps, num_rounds, seed, side=None):
         # taken out twice.
         move = np.log1p(mean / prior.shift(points).numpy())
         gain[:, 0] -= 2 * move[:, None]
+        # The exponential answers more than in proportion: large steps are shortened.
+        gain /= 1 + np.abs(gain)
         change = prior.change
         prior.change = Change(
             change.log_l,
@@ -273,5 +276,7 @@ def _log_gain(excess, prior, side):
     right = design_matrix.T @ (counts * excess.reshape(len(excess), -1).T)
     gain = np.zeros((len(excess), 2 * len(log_l)))
     gain[:, free] = np.linalg.solve(normal, right).T
-    gain[:, : len(log_l)] = np.log1p(gain[:, : len(log_l)])
+    # Chance may leave less than nothing of what is far too low: such steps are cut, and the next
+    # round goes on.
+    gain[:, : len(log_l)] = np.log1p(np.maximum(gain[:, : len(log_l)], LARGEST_LOSS))
     return gain.reshape(len(excess), 2, -1)
