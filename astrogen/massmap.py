@@ -361,9 +361,9 @@ def _status(found):
     if not abs(excess) < POOR_FIT:
         sentences.append(
             f"poor fit: reduced chi2 {found['reduced_chi2']:.3f} of the draws is {abs(excess):.0f}"
-            f" sigma from 1; check the noise, which seems too {'small' if excess > 0 else 'large'}"
-            f" (by about {np.exp(abs(np.log(found['reduced_chi2'])) / 2):.2g}), and the units of the"
-            " maps"
+            " sigma from 1; check the noise, which seems too"
+            f" {'small' if excess > 0 else 'large'} (by about"
+            f" {np.exp(abs(np.log(found['reduced_chi2'])) / 2):.2g}), and the units of the maps"
         )
     return tuple(sentences)
 

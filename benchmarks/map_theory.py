@@ -161,8 +161,8 @@ def table(found):
     return "\n".join(
         [
             *lines,
-            f"mean {found['mean']:+.2e} +- {found['error of mean']:.1e}: {words[found['mean met']]};"
-            f" power for {JUDGED[0]} < l < {JUDGED[1]} within {SIGMAS:g} errors or"
+            f"mean {found['mean']:+.2e} +- {found['error of mean']:.1e}:"
+            f" {words[found['mean met']]}; power for {JUDGED[0]} < l < {JUDGED[1]} within {SIGMAS:g} errors or"
             f" {TOLERANCE:.0%}: {words[found['power met']]}; P_x/P_y within the same:"
             f" {words[found['x over y met']]}",
             "",

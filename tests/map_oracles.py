@@ -96,16 +96,17 @@ def small_prior(kind="network", *, scale=0.1, seed=1):
 
 
 def simulated_maps(num_simulations, maps_per_simulation, *, seed, side=64, lognormal=True):
-    """Maps as the reader gives them, cut from larger periodic fields of `true_spectrum` (before the
-    exponential, if lognormal), made by NumPy alone.
+    """Maps as the reader gives them, cut from larger periodic fields whose pixels covary as those
+    of `true_spectrum` (before the exponential, if lognormal), made by NumPy alone.
     """
     rng = np.random.default_rng(seed)
     n = side + 32
-    l = np.hypot(*np.meshgrid(*[2 * np.pi * np.fft.fftfreq(n, np.sqrt(AREA))] * 2, indexing="ij"))
+    power = np.maximum(true_power(true_covariance((n, n), finer=4)), 0)
     cosmology, kappa = rng.uniform((0.2, 0.6), (0.4, 1.0), (num_simulations, 2)), []
     for omega_m, sigma_8 in cosmology:
         shift = SHIFT * (omega_m / 0.3) ** 0.8 * (sigma_8 / 0.8) ** 0.5
-        gain = np.sqrt(true_spectrum(l, omega_m, sigma_8) / AREA) / shift
+        growth = true_spectrum(1000, omega_m, sigma_8) / true_spectrum(1000)
+        gain = np.sqrt(growth * power / AREA) / shift
         field = np.fft.ifft2(np.fft.fft2(rng.normal(size=(maps_per_simulation, n, n))) * gain).real
         kappa.append(
             shift

@@ -126,6 +126,7 @@ def white_prior(kind="network", strength=1.0):
         kind=kind,
         image_shape=(64, 64),
         pixel_scale=SCALE,
+        card={"source_redshift": 1.0},
         check_cosmology=lambda omega_m, sigma_8: True,
         draw=lambda latent, cosmology: 0.02 * (tf.exp(0.3 * strength * latent[:, 16:, 16:]) - 1),
     )
@@ -187,7 +188,9 @@ def test_the_command_compares_and_writes(tmp_path, monkeypatch, capsys, simulate
     monkeypatch.setattr(
         maps, "load_prior", lambda name: white_prior(*kinds[name.removeprefix("mine")])
     )
-    monkeypatch.setattr(maps, "load_maps", lambda directory, pixel_scale: records(simulated[:128]))
+    monkeypatch.setattr(
+        maps, "load_maps", lambda directory, pixel_scale, source_redshift: records(simulated[:128])
+    )
     out, figure = tmp_path / "deep" / "maps.json", tmp_path / "maps.png"
     assert (
         maps.main(
@@ -230,7 +233,9 @@ def test_the_command_compares_and_writes(tmp_path, monkeypatch, capsys, simulate
 
 
 def test_maps_are_taken_evenly_from_all_simulations(monkeypatch, simulated):
-    monkeypatch.setattr(maps, "load_maps", lambda directory, pixel_scale: records(simulated[:200]))
+    monkeypatch.setattr(
+        maps, "load_maps", lambda directory, pixel_scale, source_redshift: records(simulated[:200])
+    )
     _, simulation, cosmology = maps.read_simulations("here", num=50, pixel_scale=SCALE)
     assert sorted(np.bincount(simulation)) == [6] * 6 + [7] * 2
     assert cosmology == (0.3, 0.8)
@@ -246,7 +251,9 @@ def test_maps_are_taken_evenly_from_all_simulations(monkeypatch, simulated):
 )
 def test_records_of_no_use_are_refused(monkeypatch, simulated, given, message):
     monkeypatch.setattr(
-        maps, "load_maps", lambda directory, pixel_scale: records(simulated[:64], **given)
+        maps,
+        "load_maps",
+        lambda directory, pixel_scale, source_redshift: records(simulated[:64], **given),
     )
     with pytest.raises(ValueError, match=message):
         maps.read_simulations("here", num=64, pixel_scale=SCALE)

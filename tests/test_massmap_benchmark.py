@@ -53,11 +53,11 @@ def test_a_simulated_field_is_what_a_survey_would_see():
 
 
 def test_averaging_a_map_keeps_its_mean_and_an_even_side():
-    kappa = np.tile(np.arange(360.0), (360, 1))
+    kappa = 1e-3 * np.tile(np.arange(360.0), (360, 1))
     coarse = benchmark.average_map(kappa, 0.29, 2.3)
     assert coarse.shape == (44, 44)
-    assert coarse.mean() == pytest.approx(179.5, abs=4)
-    np.testing.assert_allclose(np.diff(coarse[0]), 2.3 / 0.29, atol=1)
+    assert coarse.mean() == pytest.approx(0.1795, abs=0.004)
+    np.testing.assert_allclose(np.diff(coarse[0]), 1e-3 * 2.3 / 0.29, atol=1e-3)
 
 
 def test_the_whole_on_a_toy(tmp_path, monkeypatch, rng, capsys):
@@ -70,7 +70,7 @@ def test_the_whole_on_a_toy(tmp_path, monkeypatch, rng, capsys):
     monkeypatch.setattr(
         benchmark,
         "load_maps",
-        lambda folder: {
+        lambda folder, source_redshift: {
             "kappa": kappa,
             "cosmology": np.array([[0.3, 0.8]] * 2),
             "simulation": np.arange(2),

@@ -47,7 +47,7 @@ def toy_prior(kind, *, network=None):
         pixel_scale=SCALE,
         image_shape=(12, 12),
         cosmology_range=RANGE,
-        card={"name": "toy", "kind": "convergence"},
+        card={"name": "toy", "kind": "convergence", "source_redshift": 1.0},
     )
 
 
