@@ -16,8 +16,8 @@ from astrogen.field import runs_to_the_left
 from astrogen.shear import shear_kernels
 
 NUM_NOISE = 48  # realisations of the noise
-# standard deviations of the noise, by which other axes must be better; less, where they leave little
-# power in B modes. A pattern of equal power in E and B reaches the second by its own chance.
+# standard deviations of the noise, by which other axes must be better; less, where they leave
+# little power in B modes. A pattern of equal power in E and B reaches the second by its own chance.
 CLEAR, FAIR = 4.5, 3.5
 LITTLE = 0.8  # of the power in E modes
 EXCESS = 5.0  # standard deviations, of B modes above those of noise and holes
