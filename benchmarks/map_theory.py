@@ -162,9 +162,9 @@ def table(found):
         [
             *lines,
             f"mean {found['mean']:+.2e} +- {found['error of mean']:.1e}:"
-            f" {words[found['mean met']]}; power for {JUDGED[0]} < l < {JUDGED[1]} within {SIGMAS:g} errors or"
-            f" {TOLERANCE:.0%}: {words[found['power met']]}; P_x/P_y within the same:"
-            f" {words[found['x over y met']]}",
+            f" {words[found['mean met']]}; power for {JUDGED[0]} < l < {JUDGED[1]} within"
+            f" {SIGMAS:g} errors or {TOLERANCE:.0%}: {words[found['power met']]};"
+            f" P_x/P_y within the same: {words[found['x over y met']]}",
             "",
         ]
     )
