@@ -60,7 +60,7 @@ API = {  # function: its parameters, in their order
     ),
     "read_survey": "out",
     "read_object": "out ident image",
-    "make_field": "maps noise mask pixel_scale beam wcs max_bad_fraction",
+    "make_field": "maps noise mask pixel_scale beam wcs flipped max_bad_fraction",
     "read_field": "files noise mask footprint pixel_scale beam flip_second",
     "read_massmap": "path",
     "draw_galaxies": "num seed prior",
