@@ -19,6 +19,7 @@ import traceback
 import warnings
 import zipfile
 import zlib
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -72,7 +73,8 @@ FORMS = (
 class Reader(NamedTuple):
     """make(folder) writes a sound file and returns its path; read(folder) reads it; kind: which
     damage is meant for it; checksums: no other values may come out; vouch(folder) makes what
-    belongs to the file agree with its damage; share: of the cases, where a file is large."""
+    belongs to the file agree with its damage; share: of the cases, where a file is large; such a
+    file is tried among the many alone."""
 
     make: callable
     read: callable
@@ -554,13 +556,27 @@ def _read_theory(folder):
     return [*theory, redshift]
 
 
-def _survey(name):
-    """One file of a finished survey run, whose fit takes no time."""
-
-    def make(folder):
+@lru_cache(maxsize=1)
+def _finished_run():
+    """{path: content} of a finished survey run, whose fit takes no time, and of what it was made
+    from; made once for all that reads of it.
+    """
+    with tempfile.TemporaryDirectory() as root:
+        folder = Path(root)
         stand_in.write_inputs(folder)
         program = [sys.executable, stand_in.__file__, *stand_in.arguments(folder, folder / "run")]
         subprocess.run(program, check=True, capture_output=True)
+        paths = [path for path in folder.rglob("*") if path.is_file()]
+        return {path.relative_to(folder): path.read_bytes() for path in paths}
+
+
+def _survey(name):
+    """One file of a finished survey run."""
+
+    def make(folder):
+        for path, content in _finished_run().items():
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).write_bytes(content)
         return folder / "run" / name
 
     return make

@@ -8,6 +8,7 @@ import pytest
 from fuzzing import READERS, Cases
 
 FEW, MANY = 3, 130  # cases of each reader
+SMALL = [name for name, reader in READERS.items() if reader.share == 1]
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,7 @@ def _wrong(cases, name, numbers):
     ]
 
 
-@pytest.mark.parametrize("name", READERS)
+@pytest.mark.parametrize("name", SMALL)
 def test_a_few_damaged_files_are_read_or_refused(cases, name):
     assert not _wrong(cases, name, range(FEW))
 
@@ -36,7 +37,9 @@ def test_a_few_damaged_files_are_read_or_refused(cases, name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", READERS)
 def test_many_damaged_files_are_read_or_refused(cases, name):
-    assert not _wrong(cases, name, range(FEW, int(MANY * READERS[name].share)))
+    assert not _wrong(
+        cases, name, range(FEW if name in SMALL else 0, int(MANY * READERS[name].share))
+    )
 
 
 def test_enough_cases_are_tried():
