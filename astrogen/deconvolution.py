@@ -354,9 +354,8 @@ def _extent(observation, sigma_psf):
     edge = faint[0] if len(faint) else len(level)
     if not edge:
         return 0.0, 0.0
-    light = np.cumsum(
-        level[:edge] * (2 * np.arange(edge) + 1)
-    )  # whole rings: what the mask hides counts as its neighbours do
+    # whole rings: what the mask hides counts as its neighbours do
+    light = np.cumsum(level[:edge] * (2 * np.arange(edge) + 1))
     outer = (np.arange(edge) + 1) * observation.pixel_scale
     extent, half = np.interp([LIGHT_INSIDE * light[-1], 0.5 * light[-1]], light, outer)
     # Half the light of a round Gaussian lies within 1.18 sigma.
@@ -425,9 +424,8 @@ def draw_parameters(prior, climb, here, seeds, *, method, num_draws, num_chains)
     rough = np.flatnonzero(told["k_hat"] > K_HAT_LIMIT)
     if method == "laplace" or not len(rough):
         return draws, told, decoded
-    filled = np.r_[
-        rough, np.repeat(rough[0], (1 << (len(rough) - 1).bit_length()) - len(rough))
-    ]  # powers of two: few shapes, few traces
+    # powers of two: few shapes, few traces
+    filled = np.r_[rough, np.repeat(rough[0], (1 << (len(rough) - 1).bit_length()) - len(rough))]
     some_climb, some_here = (
         tf.nest.map_structure(lambda x: tf.gather(x, filled) if x.shape.rank else x, nest)
         for nest in (climb, here)

@@ -432,9 +432,8 @@ def _coarse_wcs(field, ratio, shape):
     if field.wcs is None:
         return None
     wcs = field.wcs.celestial.deepcopy()
-    middle = (
-        np.array(field.mask.shape[::-1]) / 2 + 0.5
-    )  # FITS counts from one, pixel centres are whole
+    # FITS counts from one, pixel centres are whole
+    middle = np.array(field.mask.shape[::-1]) / 2 + 0.5
     wcs.wcs.crpix = (wcs.wcs.crpix - middle) / ratio + np.array(shape[::-1]) / 2 + 0.5
     if wcs.wcs.has_cd():
         wcs.wcs.cd = wcs.wcs.cd * ratio

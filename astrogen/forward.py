@@ -20,10 +20,8 @@ import tensorflow as tf
 # side of the padded grid, in prior pixels: twice the prior's stamp, so that nothing wraps around
 # onto the galaxy
 GRID = 128
-WAVES, HALF_WAVES = (
-    np.fft.fftfreq(GRID, 1 / GRID),
-    np.arange(GRID // 2 + 1),
-)  # per grid, along y and along x of a real image's transform
+# per grid, along y and along x of a real image's transform
+WAVES, HALF_WAVES = np.fft.fftfreq(GRID, 1 / GRID), np.arange(GRID // 2 + 1)
 NEGLIGIBLE = 1e-10  # share of the largest power below which a wave is left out
 
 
@@ -148,9 +146,8 @@ def interpolation_matrix(num_pixels, pixel_scale, prior_scale, shift, grid=GRID)
         for scale in (pixel_scale, prior_scale)
     )
     observed = tf.range(num_pixels, dtype=shift.dtype) - (num_pixels - 1) / 2
-    position = (
-        observed * pixel_scale - shift[:, None]
-    ) / prior_scale  # [batch, num_pixels], in prior pixels
+    # [batch, num_pixels], in prior pixels
+    position = (observed * pixel_scale - shift[:, None]) / prior_scale
     offset = position[..., None] - (tf.range(grid, dtype=shift.dtype) - (grid - 1) / 2)
     weight = _dirichlet(offset, grid)
     return tf.where(tf.abs(position)[..., None] <= grid / 2, weight, tf.zeros_like(weight))
@@ -231,9 +228,10 @@ def render(images, kernels, *, shape, pixel_scale, prior_scale, shift, backgroun
     # Complex products in real arithmetic: real and imaginary part of the sum over x side by side,
     # then the real part of the sum over y.
     along_x = tf.concat([tf.concat([cos_x, sin_x], 1), tf.concat([-sin_x, cos_x], 1)], -1)
+    # [batch, GRID, 2 * width]
     summed = tf.matmul(
         tf.concat([tf.math.real(spectrum), tf.math.imag(spectrum)], -1), along_x, transpose_b=True
-    )  # [batch, GRID, 2 * width]
+    )
     along_y = tf.reshape(tf.stack([cos_y, -sin_y], -1), [-1, shape[0], 2 * GRID])
     light = tf.matmul(along_y, tf.reshape(summed, [-1, 2 * GRID, shape[1]]))
     return light * (down[:, :, None] * (across * ratio**2)[:, None]) + background

@@ -72,9 +72,8 @@ def _frame(first, other):
     sky = first.wcs.pixel_to_world(*(steps + [(width - 1) / 2, (height - 1) / 2]).T)
     try:
         seen = np.stack(other.wcs.world_to_pixel(sky), 1)
-    except (
-        Exception
-    ) as error:  # wcslib has many errors; all of them mean that this sky is not there
+    # wcslib has many errors; all of them mean that this sky is not there
+    except Exception as error:
         raise no_overlap(first, other) from error
     seen = (seen - (np.array(other.image.shape[::-1]) - 1) / 2) * other.pixel_scale
     if not np.isfinite(seen).all():

@@ -366,9 +366,8 @@ def write_planes(path, planes, *, wcs=None, unit=None, header=None, tables=None)
     """
     primary = fits.PrimaryHDU()
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", fits.verify.VerifyWarning
-        )  # keywords beyond 8 letters become HIERARCH cards
+        # keywords beyond 8 letters become HIERARCH cards
+        warnings.simplefilter("ignore", fits.verify.VerifyWarning)
         for key, value in (header or {}).items():
             primary.header[key.upper()] = _header_value(value)
     hdus = fits.HDUList([primary])

@@ -51,10 +51,8 @@ POOR_FIT = 5.0  # standard deviations of chi2
 KS_SMOOTHING = 5.0  # arcmin, FWHM
 NUM_POSSIBLE = 32  # draws whose B modes are those to expect
 INSIDE = "choose one inside (--omega-m, --sigma-8)"
-NUM_MODES, NUM_SITES = (
-    3,
-    4,
-)  # Fourier modes to this order, and pixels on a grid of this side, are watched for convergence
+# Fourier modes to this order, and pixels on a grid of this side, are watched for convergence
+NUM_MODES, NUM_SITES = 3, 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -311,9 +309,8 @@ def watched(kappa):
     )
     sites = kappa[..., rows[:, None], columns].reshape(*kappa.shape[:-2], -1)
     modes = np.fft.rfft2(kappa)[..., :NUM_MODES, :NUM_MODES].reshape(*kappa.shape[:-2], -1)
-    return np.concatenate(
-        [sites, modes.real, modes.imag[..., 1:]], -1
-    )  # the mean has no imaginary part
+    # the mean has no imaginary part
+    return np.concatenate([sites, modes.real, modes.imag[..., 1:]], -1)
 
 
 def _diagnose(field, walk, *, sampled):

@@ -421,9 +421,8 @@ def slopes(prior, compressed, parameters):
     residual [batch, r, v] as of `predict`
     """
     latent, log_flux, shift, log_amplitude = split(parameters, prior.latent_size)
-    mean, scale, mean_slope, scale_slope = prior.components_and_jacobian(
-        latent
-    )  # slopes [batch, d, k]
+    # slopes [batch, d, k]
+    mean, scale, mean_slope, scale_slope = prior.components_and_jacobian(latent)
     _, deviation, seen, residual = predict(prior, compressed, parameters)
     moved = prior.move_coefficients(mean, shift)
     flux = _flux(compressed, seen_by(compressed, moved), log_flux)[:, None]
@@ -435,9 +434,8 @@ def slopes(prior, compressed, parameters):
         ],
         1,
     )
-    jacobian = tf.matmul(
-        compressed.forward, _visible(compressed, columns), transpose_b=True
-    )  # [batch, r, d + 3], at fixed flux
+    # [batch, r, d + 3], at fixed flux
+    jacobian = tf.matmul(compressed.forward, _visible(compressed, columns), transpose_b=True)
     # The flux keeps the amplitude as seen, so it moves against whatever brightens the galaxy: d log
     # flux of each parameter.
     rate = -tf.linalg.matvec(jacobian, seen, transpose_a=True) / tf.reduce_sum(

@@ -72,9 +72,8 @@ class PSF:
         fine = _interpolate(self.image, factor, *box)
         half = fine.max() / 2
         slope = np.maximum(np.hypot(*np.gradient(fine)), 1e-12 * half)
-        area = np.clip(
-            (fine - half) / slope + 0.5, 0, 1
-        ).sum()  # pixels cut by the contour count in part
+        # pixels cut by the contour count in part
+        area = np.clip((fine - half) / slope + 0.5, 0, 1).sum()
         return 2 * math.sqrt(area / math.pi) / factor * self.pixel_scale
 
     @cached_property

@@ -16,10 +16,8 @@ NOISE_P, NOISE_FACTOR = 1e-4, 1.25  # of a variance that is too large, or too sm
 LEAST_DETECTION, LEAST_FLUX = 4.0, 3.0  # sigma of the data along the model, and of the flux
 SMALLEST_P = 1e-9  # smaller ones are printed as smaller
 MIN_PIXELS = 9  # fewer pixels are no test of a fit
-EDGE_WIDTH, EDGE_SIGMA = (
-    2,
-    3.0,
-)  # observed pixels; isolated galaxies of the benchmark stay below 0.5 sigma
+# observed pixels; isolated galaxies of the benchmark stay below 0.5 sigma
+EDGE_WIDTH, EDGE_SIGMA = 2, 3.0
 
 
 class Fit(NamedTuple):

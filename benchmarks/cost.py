@@ -16,9 +16,8 @@ THREADS = (
     "TF_NUM_INTRAOP_THREADS",
     "TF_NUM_INTEROP_THREADS",
 )
-os.environ.update(
-    dict.fromkeys(THREADS, "1")
-)  # before the libraries are imported, which read it once
+# before the libraries are imported, which read it once
+os.environ.update(dict.fromkeys(THREADS, "1"))
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import argparse

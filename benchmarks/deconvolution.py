@@ -200,9 +200,8 @@ def _write_arrays(path, done):
 
 
 def _write_table(options):
-    sys.path.insert(
-        0, str(options.bench_dir.resolve())
-    )  # score.py imports bench_common from its own folder
+    # score.py imports bench_common from its own folder
+    sys.path.insert(0, str(options.bench_dir.resolve()))
     scorer = importlib.import_module("score")
     rows = []
     print(

@@ -117,9 +117,8 @@ def draw_configured(folder, tiles):
 
 def draw_python(tiles):
     """The same image without a configuration; what it says stands here once more."""
-    seed = galsim.BaseDeviate(
-        1
-    ).raw()  # what a configuration with random_seed: 1 seeds the generator of its inputs with
+    # what a configuration with random_seed: 1 seeds the generator of its inputs with
+    seed = galsim.BaseDeviate(1).raw()
     catalog = AstrogenCatalog(10000, rng=galsim.BaseDeviate(seed))
     field = KappaMap.draw(
         galsim.BaseDeviate(galsim.BaseDeviate(seed).raw()), omega_m=0.3, sigma_8=0.8
@@ -131,9 +130,8 @@ def draw_python(tiles):
                 galsim.PositionI(40 * (index % tiles), 40 * (index // tiles))
             )
         ]
-        g1, g2, mu = field.getLensing(
-            stamp.true_center * 0.2
-        )  # the sky of a pixel scale begins at pixel 0
+        # the sky of a pixel scale begins at pixel 0
+        g1, g2, mu = field.getLensing(stamp.true_center * 0.2)
         galaxy = catalog.galaxy(
             index,
             flux=(500, 1000, 2000, 4000)[index % 4],

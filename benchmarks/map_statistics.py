@@ -9,9 +9,8 @@ import numpy as np
 from astrogen import statistics
 
 L_EDGES = np.geomspace(250, 3000, 12)
-TRIANGLE_EDGES = np.geomspace(
-    320, 3000, 5
-)  # wide, because triangles of long waves are few in a field of 2.45 degrees
+# wide, because triangles of long waves are few in a field of 2.45 degrees
+TRIANGLE_EDGES = np.geomspace(320, 3000, 5)
 LONG_SIDE = (140, 320)
 AT_ONCE = 512  # maps, to bound the memory
 NUM_SPLITS = 16  # random halves of the simulations, averaged over

@@ -25,9 +25,8 @@ THREADS = (
     "TF_NUM_INTRAOP_THREADS",
     "TF_NUM_INTEROP_THREADS",
 )
-os.environ.update(
-    dict.fromkeys(THREADS, "1")
-)  # before the libraries are imported, which read it once
+# before the libraries are imported, which read it once
+os.environ.update(dict.fromkeys(THREADS, "1"))
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import argparse
@@ -51,21 +50,12 @@ from astrogen.training.records import load_maps
 DENSITY, SIGMA_E = 30.0, 0.26  # galaxies per square arcmin; shape noise per component
 MASKED, RADII = 0.10, (1.0, 3.5)  # of the field; of the round holes, pixels
 PEAK = 0.04
-SMOOTHINGS = (
-    2.0,
-    4.0,
-    6.0,
-    8.0,
-    10.0,
-    12.0,
-    16.0,
-)  # FWHM in arcmin that Kaiser-Squires chooses from
+# FWHM in arcmin that Kaiser-Squires chooses from
+SMOOTHINGS = 2.0, 4.0, 6.0, 8.0, 10.0, 12.0, 16.0
 EDGES = (250, 500, 800, 1200, 1700, 2300, 3000)  # of the bands of l
 TAPER = 0.1
-KTNG_SCALE, KTNG_COSMOLOGY = (
-    0.29,
-    (0.3089, 0.92),
-)  # arcmin per pixel; Omega_m, and a sigma_8 that makes up for the deeper sources
+# arcmin per pixel; Omega_m, and a sigma_8 that makes up for the deeper sources
+KTNG_SCALE, KTNG_COSMOLOGY = 0.29, (0.3089, 0.92)
 TARGETS = {
     "amplitude": "at least .60",
     "coverage": ".65 to .71",

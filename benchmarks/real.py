@@ -33,10 +33,8 @@ HSC_SCALE, HST_SCALE = 0.168, 0.03  # arcsec per pixel
 HSC_BANDS, I_BAND = tuple("grizy"), 2
 STAGES = ("pair", "exposures", "joint", "blend", "bands")
 DETECTION = 1.5  # sigma, per pixel
-MASK_GROWTH, APERTURE_GROWTH = (
-    2,
-    2,
-)  # observed pixels: beyond the neighbours' detected light; beyond the galaxy's
+# observed pixels: beyond the neighbours' detected light; beyond the galaxy's
+MASK_GROWTH, APERTURE_GROWTH = 2, 2
 GRID_SCALE = 0.084  # arcsec, of the grid on which images are compared
 MAX_SHIFT = 0.15  # arcsec
 MAX_ITERATIONS = 300

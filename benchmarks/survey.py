@@ -343,9 +343,8 @@ def _run(folder, psf, num, *, workers, dask, chunk, bad):
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     shutil.rmtree(out)
     cpu = sum(used for used, _ in seen.values())
-    busy = sorted(seen.values(), reverse=True)[
-        :workers
-    ]  # others were helpers of the workers, or never got a chunk
+    # others were helpers of the workers, or never got a chunk
+    busy = sorted(seen.values(), reverse=True)[:workers]
     return {
         "objects": num,
         "workers": workers,

@@ -20,9 +20,8 @@ THREADS = (
     "TF_NUM_INTEROP_THREADS",
 )
 if __name__ == "__main__":
-    os.environ.update(
-        dict.fromkeys(THREADS, "1")
-    )  # before the libraries are imported, which read it once
+    # before the libraries are imported, which read it once
+    os.environ.update(dict.fromkeys(THREADS, "1"))
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import argparse

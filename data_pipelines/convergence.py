@@ -34,10 +34,8 @@ from data_pipelines.transfer import measure_transfer, no_transfer, transfer
 
 RANGE = {"omega_m": (0.2, 0.4), "sigma_8": (0.6, 1.0)}
 SOURCE_REDSHIFT = 1.0
-NUM_PARTICLES, BOX_SIZE = (
-    64,
-    128.0,
-)  # along a side; Mpc/h: as wide as the view at the sources for every cosmology of the range
+# along a side; Mpc/h: as wide as the view at the sources for every cosmology of the range
+NUM_PARTICLES, BOX_SIZE = 64, 128.0
 NUM_GRID = 512  # cells along a side of a plane
 # to be raised with every change of what is drawn: trained weights name the recipe they learned from
 RECIPE_VERSION = 2

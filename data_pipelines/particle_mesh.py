@@ -21,9 +21,8 @@ from jaxpm.painting import _cic_paint_impl, _cic_read_impl
 from astrogen.errors import InputError
 from data_pipelines.cosmology import expansion, growth, growth_slope
 
-STEPS = np.concatenate(
-    [np.linspace(0.1, 0.5, 21), np.linspace(0.5, 1, 21)[1:]]
-)  # scale factors between the 40 steps: 20 lose 5 to 15 % of power at k > 1
+# scale factors between the 40 steps: 20 lose 5 to 15 % of power at k > 1
+STEPS = np.concatenate([np.linspace(0.1, 0.5, 21), np.linspace(0.5, 1, 21)[1:]])
 MESH_PER_PARTICLE = 2
 
 

@@ -9,13 +9,14 @@ from concurrent.futures import ProcessPoolExecutor
 from astrogen.processes import follow_parent, kill_children_at_interrupt
 from astrogen.spawn import fresh_context
 
+# NPROC: XLA's
 ONE_THREAD = {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
     "NPROC": "1",
     "JAX_PLATFORMS": "cpu",
-}  # NPROC: XLA's
+}
 
 
 def _start_worker():

@@ -57,9 +57,8 @@ def tiny_prior(rng, *, num=6, latent=3, rough=0.3):
     numbers = {name: np.asarray(value, np.float32).astype(float) for name, value in numbers.items()}
     encoder, decoder = ResidualMLP(num, (), 2 * latent), ResidualMLP(latent, (), 2 * num)
     decoder.set_weights([numbers["kernel"], numbers["bias"]])
-    encoder.set_weights(
-        [np.zeros_like(weight) for weight in encoder.get_weights()]
-    )  # a guess that knows nothing, the same in every run
+    # a guess that knows nothing, the same in every run
+    encoder.set_weights([np.zeros_like(weight) for weight in encoder.get_weights()])
     prior = BasisPrior(
         name="tiny",
         basis=images,
@@ -88,9 +87,8 @@ def telescope_matrix(images, kernel, *, shape, pixel_scale, prior_scale, shift):
     padded[:, top : top + height, left : left + width] = images
     spectrum = np.fft.fft2(padded)
     rows = -np.arange(grid) % grid
-    full = np.concatenate(
-        [kernel, np.conj(kernel[rows][:, grid // 2 - 1 : 0 : -1])], 1
-    )  # the other half of a real kernel's transform
+    # the other half of a real kernel's transform
+    full = np.concatenate([kernel, np.conj(kernel[rows][:, grid // 2 - 1 : 0 : -1])], 1)
 
     def waves(num_pixels, moved):
         position = (

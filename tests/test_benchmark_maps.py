@@ -111,9 +111,10 @@ def test_a_seam_shows(rng):
 
 def test_a_period_shows():
     white = np.random.default_rng(4).normal(size=(24, 64, 64))
+    # neighbours share half their variance
     periodic = (
         white + np.roll(white, 1, 1) + np.roll(white, 1, 2) + np.roll(white, (1, 1), (1, 2))
-    ) / 2  # neighbours share half their variance
+    ) / 2
     found = map_sizes.edge_correlation(periodic)
     assert found["correlation"] == pytest.approx(0.5, abs=5 * found["error"])
     cut = map_sizes.edge_correlation(periodic[:, :48, :48])

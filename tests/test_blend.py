@@ -304,9 +304,10 @@ def test_images_and_fluxes_given_the_latents_are_conjugate_normals(num_bands, rn
         references = blending.draw_references(
             case.prior, case.blend, parameters, np.repeat(data, many, 0), generator
         )
+        # [galaxy, band, draw, k]
         return blending.draw_all_bands(
             case.blend, references, [np.repeat(one, many, 0) for one in seen], generator
-        )  # [galaxy, band, draw, k]
+        )
 
     np.testing.assert_allclose(
         draw(parameters[:1], None)[:, :, 0].ravel(),

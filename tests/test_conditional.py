@@ -153,9 +153,8 @@ def test_real_sizes(galaxies):
     heavy = log_weights > np.median(log_weights, 0)
     off = near - exact
     off -= np.nanmedian(np.where(heavy, off, np.nan), axis=0)
-    assert (
-        np.sqrt((off[heavy] ** 2).mean()) < 0.15
-    )  # nats; the weights themselves scatter by several
+    # nats; the weights themselves scatter by several
+    assert np.sqrt((off[heavy] ** 2).mean()) < 0.15
     chosen = resample(diagnostics.smooth_weights(log_weights)[0], num_draws=NUM_DRAWS, seed=seeds)
     parameters = tf.constant(np.take_along_axis(proposals.numpy(), chosen[..., None], 0))
     drawn = conditional.draw_coefficients(prior, compressed, here, parameters, normals)[0].numpy()

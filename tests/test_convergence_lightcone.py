@@ -56,9 +56,8 @@ def test_a_view_of_a_wave_is_that_wave_turned_and_averaged(angle, size):
     num, side, k = 64, 12, np.array([3, 5]) * 2 * np.pi / 64
     plane = np.cos(k[0] * np.arange(num)[:, None] + k[1] * np.arange(num))
     origin, along = np.array([13.3, 50.7]), size * (np.arange(side) + 0.5 - side / 2)
-    turned = (
-        np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]]) @ k
-    )  # the wave in the axes of the view
+    # the wave in the axes of the view
+    turned = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]]) @ k
     window = np.prod(np.sinc(turned * size / 2 / np.pi)) * np.prod(np.sinc(k / 2 / np.pi) ** 2)
     expected = window * np.cos(k @ origin + turned[0] * along[:, None] + turned[1] * along)
     np.testing.assert_allclose(

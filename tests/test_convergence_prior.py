@@ -324,11 +324,12 @@ def test_one_folder_holds_three_fields(stored, kind):
         (64, 64),
         (0.2, 0.4),
     )
+    # half precision of the network
     np.testing.assert_allclose(
         prior.decode(noise(2), OTHER),
         small_prior(kind, scale=1.0).decode(noise(2), OTHER),
         atol=2e-4,
-    )  # half precision of the network
+    )
 
 
 def test_a_card_without_its_arrays_is_refused(stored):
@@ -386,6 +387,5 @@ def test_members_are_of_convergence_maps_only(stored, tmp_path):
     ):
         load_prior("galaxy-lognormal")
     shutil.move(stored, tmp_path / "my-gaussian")
-    assert (
-        load_prior(tmp_path / "my-gaussian").kind == "network"
-    )  # a folder of that name goes first
+    # a folder of that name goes first
+    assert load_prior(tmp_path / "my-gaussian").kind == "network"

@@ -143,13 +143,13 @@ def test_shipped_prior_draws_galaxies(shipped):
     row = np.arange(64) - 31.5
     weight = np.exp(-0.5 * (row[:, None] ** 2 + row**2) / 2.5**2)
     light = (images * weight).mean(0)
+    # centred on pixel (32, 32), or between
     assert (
         abs((light * row).sum() / light.sum()) < 0.7
         and abs((light * row[:, None]).sum() / light.sum()) < 0.7
-    )  # centred on pixel (32, 32), or between
-    assert (images * weight > 0.3 * images.max((1, 2), keepdims=True)).any(
-        (1, 2)
-    ).mean() > 0.9  # bright in the middle
+    )
+    # bright in the middle
+    assert (images * weight > 0.3 * images.max((1, 2), keepdims=True)).any((1, 2)).mean() > 0.9
 
 
 def test_decoded_images_lie_in_the_basis(shipped):
@@ -254,9 +254,8 @@ def test_the_residual_is_learned_with_the_latent(monkeypatch):
         std * convolutional.residual_scale(spread(latent[3000:]), convolutional.FLOOR / std).numpy()
     )
     error = np.log(found / true[3000:])
-    assert (
-        np.std(error) < 0.15 and abs(np.mean(error)) < 0.1
-    )  # without the latent the scatter is 0.5
+    # without the latent the scatter is 0.5
+    assert np.std(error) < 0.15 and abs(np.mean(error)) < 0.1
     assert told["residual_level_held_out"] == pytest.approx(1, abs=0.1)
 
 
@@ -332,9 +331,8 @@ def test_a_resumed_training_ends_where_an_uninterrupted_one_does(tiny, records, 
     first, second = load_prior(whole), load_prior(resumed)
     latent = _latents(3, 5)
     for one, two in zip(first.components(latent), second.components(latent), strict=True):
-        np.testing.assert_allclose(
-            one, two, rtol=2e-2, atol=1e-4
-        )  # weights are kept in half precision
+        # weights are kept in half precision
+        np.testing.assert_allclose(one, two, rtol=2e-2, atol=1e-4)
     assert first.name == "galaxy-conv" and first.card["training"]["num_steps"] == 6
     assert (tiny / "sheet.png").stat().st_size > 1000 and list((tiny / "logs").iterdir())
 

@@ -237,9 +237,8 @@ def test_results_state_what_they_are(results, stamps):
         np.testing.assert_allclose(
             result.draws.mean(0), result.image, atol=1e-5 * result.image.max()
         )
-        np.testing.assert_allclose(
-            result.flux_draws, result.draws.sum((1, 2)), rtol=0.05
-        )  # the stamp's edge cuts what is moved over it
+        # the stamp's edge cuts what is moved over it
+        np.testing.assert_allclose(result.flux_draws, result.draws.sum((1, 2)), rtol=0.05)
 
 
 def test_the_model_is_the_image_as_the_telescope_sees_it(results, stamps):
@@ -254,9 +253,8 @@ def test_the_model_is_the_image_as_the_telescope_sees_it(results, stamps):
         normalization="flux",
         gsparams=galsim.GSParams(maximum_fft_size=8192),
     )
-    kernel = galsim.Gaussian(
-        sigma=np.sqrt(0.7**2 - result.target_fwhm**2) / 2.3548
-    )  # of two Gaussians: a Gaussian
+    # of two Gaussians: a Gaussian
+    kernel = galsim.Gaussian(sigma=np.sqrt(0.7**2 - result.target_fwhm**2) / 2.3548)
     drawn = galsim.Convolve(galaxy, kernel).drawImage(nx=32, ny=32, scale=0.2).array
     assert np.abs(result.model - result.background_draws.mean() - drawn).max() < 0.01 * drawn.max()
 

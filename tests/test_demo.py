@@ -79,9 +79,8 @@ def test_richardson_lucy_agrees_with_scikit_image():
         sigma=1e-4,
         pixel_scale=0.1,
     )
-    ours = demo._richardson_lucy(observation, 0.1, 0.01)[
-        demo.ITERATIONS.index(10)
-    ]  # a target so sharp that the kernel is the PSF
+    # a target so sharp that the kernel is the PSF
+    ours = demo._richardson_lucy(observation, 0.1, 0.01)[demo.ITERATIONS.index(10)]
     rival = restoration.richardson_lucy(
         np.maximum(observation.image, 1e-9).astype(float), psf_image, num_iter=10, clip=False
     )

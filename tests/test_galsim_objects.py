@@ -268,9 +268,8 @@ def test_the_shipped_demo_and_its_twin_in_python_are_equal_to_the_byte(tmp_path)
         "num": galsim_demo.TILES**2
     }
     field = KappaMap.draw(galsim.BaseDeviate(2), omega_m=0.3, sigma_8=0.8)
-    assert np.isfinite(
-        field.getLensing(galsim.PositionD(800.0, 800.0))
-    ).all()  # its far corner lies on the map
+    # its far corner lies on the map
+    assert np.isfinite(field.getLensing(galsim.PositionD(800.0, 800.0))).all()
 
 
 def test_several_processes_share_the_inputs(tmp_path):

@@ -236,9 +236,8 @@ def test_a_density_that_is_not_finite_harms_only_its_own_object():
         and (chains.ess[1] == 1).all()
         and (chains.r_hat[2] < 1.03).all()
     )
-    expected = stats.truncnorm(
-        -np.inf, 0.5
-    ).mean()  # a valid rejection keeps the truncated Gaussian exact
+    # a valid rejection keeps the truncated Gaussian exact
+    expected = stats.truncnorm(-np.inf, 0.5).mean()
     assert chains.draws.numpy()[:, :, 0].mean((0, 1)) == pytest.approx(
         [expected, expected], abs=0.2
     )
@@ -780,9 +779,8 @@ def test_resampling_keeps_draws_in_proportion_to_their_weights(rng):
     weights = rng.dirichlet(np.ones(8), size=3).T
     chosen = resample(np.log(weights), num_draws=1000, seed=SEED)
     counts = np.stack([np.bincount(column, minlength=8) for column in chosen.T], 1)
-    assert (
-        np.abs(counts - 1000 * weights).max() <= 1
-    )  # systematic resampling rounds up or down, no more
+    # systematic resampling rounds up or down, no more
+    assert np.abs(counts - 1000 * weights).max() <= 1
 
 
 def test_resampling_gives_every_draw_its_chance(rng):

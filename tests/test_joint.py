@@ -391,9 +391,10 @@ def test_the_mode_of_a_pair_is_found_from_a_catalogue_on_the_sky():
     np.testing.assert_allclose(read_positions(pair, sky), _pair_places(), atol=1e-6)
     result = deblend(pair, sources=sky, prior=_prior(), method="map", num_draws=8, seed=1)
     fluxes = [source.flux[0][0] for source in result.sources]
+    # they share light
     assert fluxes == pytest.approx([100, 60], abs=15) and sum(fluxes) == pytest.approx(
         160, rel=0.04
-    )  # they share light
+    )
     assert abs(result.chi2_all[0] - 1) < 0.1
     np.testing.assert_allclose(
         [[source.x, source.y] for source in result.sources], _pair_places(), atol=0.25

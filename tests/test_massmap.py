@@ -63,9 +63,8 @@ def test_with_a_gaussian_prior_the_mean_is_the_wiener_filter_and_the_std_the_ana
 def test_uncertainty_rises_in_holes_and_falls_with_the_number_of_galaxies(gaussian):
     field, result = gaussian
     assert result.std[HOLE].mean() > 1.03 * result.std[~HOLE].mean()
-    many = make_field(
-        field.maps, noise=SIGMA / 3, mask=HOLE, pixel_scale=SCALE
-    )  # nine times as many
+    # nine times as many
+    many = make_field(field.maps, noise=SIGMA / 3, mask=HOLE, pixel_scale=SCALE)
     better = massmap(many, prior=toy_prior("gaussian"), num_draws=32, num_burnin=15, seed=3)
     assert better.std[~HOLE].mean() < 0.75 * result.std[~HOLE].mean()
     assert better.std[HOLE].mean() > 1.2 * better.std[~HOLE].mean()

@@ -77,9 +77,10 @@ def test_shipped_priors_keep_the_contract(name):
 
 def test_shipped_basis_is_orthonormal(galaxy):
     flat = tf.reshape(galaxy.basis, [galaxy.basis.shape[0], -1])
+    # half precision on disk
     np.testing.assert_allclose(
         tf.matmul(flat, flat, transpose_b=True), np.eye(len(flat)), atol=3e-3
-    )  # half precision on disk
+    )
 
 
 def test_drawn_galaxies_have_unit_flux_and_sit_in_the_middle(galaxy):

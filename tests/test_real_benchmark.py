@@ -76,9 +76,8 @@ def test_richardson_lucy_fits_the_data_and_nears_the_galaxy(observation):
     stop = real.stop_at_noise(chi2)
     assert (np.diff(chi2) < 0).all() and chi2[stop] < 1.2
     assert error[stop] < 0.1 * error[0]
-    assert images[stop].sum() == pytest.approx(
-        1000, rel=0.06
-    )  # positivity makes some light of the noise
+    # positivity makes some light of the noise
+    assert images[stop].sum() == pytest.approx(1000, rel=0.06)
 
 
 def test_richardson_lucy_sees_no_masked_pixel(observation):

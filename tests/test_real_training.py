@@ -21,9 +21,8 @@ from data_pipelines.__main__ import main
 SCALE = 0.03
 CORRELATION_FILE = f"{galsim.meta_data.share_dir}/acs_I_unrot_sci_20_cf.fits"
 TARGET = galsim.Gaussian(fwhm=0.2)
-PSF = 0.75 * galsim.Gaussian(fwhm=0.08) + 0.25 * galsim.Gaussian(fwhm=0.25).shift(
-    0.06, -0.04
-)  # a sharp core, and a wing beside it
+# a sharp core, and a wing beside it
+PSF = 0.75 * galsim.Gaussian(fwhm=0.08) + 0.25 * galsim.Gaussian(fwhm=0.25).shift(0.06, -0.04)
 
 
 def _galaxies():

@@ -149,9 +149,8 @@ def test_equal_seeds_give_equal_draws_and_others_do_not():
 
 def test_a_density_that_ends_is_never_left_and_the_fall_is_counted():
     def walled(white, evidence):
-        return -0.5 * tf.reduce_sum(white**2, -1) + tf.reduce_sum(
-            tf.math.log(white + 1.0), -1
-        )  # NaN below -1
+        # NaN below -1
+        return -0.5 * tf.reduce_sum(white**2, -1) + tf.reduce_sum(tf.math.log(white + 1.0), -1)
 
     start = tf.zeros([3, 4])
     done = sample_rotating(

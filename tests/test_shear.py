@@ -112,9 +112,8 @@ def test_shear_of_a_gaussian_lens_is_tangential_and_exact():
     )
     ring = (radius > 2) & (radius < 20)
     inside = 2 * width**2 / np.where(ring, radius, 1) ** 2 * (1 - kappa)
-    np.testing.assert_allclose(
-        tangential[ring], (inside - kappa)[ring], atol=0.006
-    )  # periodic copies of the lens are 128 pixels away
+    # periodic copies of the lens are 128 pixels away
+    np.testing.assert_allclose(tangential[ring], (inside - kappa)[ring], atol=0.006)
     assert np.abs(cross[ring]).max() < 0.006
 
 
@@ -191,9 +190,8 @@ def test_kaiser_squires_undoes_the_shear_and_tells_e_from_b(rng):
     """
     n = 48
     k = np.hypot(np.fft.fftfreq(n)[:, None], np.fft.rfftfreq(n))
-    kappa = filtered(
-        rng.normal(size=(n, n)).astype(np.float32), np.exp(-60 * k**2)
-    ).numpy()  # no power at the Nyquist frequency
+    # no power at the Nyquist frequency
+    kappa = filtered(rng.normal(size=(n, n)).astype(np.float32), np.exp(-60 * k**2)).numpy()
     kappa -= kappa.mean()
     shear = observe(kappa, shear_kernels(n, n), whole(n, n)).numpy()
     e_mode, b_mode = kaiser_squires(shear, whole(n, n))

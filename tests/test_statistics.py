@@ -225,9 +225,8 @@ def test_bispectrum_of_a_quadratic_field(maps):
         )
     )
     expected = 2 * small * np.array([tree_level(triangle) for triangle in TRIANGLES])
-    np.testing.assert_allclose(
-        mean, expected, rtol=0.05
-    )  # terms of f^3 take 1 to 2 %, the scatter of 400 maps as much
+    # terms of f^3 take 1 to 2 %, the scatter of 400 maps as much
+    np.testing.assert_allclose(mean, expected, rtol=0.05)
     assert np.all(error < 0.03 * expected)
 
 

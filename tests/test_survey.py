@@ -160,10 +160,11 @@ def test_a_cutout_is_that_of_read_observation(folder):
         )
         for name in ("image", "variance", "mask"):
             np.testing.assert_array_equal(getattr(ours, name), getattr(theirs, name), err_msg=name)
+        # read, and measured, once
         assert (
             ours.psf
             is inputs.cut_out(inputs.Target("b", 0, 20.0, 20.0), exposure, size=SIZE, name="b").psf
-        )  # read, and measured, once
+        )
         assert ours.pixel_scale == pytest.approx(
             SCALE, rel=1e-6
         ) and ours.wcs.wcs.crpix == pytest.approx(theirs.wcs.wcs.crpix)
@@ -232,9 +233,8 @@ def test_images_without_wcs_are_refused_before_the_run(folder):
 
 def test_several_exposures_and_objects_in_none(folder, tmp_path):
     with fits.open(folder / "exposure.fits") as file:
-        file["IMAGE"].header.update(
-            _wcs(150.0 + 30 * SCALE / 3600).to_header()
-        )  # 30 pixels to the east
+        # 30 pixels to the east
+        file["IMAGE"].header.update(_wcs(150.0 + 30 * SCALE / 3600).to_header())
         file.writeto(tmp_path / "other.fits")
     exposures = inputs.list_exposures(
         [folder / "exposure.fits", tmp_path / "other.fits"], psf=["psf.npy"]
@@ -665,9 +665,8 @@ def test_a_killed_run_goes_on_to_the_same_bytes(folder, whole, tmp_path, rng):
     time.sleep(rng.uniform(0, 1.5))
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    for path in list((tmp_path / "chunks").glob("*.npz"))[
-        :1
-    ]:  # and a disk that lost the end of a file
+    # and a disk that lost the end of a file
+    for path in list((tmp_path / "chunks").glob("*.npz"))[:1]:
         path.write_bytes(path.read_bytes()[:2000])
     done = subprocess.run([*command, "--workers", "2"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

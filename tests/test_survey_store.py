@@ -465,9 +465,8 @@ def test_a_fault_of_the_machine_that_stays_is_tried_again_by_resume(
 def test_a_fault_of_an_object_stays(folder, tmp_path, here, monkeypatch):
     out = tmp_path / "run"
     calls = _failing(monkeypatch, lambda count: ValueError("no galaxy"))
-    assert (
-        _command(folder, out) == 3 and len(calls) == 2
-    )  # both objects of the chunk, then it alone
+    # both objects of the chunk, then it alone
+    assert _command(folder, out) == 3 and len(calls) == 2
     assert _command(folder, out, "--resume") == 3 and len(calls) == 2
 
 

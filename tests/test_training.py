@@ -187,9 +187,8 @@ def test_aggregate_posterior_whitens_the_population(rng):
     """The latent of the population, drawn from the encoder's normals, is white after it."""
     keras.utils.set_random_seed(1)
     networks = vae.make_networks(8, latent=3, widths=(16,))
-    networks.encoder.last.kernel.assign(
-        0.3 * networks.encoder.last.kernel
-    )  # sigmas without long tails
+    # sigmas without long tails
+    networks.encoder.last.kernel.assign(0.3 * networks.encoder.last.kernel)
     white = rng.normal(size=(8, 500, 8)).astype(np.float32)
     centre, factor = vae.aggregate_posterior(networks, white, seed=1, num=4000)
     mean, sigma = vae.encode(networks.encoder, white.reshape(-1, 8))

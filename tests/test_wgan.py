@@ -158,9 +158,8 @@ def test_power_along_an_axis_is_told_from_that_along_a_diagonal():
 
 def test_curvature_is_that_of_a_paraboloid():
     y, x = np.mgrid[:64, :64] - 32.0
-    log_map = tf.constant(
-        -0.2 * (x**2 + y**2)[None], tf.float32
-    )  # over the mean of its neighbours: 0.2 everywhere
+    # over the mean of its neighbours: 0.2 everywhere
+    log_map = tf.constant(-0.2 * (x**2 + y**2)[None], tf.float32)
     found = map_features(log_map, log_map, pixel_scale=PIXEL_SCALE)[0].numpy()[CURVATURE]
     level = int(np.argmin(np.abs(CURVATURE_LEVELS - 0.25)))
     np.testing.assert_allclose(found[level - 1 : level + 1], [0.2, 0.8], atol=1e-4)

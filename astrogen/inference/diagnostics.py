@@ -138,9 +138,8 @@ def _smooth_tail(tail, cutoff):
     steep = np.where(np.abs(shape) < 1e-12, 1e-12, shape)
     with np.errstate(over="ignore"):  # a tail without end is cut on the next line
         quantiles = scale * np.expm1(-steep * np.log1p(-levels)) / steep
-    smoothed = np.minimum(
-        np.log(quantiles + np.exp(cutoff)), 0.0
-    )  # never above the largest raw weight
+    # never above the largest raw weight
+    smoothed = np.minimum(np.log(quantiles + np.exp(cutoff)), 0.0)
     return np.where(equal, tail, smoothed), np.where(equal, 0.0, shape)
 
 

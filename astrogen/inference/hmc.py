@@ -164,9 +164,8 @@ def _run(
     def transition(index, state):
         momentum, log_uniform = _randomness(seeds, index, num_chains, size)
         step = tf.exp(state.log_step)
-        turn = 0.5 + tf.math.floormod(
-            0.618034 * tf.cast(index, tf.float32), 1.0
-        )  # the same for all, so that none waits for the others
+        # the same for all, so that none waits for the others
+        turn = 0.5 + tf.math.floormod(0.618034 * tf.cast(index, tf.float32), 1.0)
         num_steps = tf.clip_by_value(tf.math.round(path * turn / step), 1.0, float(max_leapfrogs))
         white, value, gradient, error = _trajectory(
             density, state, momentum, step, num_steps, floor

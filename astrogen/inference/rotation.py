@@ -162,9 +162,8 @@ def _transition(log_density_fn, state, evidence, seed, step, num_steps):
     cosine, sine = tf.cos(step), tf.sin(step)
 
     def kick(momentum, here):
-        return momentum + 0.5 * step * (
-            here.gradient + here.white
-        )  # the gradient of what is not standard normal
+        # the gradient of what is not standard normal
+        return momentum + 0.5 * step * (here.gradient + here.white)
 
     def leap(count, here, momentum):
         momentum = kick(momentum, here)

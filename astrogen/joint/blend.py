@@ -38,13 +38,9 @@ FAINTEST = 0.01  # the same, of one galaxy alone
 FOLLOWED = 0.3
 OVERDISPERSION = 1.25  # chains start this much wider than the Laplace approximation
 FIRST_STEP, TARGET_ACCEPT = 0.4, 0.8
-PATH, MOST_LEAPFROGS = (
-    3.5,
-    20,
-    # mean length of a trajectory in the whitened space: the posterior is up to three times wider
-    # than
-    # its Laplace approximation in some directions
-)
+# mean length of a trajectory in the whitened space: the posterior is up to three times wider than its
+# Laplace approximation in some directions
+PATH, MOST_LEAPFROGS = 3.5, 20
 
 
 class Blend(NamedTuple):
@@ -290,9 +286,8 @@ def _curvature(prior, field, parameters):
     """
     num = parameters.shape[0]
     jacobian, variance_slope, unit_forward, residual = posterior.slopes(prior, field, parameters)
-    own = tf.einsum(
-        "gpk,gh->gphk", variance_slope, tf.eye(num)
-    )  # a galaxy's parameters move its own variances
+    # a galaxy's parameters move its own variances
+    own = tf.einsum("gpk,gh->gphk", variance_slope, tf.eye(num))
     own = tf.reshape(own, [num * own.shape[1], num * own.shape[3]])
     information = posterior.information(
         _together(jacobian)[None],
@@ -344,9 +339,8 @@ def near_target(prior):
 
     def log_density_fn(parameters, near):
         chains, num = parameters.shape[0], near.galaxies.forward.shape[0]
-        parameters = tf.transpose(
-            tf.reshape(parameters, [chains, num, -1]), [1, 0, 2]
-        )  # [galaxy, chain, p]
+        # [galaxy, chain, p]
+        parameters = tf.transpose(tf.reshape(parameters, [chains, num, -1]), [1, 0, 2])
         mean, scale, seen = conditional.seen_in(
             prior, near.galaxies, parameters, *conditional.decode(prior, parameters)
         )

@@ -22,10 +22,8 @@ from astrogen.joint.scene import light_of, moments_of, normal_matrix, rests_of
 LARGEST_BLEND = 8  # galaxies: the cost grows with the square and more
 # of a galaxy's light that another one's makes up where it stands, from which the two move together
 LEAST_SHARED = 0.03
-CLIMBS, SETTLED = (
-    6,
-    0.1,
-)  # over several blends on the way to the mode, until no pixel's model moves by so many sigma
+# over several blends on the way to the mode, until no pixel's model moves by so many sigma
+CLIMBS, SETTLED = 6, 0.1
 NUM_CHAINS, NUM_BURNIN = 4, 25
 THINNING = 2  # moves for each draw that is kept
 NUM_HOPS = 2  # trajectories for each move
@@ -255,9 +253,10 @@ def draw_together(scene, galaxies, groups, seeds, *, num_draws):
                 )
         if learn:
             continue
+        # [galaxy, band, chain, moment]
         seen_moments.append(
             np.stack([image @ weight for image, weight in zip(images, weights, strict=True)])
-        )  # [galaxy, band, chain, moment]
+        )
         if (index - NUM_BURNIN) % THINNING == THINNING - 1:
             kept.append(list(images))
             parameters.append(_by_galaxy(groups, [chain.parameters.numpy() for chain in chains]))
@@ -306,9 +305,10 @@ def judge_chains(seen_moments, references):
     the chains disagree most
     """
     fluxes = np.moveaxis(seen_moments[..., 0], -1, 0)  # [chain, move, galaxy, band]
+    # [chain, move, galaxy] each
     _, total, x, y, xx, yy, xy = np.moveaxis(
         seen_moments[:, np.arange(len(references)), references], (-1, -2), (0, 1)
-    )  # [chain, move, galaxy] each
+    )
     x, y = x / total, y / total
     xx, yy, xy = xx / total - x**2, yy / total - y**2, xy / total - x * y
     shapes = np.stack([x, y, xx + yy, (xx - yy) / (xx + yy), 2 * xy / (xx + yy)], -1)

@@ -24,10 +24,8 @@ WEAKEST = 0.03  # signal-to-noise squared below which directions of the data are
 ROUNDING = 1e-11  # of the largest eigenvalue of a normal matrix
 PASSES = 2  # over one galaxy in several bands: flux ratios and colours are estimated between them
 SWEEPS = 2  # over several galaxies, before all climb together
-SIMPLE_ERROR, MODEL_ERROR = (
-    0.3,
-    0.03,
-)  # shares of a neighbour's light that its first models may be wrong by
+# shares of a neighbour's light that its first models may be wrong by
+SIMPLE_ERROR, MODEL_ERROR = 0.3, 0.03
 
 
 def begin(scene, galaxies):

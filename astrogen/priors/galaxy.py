@@ -222,9 +222,8 @@ class BasisPrior(ImagePrior):
         mean_slope, raw_slope = tf.split(
             tf.matmul(self.whitening_factor, slope, transpose_a=True), 2, -1
         )
-        rate = tf.sigmoid(
-            tf.split(output, 2, -1)[1] + RAW_ONE
-        )  # of the softplus in `residual_scale`
+        # of the softplus in `residual_scale`
+        rate = tf.sigmoid(tf.split(output, 2, -1)[1] + RAW_ONE)
         return (
             *self._split(output),
             mean_slope * self.coefficient_std,

@@ -206,9 +206,8 @@ def _scale_bar(axis):
     unit = 10.0 ** math.floor(math.log10(longest))
     length = max(step * unit for step in (1, 2, 5) if step * unit <= longest)
     x, y = left + 0.06 * (right - left), bottom + 0.07 * (top - bottom)
-    outlined = [
-        withStroke(linewidth=3.5, foreground="black", alpha=0.6)
-    ]  # readable on bright and masked pixels too
+    # readable on bright and masked pixels too
+    outlined = [withStroke(linewidth=3.5, foreground="black", alpha=0.6)]
     axis.plot(
         [x, x + length],
         [y, y],

@@ -75,9 +75,9 @@ def read_catalogue(path):
 
     Raises
     ------
-    InputFileError : the file is damaged or no table. InputError : it has no positions, or an
-    identifier occurs twice or is
-        missing; a column has a unit of another kind, or an impossible value.
+    InputFileError : the file is damaged or no table.
+    InputError : it has no positions, or an identifier occurs twice or is missing; a column has a
+        unit of another kind, or an impossible value.
     """
     columns = read_columns(
         path,
@@ -290,12 +290,13 @@ def match(catalogue, exposures):
     for number, exposure in enumerate(exposures):
         frame = _whole(exposure, None).frame
         x, y = frame.wcs.world_to_pixel(sky) if sky is not None else pixels.T
+        # False where NaN
         inside = (
             (x > -0.5)
             & (y > -0.5)
             & (x < frame.image.shape[1] - 0.5)
             & (y < frame.image.shape[0] - 0.5)
-        )  # False where NaN
+        )
         targets += [
             Target(ident[row], number, float(x[row]), float(y[row]), int(seen[row]))
             for row in np.flatnonzero(inside)
@@ -416,12 +417,8 @@ def function_hash(name):
     module = name.split(":")[0]
     try:
         return file_hash(importlib.util.find_spec(module).origin)
-    except (
-        ImportError,
-        AttributeError,
-        TypeError,
-        OSError,
-    ) as error:  # no such package; no such module; one without a file
+    # no such package; no such module; one without a file
+    except (ImportError, AttributeError, TypeError, OSError) as error:
         raise InputError(
             f"run_survey: psf must name a function that can be imported, got {name!r}: {error}"
         ) from error

@@ -39,9 +39,8 @@ def keep_to_one_thread(path):
     """Keep linear algebra and TensorFlow to one thread in this process, so that sums do not depend
     on the number of cores; a SurveyError about `path` where it cannot be done.
     """
-    if any(
-        os.environ.get(name) != "1" for name in ALGEBRA
-    ):  # numpy has been loaded by now: too late for the environment
+    # numpy has been loaded by now: too late for the environment
+    if any(os.environ.get(name) != "1" for name in ALGEBRA):
         try:
             from threadpoolctl import threadpool_limits
         except ImportError as error:

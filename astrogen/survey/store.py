@@ -57,10 +57,8 @@ SCALES = ("prior_scale", "target_fwhm")
 DIAGNOSTICS = ("k_hat", "ess", "r_hat", "num_divergent", "residual_amplitude")
 JOINT_SOURCE = ("name", "bands", "reference", "place", "x", "y", "colour", "residual_amplitude")
 JOINT_FIT = ("chi2", "p_values", "chi2_all")
-SEPARATOR, INCOMPLETE = (
-    ", ",
-    "incomplete",
-)  # between names of images or bands in a row; the word of what an object's fit lacks
+# between names of images or bands in a row; the word of what an object's fit lacks
+SEPARATOR, INCOMPLETE = ", ", "incomplete"
 COVARIANCE = [
     (one, other) for index, one in enumerate(QUANTITIES) for other in QUANTITIES[index + 1 :]
 ]

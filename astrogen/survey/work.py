@@ -149,11 +149,12 @@ def _cut(objects, exposures, fit, failures, reason_fn):
     for target in sorted(
         (target for some in objects for target in some), key=lambda target: target.exposure
     ):
+        # draws come from the name
         name = (
             target.ident
             if fit.joint or not target.before
             else f"{target.ident} ({target.before + 1})"
-        )  # draws come from the name
+        )
         try:
             stamp = cut_out(
                 target, exposures[target.exposure], size=fit.size, name=name, bad_bits=fit.bad_bits

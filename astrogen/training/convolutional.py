@@ -228,9 +228,8 @@ def train_pixels(networks, noise, basis, flat, *, validation, out, num_steps, se
                 min(1.0, FIRST_WEIGHT + (1 - FIRST_WEIGHT) * step / (WARM_UP * num_steps)),
                 tf.float32,
             )
-            batch = tf.constant(
-                _some(flat, BATCH, [seed, step])
-            )  # a resumed run sees the batches of an uninterrupted one
+            # a resumed run sees the batches of an uninterrupted one
+            batch = tf.constant(_some(flat, BATCH, [seed, step]))
             likelihood, divergence = train_step(batch, weight, tf.constant(step))
             progress.update()
             if (step + 1) % CHECKPOINT_EVERY == 0 or step + 1 == num_steps:

@@ -4,12 +4,8 @@ import keras
 import tensorflow as tf
 
 WIDTHS = (24, 48, 96, 96)  # of the part that sees the map as a whole
-LOCAL = (
-    12,
-    12,
-    24,
-    48,
-)  # of the part that sees texture: two convolutions at full resolution, then one at each half of it
+# of the part that sees texture: two convolutions at full resolution, then one at each half of it
+LOCAL = 12, 12, 24, 48
 
 
 class Critic(keras.layers.Layer):

@@ -25,9 +25,8 @@ from astrogen.training.map_features import band_edges, band_matrix
 NUM_BANDS, LAST = 20, 6700.0
 SHIFT_MARGIN = 1.1  # lambda over the deepest void in the simulations
 LOWEST = 147.0  # multipole of the lowest mode of the maps that a network learns from
-CHANGE_LOG_L = np.linspace(
-    np.log(LOWEST), np.log(5600.0), 14
-)  # beyond, modes lie along diagonals alone
+# beyond, modes lie along diagonals alone
+CHANGE_LOG_L = np.linspace(np.log(LOWEST), np.log(5600.0), 14)
 SQUARE = (700.0, 5000.0)  # multipoles in which the modes tell directions apart
 SIDE = 256  # pixels of the periodic maps by which a network's field is brought to theory
 

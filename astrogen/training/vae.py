@@ -147,9 +147,8 @@ def train_vae(
 
         return averaged(strategy, step)
 
-    @tf.function(
-        jit_compile=True
-    )  # XLA draws other numbers than TensorFlow: with and without replicas, the same are wanted
+    # XLA draws other numbers than TensorFlow: with and without replicas, the same are wanted
+    @tf.function(jit_compile=True)
     def draw_noise(count):
         return tf.random.stateless_normal([BATCH, latent], tf.stack([seed, count]))
 
@@ -190,9 +189,8 @@ def train_vae(
     flat = white.reshape(-1, white.shape[-1])
     with tqdm(total=num_steps, initial=int(count.numpy()), unit=" steps") as progress:
         for step in range(int(count.numpy()), num_steps):
-            rng = np.random.default_rng(
-                [seed, step]
-            )  # a resumed run sees the batches of an uninterrupted one
+            # a resumed run sees the batches of an uninterrupted one
+            rng = np.random.default_rng([seed, step])
             weight = tf.constant(min(1.0, 0.02 + step / (WARM_UP * num_steps)), tf.float32)
             batch = tf.constant(flat[np.sort(rng.integers(0, len(flat), BATCH))].astype(np.float32))
             likelihood, divergence = train_step(batch, draw_noise(tf.constant(step)), weight)

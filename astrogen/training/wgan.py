@@ -29,10 +29,8 @@ from astrogen.training.spectra import fit_polynomial
 
 BATCH, NUM_CRITIC = 16, 2
 PENALTY, STEERING = 10.0, 1.0
-WARM_UP, WARM_RATE = (
-    400,
-    3e-3,
-)  # steps with steering alone: the means are right before the critic looks
+# steps with steering alone: the means are right before the critic looks
+WARM_UP, WARM_RATE = 400, 3e-3
 RATES = {"generator": 4e-4, "critic": 6e-4}
 DECAY_FROM = 0.5  # share of the steps after which the learning rates fall linearly to a twentieth
 AVERAGE, RUNNING = 0.995, 0.95
