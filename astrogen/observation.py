@@ -583,9 +583,9 @@ def read_observation(
     - HSC and Rubin (MaskedImage): IMAGE, MASK, VARIANCE. The bits have their names in the mask's
       header (MP_SAT ...); bad by default are BAD, SAT, CR, EDGE, SUSPECT, NO_DATA and UNMASKEDNAN.
     - DECam: ooi (image), oow (as `weight`) and ood (as `mask`), one HDU per CCD. Since version 3.5
-      of its pipeline the mask holds codes: BAD 1, NO_DATA 2, SATURATED 3, BLEED 4, CR 5, LOW_WEIGHT 6, TRANSIENT 7, STREAK
-      8; before, bits: BAD 1, SATURATED 2, INTERPOLATED 4, CR 16, BLEED 64, TRANSIENT 128, EDGE 256,
-      EDGE2 512. Bad by default are all but STREAK.
+      of its pipeline the mask holds codes: BAD 1, NO_DATA 2, SATURATED 3, BLEED 4, CR 5, LOW_WEIGHT
+      6, TRANSIENT 7, STREAK 8; before, bits: BAD 1, SATURATED 2, INTERPOLATED 4, CR 16, BLEED 64,
+      TRANSIENT 128, EDGE 256, EDGE2 512. Bad by default are all but STREAK.
     - JWST: SCI and ERR, the total error; WHT and the VAR_* are parts of it.
     - any other mask: every nonzero value is bad by default.
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from astrogen.observation import Observation
 
@@ -169,7 +169,7 @@ def _plane(observation, light):
     flat = columns[:, 0] * (columns[:, 0] @ white) / (columns[:, 0] @ columns[:, 0])
     gain = np.sum((white - flat) ** 2) - np.sum((white - columns @ slopes) ** 2)
     spread = max(1.0, (1.4826 * _mad(white - columns @ slopes)) ** 2)
-    return float(np.abs(slopes[1:]).sum()), float(stats.chi2.sf(gain / spread / CORRELATED, 2))
+    return float(np.abs(slopes[1:]).sum()), float(special.chdtrc(2, gain / spread / CORRELATED))
 
 
 def _mad(values):

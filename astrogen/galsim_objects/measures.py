@@ -103,8 +103,7 @@ def measure_image(image, *, pixel_scale, place=None, flux=None):
     Returns
     -------
     (flux, half_light_radius, e1, e2) : floats; radius in arcsec; e1, e2 in the distortion
-    convention (a^2 - b^2) / (a^2 + b^2).
-        What cannot be measured is nan.
+        convention (a^2 - b^2) / (a^2 + b^2). What cannot be measured is nan.
     """
     image = np.asarray(image, np.float64)
     flux = image.sum() if flux is None else float(flux)

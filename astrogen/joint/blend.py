@@ -38,8 +38,8 @@ FAINTEST = 0.01  # the same, of one galaxy alone
 FOLLOWED = 0.3
 OVERDISPERSION = 1.25  # chains start this much wider than the Laplace approximation
 FIRST_STEP, TARGET_ACCEPT = 0.4, 0.8
-# mean length of a trajectory in the whitened space: the posterior is up to three times wider than its
-# Laplace approximation in some directions
+# mean length of a trajectory in the whitened space: the posterior is up to three times wider than
+# its Laplace approximation in some directions
 PATH, MOST_LEAPFROGS = 3.5, 20
 
 

@@ -7,8 +7,7 @@ lowest modes hold the power of all waves that are longer, and nothing has to be 
 """
 
 import numpy as np
-from scipy import fft
-from scipy.interpolate import CubicSpline
+import scipy  # interpolation and transforms take a third of a second to load: on first use
 
 ARCMIN = np.pi / 180 / 60  # radian
 ALIASES = (-2, -1, 0, 1, 2)  # of the pixel grid's sampling frequency that are folded back
@@ -39,7 +38,9 @@ def pixel_covariance(log_l, log_spectrum, shape, *, pixel_scale):
     sides = [max(FEWEST, 2 * side + BEYOND) for side in shape]
     cycles = [np.arange(side // 2 + 1) / side for side in sides]
     fine = np.linspace(log_l[0], log_l[-1], NUM_FINE)
-    table = np.exp(CubicSpline(log_l, log_spectrum, axis=-1)(fine)).reshape(-1, NUM_FINE)
+    table = np.exp(scipy.interpolate.CubicSpline(log_l, log_spectrum, axis=-1)(fine)).reshape(
+        -1, NUM_FINE
+    )
     power = np.zeros((len(table), *(len(axis) for axis in cycles)))
     for i in ALIASES:
         for j in ALIASES:
@@ -55,7 +56,7 @@ def pixel_covariance(log_l, log_spectrum, shape, *, pixel_scale):
                 row += window * (values[low] + place * (values[low + 1] - values[low]))
     scale = 1 / (sides[0] * sides[1] * (pixel_scale * ARCMIN) ** 2)
     kept = np.s_[: shape[0] // 2 + 1, : shape[1] // 2 + 1]
-    covariance = np.stack([fft.dctn(row, type=1)[kept] * scale for row in power])
+    covariance = np.stack([scipy.fft.dctn(row, type=1)[kept] * scale for row in power])
     return covariance.reshape(*np.shape(log_spectrum)[:-1], *covariance.shape[1:])
 
 
@@ -111,6 +112,6 @@ def windowed_power(covariance, window, *, pixel_scale):
 
 def _transform(covariance, pixel_scale):
     """Power [..., n, m // 2 + 1] of a grid with a covariance [..., n // 2 + 1, m // 2 + 1]."""
-    power = fft.dctn(covariance, type=1, axes=(-2, -1)) * (pixel_scale * ARCMIN) ** 2
+    power = scipy.fft.dctn(covariance, type=1, axes=(-2, -1)) * (pixel_scale * ARCMIN) ** 2
     side = 2 * (power.shape[-2] - 1)
     return power[..., np.abs(np.fft.fftfreq(side) * side).round().astype(int), :]
