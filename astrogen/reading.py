@@ -188,7 +188,7 @@ def read_npz(path, *, max_bytes, kinds="biuf"):
     return parse_npz(path, read_bytes(path, max_bytes=max_bytes), max_bytes=max_bytes, kinds=kinds)
 
 
-def parse_npz(path, content, *, max_bytes, kinds="biuf"):
+def parse_npz(path, content, *, max_bytes, kinds="biuf", start=""):
     """The arrays {name: array} of an .npz file, whose sizes are added up before anything is
     decompressed.
 
@@ -198,6 +198,7 @@ def parse_npz(path, content, *, max_bytes, kinds="biuf"):
     content : bytes
     max_bytes : int, cap on all arrays together
     kinds : as for `parse_npy`
+    start : str, of the names of those that are read; the others are not decompressed
 
     Raises
     ------
@@ -219,6 +220,7 @@ def parse_npz(path, content, *, max_bytes, kinds="biuf"):
                 path, _member(path, archive, member), max_values=max_bytes, kinds=kinds
             )
             for member in members
+            if member.filename.startswith(start)
         }
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from astrogen.errors import SurveyError
 from astrogen.files import write_whole
+from astrogen.reading import parse_json
 
 DIGEST = "sha256"  # the name in a JSON file of that of the rest
 AGAIN = "run it again with resume=True, which does again what is damaged"
@@ -47,11 +48,11 @@ def read_signed(path, *, format, advice=AGAIN):
     """
     content = _read(path, advice)
     try:
-        found = json.loads(content)
-    except (ValueError, RecursionError) as error:
+        found = parse_json(content.decode())
+    except ValueError as error:
         raise SurveyError(
             path, f"file must be JSON as it was written, got {error}; {advice}"
-        ) from (error)
+        ) from error
     told = found.get("format") if isinstance(found, dict) else type(found).__name__
     if told != format:
         raise SurveyError(

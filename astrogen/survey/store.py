@@ -16,8 +16,6 @@ import io
 import itertools
 import json
 import warnings
-import zipfile
-import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -28,10 +26,11 @@ from astropy.table import Table, meta, vstack
 from pyarrow import parquet
 
 from astrogen.arrays import npz_bytes
-from astrogen.errors import SurveyError
+from astrogen.errors import InputFileError, SurveyError
 from astrogen.files import write_table, write_whole
 from astrogen.joint_result import JointResult, Source
 from astrogen.observation import make_observation, make_psf
+from astrogen.reading import parse_npz
 from astrogen.result import QUANTITIES, Quantities, Result, measured_words
 from astrogen.survey.ledger import read_hashed, read_signed, sha256_of, signed, write_signed
 from astrogen.units import Brightness
@@ -50,8 +49,6 @@ NOT_OURS = (
     RuntimeError,
     TypeError,
     ValueError,
-    zipfile.BadZipFile,
-    zlib.error,
 )
 SCALES = ("prior_scale", "target_fwhm")
 DIAGNOSTICS = ("k_hat", "ess", "r_hat", "num_divergent", "residual_amplitude")
@@ -272,32 +269,26 @@ def _as_written(path):
     """A file whose sha256 is right, and which holds something else than is written: not ours."""
     try:
         yield
-    except (*NOT_OURS, MemoryError) as error:
+    except (*NOT_OURS, InputFileError, MemoryError) as error:
         told = " ".join(f"{type(error).__name__}: {error}".split())
         raise SurveyError(
             path, f"file must hold what astrogen writes, got {told}; it was made by something else"
         ) from error
 
 
-def _read_arrays(path, index, *, kind=""):
-    """The arrays of a chunk's file, {name: array}; of those whose name begins with `kind`."""
+def _read_arrays(path, index, *, start=""):
+    """The arrays of a chunk's file, {name: array}; of those whose name begins with `start`."""
     content = read_hashed(path, index["content"])
+    most = LARGEST * (1 + len(index["objects"]))
     with _as_written(path):
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            size = sum(member.file_size for member in archive.infolist())
-        if size > LARGEST * (1 + len(index["objects"])):
-            raise ValueError(f"{size} bytes of {len(index['objects'])} objects")
-        with np.load(io.BytesIO(content), allow_pickle=False) as stored:
-            return {name: stored[name] for name in stored.files if name.startswith(kind)}
+        return parse_npz(path, content, max_bytes=most, kinds="biufU", start=start)
 
 
-def read_rows(path):
-    """(Table of the chunk's catalogue rows, list of (identifier, reason) that failed)."""
-    index = read_index(path)
-    rows = _read_arrays(path, index, kind="row/")
+def _read_rows(path, index):
+    """Table of the catalogue rows of the chunk that the index is of."""
+    rows = _read_arrays(path, index, start="row/")
     with _as_written(path):
-        table = Table({name.removeprefix("row/"): values for name, values in rows.items()})
-    return table, index["failures"]
+        return Table({name.removeprefix("row/"): values for name, values in rows.items()})
 
 
 def is_whole(path, objects=None):
@@ -350,7 +341,7 @@ def read_object(out, ident, *, image=None):
         path = path.with_suffix(".npz")
         index = read_index(path)
         found += [
-            (path, row, images)
+            (path, index, row, images)
             for row, (name, images) in enumerate(index["objects"])
             if name == str(ident) and image in (None, *images.split(SEPARATOR))
         ]
@@ -369,8 +360,8 @@ def read_object(out, ident, *, image=None):
             f"read_object: image must be given for {ident!r}, which is in"
             f" {', '.join(str(name) for *_, name in found)}",
         )
-    path, number, _ = found[0]
-    stored = _read_arrays(path, read_index(path))
+    path, index, number, _ = found[0]
+    stored = _read_arrays(path, index)
     with _as_written(path):
         return _unpack(stored, number)
 
@@ -520,11 +511,10 @@ def write_catalogue(out, num_chunks, lost):
     for path in set((Path(out) / "chunks").glob("*.npz")) - set(paths):  # of a run that was forced
         for file in (index_path(path), path):
             file.unlink(missing_ok=True)
-    parts = [read_rows(path) for path in paths]
-    tables, failures = (
-        [table for table, _ in parts if len(table)],
-        [pair for _, some in parts for pair in some] + list(lost),
-    )
+    indices = [read_index(path) for path in paths]
+    tables = [_read_rows(path, index) for path, index in zip(paths, indices, strict=True)]
+    tables = [table for table in tables if len(table)]
+    failures = [pair for index in indices for pair in index["failures"]] + list(lost)
     catalogue = vstack(tables) if tables else Table()
     for name, unit in UNITS.items():
         if name in catalogue.colnames:
@@ -540,7 +530,7 @@ def write_catalogue(out, num_chunks, lost):
     ledger = {
         "format": FORMAT,
         "files": {name: sha256_of((Path(out) / name).read_bytes()) for name in names},
-        "chunks": [read_index(path)["content"] for path in paths],
+        "chunks": [index["content"] for index in indices],
     }
     write_signed(Path(out) / LEDGER, ledger)
     return (
