@@ -2,6 +2,7 @@
 Barbary 2016), or given; and which pixels belong to neighbours.
 """
 
+import contextlib
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +11,7 @@ from astropy.coordinates import SkyCoord
 from scipy import ndimage
 
 from astrogen.errors import InputError
+from astrogen.frames import sky_to_pixels
 from astrogen.sky import clipped_median
 
 THRESHOLD = 3.0  # sigma, per pixel of the matched-filtered image
@@ -44,14 +46,15 @@ def detect(observations, *, aligned=False):
     significance = sum(
         weight * level for weight, level in zip(weights, levels, strict=True)
     ) / np.sqrt(np.where(total > 0, total, 1))
-    found = sep.extract(
-        np.ascontiguousarray(significance, np.float64),
-        THRESHOLD,
-        err=np.ones_like(significance, np.float64),
-        mask=total == 0,
-        minarea=MIN_AREA,
-        deblend_cont=CONTRAST,
-    )
+    with _only_input_errors("detect", observations[0].name, "give positions by sources="):
+        found = sep.extract(
+            np.ascontiguousarray(significance, np.float64),
+            THRESHOLD,
+            err=np.ones_like(significance, np.float64),
+            mask=total == 0,
+            minarea=MIN_AREA,
+            deblend_cont=CONTRAST,
+        )
     if not len(found):
         raise InputError(
             f"detect: observations must show a galaxy above {THRESHOLD:g} sigma, got none in"
@@ -84,15 +87,16 @@ def mask_neighbours(observation, *, place=None):
         0,
         (observation.image - _level(observation)) / np.sqrt(observation.variance),
     ).astype(np.float64)
-    found, segments = sep.extract(
-        significance,
-        MASK_THRESHOLD,
-        err=1.0,
-        mask=observation.mask.copy(),
-        minarea=MIN_AREA,
-        deblend_cont=MASK_CONTRAST,
-        segmentation_map=True,
-    )
+    with _only_input_errors("mask_neighbours", observation.name, "give a mask instead"):
+        found, segments = sep.extract(
+            significance,
+            MASK_THRESHOLD,
+            err=1.0,
+            mask=observation.mask.copy(),
+            minarea=MIN_AREA,
+            deblend_cont=MASK_CONTRAST,
+            segmentation_map=True,
+        )
     if len(found) < 2:
         return observation
     inside = segments[int(np.clip(round(y), 0, height - 1)), int(np.clip(round(x), 0, width - 1))]
@@ -118,6 +122,22 @@ def mask_neighbours(observation, *, place=None):
         notes=(*observation.notes, note),
         status="no_data" if mask.all() else observation.status,
     )
+
+
+@contextlib.contextmanager
+def _only_input_errors(function, name, advice):
+    """Turn what sep raises of an image that is too crowded for it, bare exceptions, into
+    InputError.
+    """
+    try:
+        yield
+    except Exception as error:
+        if type(error) is not Exception:
+            raise
+        raise InputError(
+            f"{function}: image must be one that sep can tell apart into galaxies, got {error} for"
+            f" {name!r}; {advice}"
+        ) from error
 
 
 def _level(observation):
@@ -147,7 +167,7 @@ def read_positions(observation, sources):
                 "deblend: sources must be in pixels where the image has no WCS, got sky positions"
                 f" for {observation.name!r}; give (x, y)"
             )
-        sources = np.stack(observation.wcs.world_to_pixel(sources.reshape(-1)), 1)
+        sources = sky_to_pixels(observation.wcs, sources.reshape(-1), name=observation.name).T
     positions = np.asarray(sources, float)
     if positions.ndim != 2 or positions.shape[1] != 2 or not len(positions):
         raise InputError(

@@ -42,9 +42,12 @@ def printable(text):
     title, and those that turn the direction of writing hide what stands there. They are shown as
     Python writes them.
     """
+    text = str(text)
+    if text.isprintable():  # at once also for the megabytes of a page
+        return text
     return "".join(
         letter if letter.isprintable() else letter.encode("unicode_escape").decode()
-        for letter in str(text)
+        for letter in text
     )
 
 
@@ -78,6 +81,11 @@ class SurveyError(FileError):
     """A survey run that cannot be started, gone on with, or read."""
 
 
+def lacks_means(error):
+    """Whether an error itself says that the machine has no memory, room, or answer of a disk."""
+    return isinstance(error, MemoryError) or isinstance(error, OSError) and error.errno in MACHINE
+
+
 def is_machines(error):
     """Whether an error, or what it was raised from, is about the machine: memory, disk, a library
     that could not be loaded. The same input may go well another time.
@@ -85,9 +93,7 @@ def is_machines(error):
     seen = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
-        if isinstance(error, (MemoryError, ImportError)):
-            return True
-        if isinstance(error, OSError) and error.errno in MACHINE:
+        if isinstance(error, ImportError) or lacks_means(error):
             return True
         # TensorFlow's error for memory that it cannot have; it is not loaded to ask.
         if type(error).__name__ == "ResourceExhaustedError":

@@ -5,6 +5,8 @@ and the place of objects in them.
 from typing import NamedTuple
 
 import numpy as np
+from astropy.wcs import NoConvergence
+from astropy.wcs.utils import skycoord_to_pixel
 
 from astrogen.errors import InputError
 
@@ -66,15 +68,45 @@ def find_frames(observations, *, aligned=False):
     return [same, *(_frame(first, other) for other in observations[1:])]
 
 
+def sky_to_pixels(wcs, sky, *, name):
+    """Where places on the sky are in an image.
+
+    Parameters
+    ----------
+    wcs : astropy WCS of the image
+    sky : SkyCoord [...]
+    name : str, of the image, for messages
+
+    Returns
+    -------
+    float array [2, ...], (x, y) pixels from 0; NaN where the WCS does not reach: far from an image
+    its distortion cannot be inverted
+
+    Raises
+    ------
+    InputError : the WCS gives no place at all.
+    """
+    try:
+        # That of the WCS itself gives places that it warns of, anywhere.
+        return np.array(skycoord_to_pixel(sky, wcs, mode="all"), float)
+    except NoConvergence as error:
+        found = np.array(error.best_solution, float)
+        for rows in (error.divergent, error.slow_conv):
+            if rows is not None:
+                found[rows] = np.nan
+        return found.T.reshape(2, *sky.shape)
+    except Exception as error:  # wcslib has many errors
+        raise InputError(
+            f"read_observation: wcs must be one that gives pixels of places on the sky, got {error}"
+            f" for {name!r}; give positions in pixels, or mend its header"
+        ) from error
+
+
 def _frame(first, other):
     height, width = first.image.shape
     steps = STEP * np.array([[0, 0], [1, 0], [-1, 0], [0, 1], [0, -1]])
     sky = first.wcs.pixel_to_world(*(steps + [(width - 1) / 2, (height - 1) / 2]).T)
-    try:
-        seen = np.stack(other.wcs.world_to_pixel(sky), 1)
-    # wcslib has many errors; all of them mean that this sky is not there
-    except Exception as error:
-        raise no_overlap(first, other) from error
+    seen = sky_to_pixels(other.wcs, sky, name=other.name).T
     seen = (seen - (np.array(other.image.shape[::-1]) - 1) / 2) * other.pixel_scale
     if not np.isfinite(seen).all():
         raise no_overlap(first, other)

@@ -21,6 +21,7 @@ from astropy.units import Quantity, UnitBase, dimensionless_unscaled
 from astropy.wcs import WCS
 
 from astrogen.errors import InputError
+from astrogen.frames import sky_to_pixels
 from astrogen.images import (
     MAX_PIXELS,
     choose_plane,
@@ -718,10 +719,10 @@ def cut_frame(frame, position, size):
             f" {position}; give (x, y)"
         )
 
+    place = tuple(_on_image(frame, position)) if isinstance(position, SkyCoord) else position
+
     def _cut(pixels):
-        return Cutout2D(
-            pixels, position, size, wcs=frame.wcs, mode="partial", fill_value=0, copy=True
-        )
+        return Cutout2D(pixels, place, size, wcs=frame.wcs, mode="partial", fill_value=0, copy=True)
 
     try:
         stamp = _cut(frame.image)
@@ -745,6 +746,17 @@ def cut_frame(frame, position, size):
     )
 
 
+def _on_image(frame, position):
+    """(x, y) pixels from 0 of a SkyCoord; refused where the WCS does not reach it."""
+    place = sky_to_pixels(frame.wcs, position, name="the image")
+    if not np.isfinite(place).all():
+        raise InputError(
+            "read_observation: position must lie on the image, got (RA, Dec)"
+            f" {position.to_string('decimal')}, where its WCS gives no pixel; give one inside"
+        )
+    return place
+
+
 def _check_box(frame, position, size):
     """A cutout must lie inside the image: what is beyond says nothing, and a position beyond is a
     mistake, often sky coordinates in place of pixels.
@@ -752,7 +764,7 @@ def _check_box(frame, position, size):
     if position is None or size is None or isinstance(position, SkyCoord) and frame.wcs is None:
         return
     on_sky = isinstance(position, SkyCoord)
-    place = frame.wcs.world_to_pixel(position) if on_sky else position
+    place = _on_image(frame, position) if on_sky else position
     try:
         place, shape = np.asarray(place, float).reshape(2), frame.image.shape
         sides = np.broadcast_to(size, 2).astype(float)[::-1]  # along x, along y

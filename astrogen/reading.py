@@ -16,7 +16,7 @@ import zipfile
 
 import numpy as np
 
-from astrogen.errors import AstrogenError, InputFileError
+from astrogen.errors import AstrogenError, InputFileError, lacks_means
 
 CHUNK_BYTES = 2**20
 GZIP_MAGIC = b"\x1f\x8b"
@@ -29,12 +29,16 @@ MAX_MEMBERS = 10_000
 
 @contextlib.contextmanager
 def only_input_errors(path):
-    """Turn whatever a damaged file makes the libraries raise into InputFileError."""
+    """Turn whatever a damaged file makes the libraries raise into InputFileError; that the machine
+    has no memory or that its disk fails is no fault of the file, and goes on as it is.
+    """
     try:
         yield
     except AstrogenError:
         raise
     except Exception as error:  # libraries raise a dozen kinds, some of them bare
+        if lacks_means(error):
+            raise
         raise InputFileError(path, f"cannot be read ({type(error).__name__}: {error})") from error
 
 
@@ -50,6 +54,8 @@ def open_regular(path):
     except FileNotFoundError:
         raise InputFileError(path, "no such file") from None
     except (OSError, ValueError) as error:  # a name with a zero byte is a ValueError
+        if lacks_means(error):
+            raise
         raise InputFileError(path, f"cannot be opened ({error})") from error
     with contextlib.ExitStack() as closing:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):

@@ -6,6 +6,7 @@ although the file carries checksums), `foreign` (another exception), `memory`; t
 `hang` and `crash`.
 """
 
+import contextlib
 import hashlib
 import io
 import json
@@ -426,6 +427,57 @@ def _read_result(folder):
     return [found.image, found.draws, found.flux, found.status, found.name, found.model]
 
 
+def _joint_result(folder):
+    from astrogen.joint_result import make_joint_result, make_source
+
+    rng, stamps = np.random.default_rng(8), [_stamp(), _stamp()]
+    planes = [np.ones((24, 24), np.float32)] * 2
+    source = make_source(
+        stamps[0], name="a", bands=("g", "r"), reference="r", place=(0.0, 0.0), prior_scale=0.1,
+        target_fwhm=0.2, draws=np.abs(rng.normal(size=(4, 2, 16, 16))),
+        latent_draws=rng.normal(size=(4, 3)), shift_draws=np.zeros((4, 2)), models=planes,
+        colour=1.0, residual_amplitude=0.1,
+    )  # fmt: skip
+    make_joint_result(
+        stamps, bands=("g", "r"), sources=[source], models=planes,
+        background_draws=np.zeros((4, 2)), num_fitted=[3.0, 3.0], method="laplace",
+        diagnostics={"k_hat": 0.1}, status=(), provenance={"seed": 1},
+    ).write_fits(folder / "a.fits")  # fmt: skip
+    return folder / "a.fits"
+
+
+def _read_joint_result(folder):
+    from astrogen import read_result
+
+    found = read_result(folder / "a.fits")
+    (source,) = found.sources
+    values = [source.images, source.draws, source.flux_draws, source.wcs, found.background_draws]
+    return [*values, *found.models, *found.residuals, found.bands, found.chi2, found.status]
+
+
+def _best(folder):
+    from astrogen.arrays import npz_bytes
+    from astrogen.training.wgan import TOLD
+
+    arrays = {f"arr_{number}": value for number, value in enumerate(_network().get_weights())}
+    (folder / "best.npz").write_bytes(npz_bytes(arrays | dict.fromkeys(TOLD, 0.5)))
+    return folder / "best.npz"
+
+
+def _network():
+    import keras
+
+    return keras.Sequential([keras.Input((3,)), keras.layers.Dense(4), keras.layers.Dense(1)])
+
+
+def _read_best(folder):
+    from astrogen.training.wgan import read_best
+
+    network = _network()
+    told = read_best(folder / "best.npz", network)
+    return [*network.get_weights(), told]
+
+
 def _massmap(folder):
     from astrogen.field import make_field
     from astrogen.massmap import MassMap
@@ -590,6 +642,20 @@ def _read_survey(folder):
     return [*values, *(read_object(folder / "run", f"o{number}").draws for number in (0, 11))]
 
 
+def _resume_survey(folder):
+    """The bytes of a run that is gone on with: those of the whole one, whatever had to be done
+    again.
+    """
+    from astrogen import cli
+
+    stand_in.stay_here()
+    told = stand_in.arguments(folder, folder / "run")
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        assert cli.main(["--traceback", "survey", *told, "--resume"]) == 0
+    paths = sorted(path for path in (folder / "run").rglob("*") if path.is_file())
+    return [part for path in paths for part in (path.name, np.frombuffer(path.read_bytes(), "u1"))]
+
+
 def _maps(name, content):
     def make(folder):
         (folder / name).write_bytes(content())
@@ -656,6 +722,14 @@ def _read_json(folder):
     return [str(read_json(folder / "a.json"))]
 
 
+SURVEY = {
+    "manifest": ("manifest.json", "json"),
+    "ledger": ("ledger.json", "json"),
+    "chunk": ("chunks/000000.npz", "npz"),
+    "index": ("chunks/000000.json", "json"),
+    "catalogue": ("catalogue.parquet", "tail"),
+    "failures": ("failures.ecsv", "text"),
+}
 READERS = {
     "image": Reader(_image, _observed, "fits"),
     "image_with_checksums": Reader(lambda f: _image(f, checksum=True), _planes, "fits", True),
@@ -690,6 +764,8 @@ READERS = {
     "field": Reader(_image, _read_field, "fits"),
     "result": Reader(_result, _read_result, "fits", True),
     "result_without_checksums": Reader(_bare(_result), _read_result, "fits"),
+    "joint_result": Reader(_joint_result, _read_joint_result, "fits", True),
+    "joint_result_without_checksums": Reader(_bare(_joint_result), _read_joint_result, "fits"),
     "massmap": Reader(_massmap, _read_massmap, "fits", True),
     "massmap_without_checksums": Reader(_bare(_massmap), _read_massmap, "fits"),
     "prior_card": Reader(_prior, _load_prior, "json"),
@@ -702,12 +778,13 @@ READERS = {
     "records_shard": Reader(_records("a.tfrecord"), _load_maps, checksums=True),
     "records_shard_vouched": Reader(_records("a.tfrecord"), _load_maps, vouch=_vouch_for_records),
     "spectrum": Reader(_spectrum, _read_theory, "json"),
-    "survey_manifest": Reader(_survey("manifest.json"), _read_survey, "json", True),
-    "survey_ledger": Reader(_survey("ledger.json"), _read_survey, "json", True),
-    "survey_chunk": Reader(_survey("chunks/000000.npz"), _read_survey, "npz", True),
-    "survey_index": Reader(_survey("chunks/000000.json"), _read_survey, "json", True),
-    "survey_catalogue": Reader(_survey("catalogue.parquet"), _read_survey, "tail", True),
-    "survey_failures": Reader(_survey("failures.ecsv"), _read_survey, "text", True),
+    **{
+        f"survey_{kind}{verb}": Reader(_survey(name), read, how, True)
+        for kind, (name, how) in SURVEY.items()
+        for verb, read in (("", _read_survey), ("_resumed", _resume_survey))
+    },
+    "best": Reader(_best, _read_best, checksums=True),
+    "best_packed_again": Reader(_best, _read_best, "npz"),
     "json": Reader(_own_json, _read_json, "json"),
     "maps_columbia": Reader(
         _maps("a.fits", lambda: _fits_map(ANGLE=3.0)), _read_maps("a.fits", "columbia"), "fits"

@@ -15,7 +15,7 @@ from astropy.table import Table
 from astropy.wcs import WCS
 
 from astrogen.result import QUANTITIES, Quantities, Result
-from astrogen.survey import run, work
+from astrogen.survey import run, store, work
 
 NUM, CHUNK, SIZE, SCALE = 12, 2, 16, 0.2
 
@@ -61,6 +61,19 @@ def use(patch=setattr):
     patch(work, "_fit_each", fit_each)
     patch(run, "_weights_hash", lambda prior: "none")
     patch(run, "_check_fit", lambda fit, exposures: None)
+
+
+def stay_here(patch=setattr):
+    """As `use`, and chunks are made in this process, without pauses after faults."""
+
+    def by_processes(jobs, out, exposures, fit, num_workers, crashed):
+        for number, objects in jobs:
+            work.infer_chunk(str(store.chunk_path(out, number)), objects, exposures, fit)
+            yield number
+
+    use(patch)
+    patch(run, "_by_processes", by_processes)
+    patch(work, "PAUSES", (0, 0))
 
 
 def write_inputs(folder):

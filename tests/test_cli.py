@@ -3,6 +3,7 @@
 Inference itself is replaced by a fast fake.
 """
 
+import re
 import subprocess
 import sys
 import types
@@ -505,6 +506,59 @@ def test_faults_of_the_package_keep_their_traceback(folder, monkeypatch):
     monkeypatch.setitem(astrogen.__dict__, "load_prior", fail)
     with pytest.raises(TypeError, match="a bug"):
         deconvolve(folder, "one.fits", "--psf", "psf.fits")
+
+
+@pytest.mark.parametrize("images", [["one.fits"], ["one.fits", "hard.fits"]], ids=["one", "two"])
+@pytest.mark.parametrize("together", [[], ["--joint"], ["--deblend"]], ids=["", "joint", "deblend"])
+def test_an_error_of_numpy_is_no_users_error(folder, monkeypatch, images, together):
+    def fail(*arguments, **options):
+        return np.ones(3) + np.ones(4)
+
+    for name in ("deconvolve", "deconvolve_jointly", "deblend"):
+        monkeypatch.setitem(astrogen.__dict__, name, fail)
+    with pytest.raises(ValueError, match="could not be broadcast together"):
+        deconvolve(folder, *images, "--psf", "psf.fits", "--sigma", "0.01", *together)
+
+
+def test_an_error_of_numpy_in_a_batch_is_not_hidden_by_fits_one_by_one(folder, monkeypatch):
+    def fail(observations, **options):
+        if len(observations) > 1:
+            np.ones(3) + np.ones(4)
+        return fake_deconvolve(observations, **options)
+
+    monkeypatch.setitem(astrogen.__dict__, "deconvolve", fail)
+    with pytest.raises(ValueError, match="could not be broadcast together"):
+        deconvolve(folder, "one.fits", "hard.fits", "--psf", "psf.fits", "--sigma", "0.01")
+
+
+def test_names_of_files_do_nothing_to_a_terminal(folder, capsys):
+    evil = "x\x1b]0;evil\x07\nastrogen: ok\u202e"
+    for source, name in (("one", evil), ("broken", f"{evil}2"), ("refused", "refused")):
+        (folder / f"{source}.fits").rename(folder / f"{name}.fits")
+    images = [f"{name}.fits" for name in (evil, f"{evil}2", "refused")]
+    assert deconvolve(folder, *images, "--psf", "psf.fits", "--figures", "3") == 3
+    told = capsys.readouterr()
+    lines = (told.out + told.err).splitlines()
+    assert all(line.isprintable() for line in lines) and "astrogen: ok" not in lines
+    for path in (folder / "out").iterdir():
+        assert re.fullmatch(r"[\w.-]+", path.name, re.ASCII)
+    page = (folder / "out/index.html").read_text()
+    assert all(line.isprintable() for line in page.split("\n"))
+
+
+def test_an_image_for_which_memory_does_not_suffice_leaves_the_others(folder, monkeypatch, capsys):
+    from astrogen import observation
+
+    read = observation.read_observation
+
+    def fail(path, **options):
+        if "two" in path:
+            raise MemoryError
+        return read(path, **options)
+
+    monkeypatch.setattr(observation, "read_observation", fail)
+    assert deconvolve(folder, "one.fits", "two.npy", "--psf", "psf.fits", "--sigma", "0.01") == 3
+    assert "two.npy: out of memory" in capsys.readouterr().err
 
 
 def test_traceback_option_lets_users_errors_through(folder):

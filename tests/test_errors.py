@@ -2,6 +2,7 @@
 do nothing to a terminal.
 """
 
+import errno
 import importlib
 import pickle
 import pkgutil
@@ -11,7 +12,8 @@ import pytest
 import astrogen
 import data_pipelines
 from astrogen.commands.words import complain
-from astrogen.errors import AstrogenError, InputError, printable
+from astrogen.errors import AstrogenError, InputError, InputFileError, is_machines, printable
+from astrogen.reading import only_input_errors, read_bytes
 
 EVIL = "galaxy\x1b]0;evil\x07\x1b[2J\n\u202e4711"
 
@@ -52,3 +54,40 @@ def test_names_do_nothing_to_a_terminal(capsys):
 @pytest.mark.parametrize("text", [EVIL, "\x9b31m", "a\u2028b"])
 def test_what_is_printed_can_be_printed(text):
     assert printable(text).isprintable()
+
+
+FAULTS = {
+    "memory": MemoryError("no 8 GiB"),
+    "disk_full": OSError(errno.ENOSPC, "No space left on device"),
+    "disk": OSError(errno.EIO, "Input/output error"),
+    "files": OSError(errno.EMFILE, "Too many open files"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
+def test_faults_of_the_machine_are_no_faults_of_a_file(fault):
+    with pytest.raises(type(fault)) as caught, only_input_errors("a.fits"):
+        raise fault
+    assert caught.value is fault and is_machines(fault)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ValueError("bad"), OSError("Thrift: no footer"), OSError(errno.EINVAL, "seek"), EOFError()],
+    ids=lambda error: type(error).__name__,
+)
+def test_what_a_library_says_of_a_file_is_one_kind_of_error(error):
+    with pytest.raises(InputFileError, match="a.fits: cannot be read") as caught:
+        with only_input_errors("a.fits"):
+            raise error
+    assert caught.value.__cause__ is error and not is_machines(caught.value)
+
+
+def test_a_file_that_the_machine_cannot_open_is_tried_again(tmp_path, monkeypatch):
+    def fail(*arguments):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    (tmp_path / "a").write_bytes(b"a")
+    monkeypatch.setattr("astrogen.reading.os.open", fail)
+    with pytest.raises(OSError, match="Too many open files"):
+        read_bytes(tmp_path / "a", max_bytes=9)

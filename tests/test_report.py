@@ -266,6 +266,16 @@ def test_names_and_title_are_escaped(page_path):
     assert "<script>" not in page_path.read_text()
 
 
+def test_control_characters_of_names_are_shown_as_text(tmp_path):
+    result = fake_result("M 51\x1b]0;evil\x07\u202e")
+    failures = [("b\x1b[2J.fits", "no such\u2066 file")]
+    path = write_report([result], tmp_path, title="a\x9b31m", failures=failures)
+    text = path.read_text()
+    assert all(line.isprintable() for line in text.split("\n"))
+    assert "M 51\\x1b]0;evil\\x07\\u202e" in text and "b\\x1b[2J.fits" in text
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["M_51_0_evil.png", "index.html"]
+
+
 def test_links_lead_to_figures(page_path):
     tags = Page(page_path.read_text()).tags
     targets = [attributes["href"].removeprefix("#") for tag, attributes in tags if tag == "a"]

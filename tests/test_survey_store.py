@@ -26,8 +26,7 @@ from astrogen import files
 from astrogen.arrays import npz_bytes
 from astrogen.cli import main
 from astrogen.errors import SurveyError
-from astrogen.survey import read_object, read_survey, run, store, work
-from astrogen.survey.work import infer_chunk
+from astrogen.survey import read_object, read_survey, store, work
 
 NUM_CHUNKS = stand_in.NUM // stand_in.CHUNK
 
@@ -42,15 +41,7 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def here(monkeypatch):
     """Chunks are made in this process, by the stand-in."""
-
-    def by_processes(jobs, out, exposures, fit, num_workers, crashed):
-        for number, objects in jobs:
-            infer_chunk(str(store.chunk_path(out, number)), objects, exposures, fit)
-            yield number
-
-    monkeypatch.setattr(run, "_by_processes", by_processes)
-    monkeypatch.setattr(work, "PAUSES", (0, 0))
-    stand_in.use(monkeypatch.setattr)
+    stand_in.stay_here(monkeypatch.setattr)
 
 
 def _command(folder, out, *options):

@@ -22,7 +22,7 @@ from astrogen.commands.words import (
     short_warnings,
     whole,
 )
-from astrogen.errors import AstrogenError
+from astrogen.errors import AstrogenError, InputError
 from astrogen.files import write_table
 
 TEXT = "Deconvolve images of galaxies and say how far the result can be trusted."
@@ -231,7 +231,7 @@ def run(options):
     options.out.mkdir(parents=True, exist_ok=True)
     observations, failures = _read_all(tasks, options)
     if options.mask_neighbours:
-        observations = _mask_neighbours(observations, options)
+        observations = _mask_neighbours(observations, failures, options)
     if not observations:
         return _finish([], failures, options)
     if options.joint or options.deblend:
@@ -279,9 +279,9 @@ def _read_all(tasks, options):
     return observations, failures
 
 
-def _mask_neighbours(observations, options):
-    """The galaxy stands in the middle of each image; in those of a joint fit where the middle of
-    the first one is on the sky.
+def _mask_neighbours(observations, failures, options):
+    """Those that can be masked, [(path, Observation)]. The galaxy stands in the middle of each
+    image; in those of a joint fit where the middle of the first one is on the sky.
     """
     from astrogen.detection import mask_neighbours
 
@@ -290,14 +290,25 @@ def _mask_neighbours(observations, options):
         first = observations[0][1]
         if first.wcs is not None:
             sky = first.wcs.pixel_to_world(*((side - 1) / 2 for side in first.image.shape[::-1]))
-            places = [
-                stamp.wcs and tuple(map(float, stamp.wcs.world_to_pixel(sky)))
-                for _, stamp in observations
-            ]
-    return [
-        (path, mask_neighbours(stamp, place=place) if stamp.status == "ok" else stamp)
-        for (path, stamp), place in zip(observations, places, strict=True)
-    ]
+            places = [stamp.wcs and _place(stamp, sky) for _, stamp in observations]
+    masked = []
+    for (path, stamp), place in zip(observations, places, strict=True):
+        try:
+            good = stamp.status == "ok"
+            masked.append((path, mask_neighbours(stamp, place=place) if good else stamp))
+        except InputError as error:
+            note_failure(error, path, failures, options)
+    return masked
+
+
+def _place(stamp, sky):
+    """(x, y) pixels of a place on the sky; the middle (None) of a stamp whose WCS does not reach
+    it, which cannot be fitted with the others and is refused there.
+    """
+    from astrogen.frames import sky_to_pixels
+
+    place = tuple(map(float, sky_to_pixels(stamp.wcs, sky, name=stamp.name)))
+    return place if all(map(math.isfinite, place)) else None
 
 
 def _read_one(task, options):
@@ -376,7 +387,7 @@ def _deconvolve_all(observations, prior, failures, options):
     paths, stamps = zip(*observations, strict=True)
     try:
         return list(zip(paths, fit(list(stamps)), strict=True))
-    except ValueError as error:
+    except InputError as error:
         if len(stamps) == 1:
             note_failure(error, paths[0], failures, options)
             return []
@@ -384,7 +395,7 @@ def _deconvolve_all(observations, prior, failures, options):
     for path, stamp in progress(observations, "one by one"):
         try:
             results.append((path, fit([stamp])[0]))
-        except ValueError as error:
+        except InputError as error:
             note_failure(error, path, failures, options)
     return results
 

@@ -13,6 +13,7 @@ from astrogen.commands.words import (
     progress,
     say,
 )
+from astrogen.errors import InputError
 
 
 def check_together(options):
@@ -45,7 +46,7 @@ def fit_together(observations, failures, options):
     for paths, stamps, bands in progress(_fields(observations, options), "fitting"):
         try:
             fitted.append((paths[0], _fit(stamps, bands, options)))
-        except ValueError as error:
+        except InputError as error:
             note_failure(error, paths[0], failures, options)
     names = file_names([result for _, result in fitted])
     for name, (path, result) in zip(names, fitted, strict=True):

@@ -200,10 +200,10 @@ def note_lost(error, path, failures, options):
 
 
 def is_users(error):
-    """Errors about input, options or the disk; anything else is a fault of the package and keeps
+    """Errors about input, options or the machine; anything else is a fault of the package and keeps
     its traceback.
     """
-    return isinstance(error, (AstrogenError, OSError))
+    return isinstance(error, (AstrogenError, OSError, MemoryError))
 
 
 def reason(error, options):
@@ -211,7 +211,7 @@ def reason(error, options):
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     if not isinstance(error, AstrogenError):
-        return one_line(error)
+        return one_line(error) or "out of memory"  # Python's own says nothing
     words = in_options(one_line(error.reason), options)
     words = printable(words)
     return words if error.path is None else f"{printable(error.path)}: {words}"

@@ -16,6 +16,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter
 
+from astrogen.errors import printable
 from astrogen.files import write_whole
 from astrogen.report.style import GOOD, INK, LIGHT, QUIET, SIGNED, WARNING
 from astrogen.result import all_status, format_value
@@ -278,7 +279,7 @@ def _write_words(figure, result):
     figure.text(
         0.012,
         0.967,
-        result.name,
+        printable(result.name),
         fontsize=15,
         weight="bold",
         color=INK,

@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.colors import AsinhNorm
 from matplotlib.figure import Figure
 
+from astrogen.errors import printable
 from astrogen.files import write_whole
 from astrogen.report.figure import RESIDUAL_LIMIT, extent_of
 from astrogen.report.style import GOOD, INK, LIGHT, MASKED, QUIET, SIGNED, WARNING
@@ -172,7 +173,7 @@ def _draw_card(axes, title, mean, deviation, draw, prior_scale):
     )
     for axis, image in zip(axes, (mean, deviation, draw), strict=True):
         _show(axis, image, extent, {"cmap": LIGHT, "norm": norm})
-    axes[0].set_title(title, fontsize=10, color=INK, parse_math=False)
+    axes[0].set_title(printable(title), fontsize=10, color=INK, parse_math=False)
 
 
 def _show(axis, image, extent, style):
@@ -185,7 +186,14 @@ def _show(axis, image, extent, style):
 
 def _write_words(figure, result):
     figure.text(
-        0.012, 0.985, result.name, fontsize=14, weight="bold", color=INK, va="top", parse_math=False
+        0.012,
+        0.985,
+        printable(result.name),
+        fontsize=14,
+        weight="bold",
+        color=INK,
+        va="top",
+        parse_math=False,
     )
     told = (
         f"{result.method} · {len(result.background_draws)} draws · residuals ±{RESIDUAL_LIMIT:g}σ"

@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.colors import AsinhNorm
 from matplotlib.figure import Figure
 
+from astrogen.errors import printable
 from astrogen.files import write_whole
 from astrogen.report.figure import extent_of, fitted_background
 from astrogen.report.style import INK, LIGHT, MASKED
@@ -162,4 +163,4 @@ def _draw_comparison(axes, result, rival, truth):
         axis.set(xticks=[], yticks=[], xlim=(-field / 2, field / 2), ylim=(-field / 2, field / 2))
         for spine in axis.spines.values():
             spine.set(color="0.6", linewidth=0.8)
-    axes[0].set_ylabel(result.name, fontsize=9.5, color=INK, parse_math=False)
+    axes[0].set_ylabel(printable(result.name), fontsize=9.5, color=INK, parse_math=False)

@@ -6,6 +6,8 @@ import base64
 import json
 from html import escape
 
+from astrogen.errors import printable
+
 LIGHT, SIGNED, MASKED = "magma", "RdBu_r", "0.72"
 GOOD, WARNING, INK, QUIET = "#1b7f4b", "#b3261e", "#1a1a24", "#6b6b78"
 
@@ -70,14 +72,17 @@ PAGE = """<!DOCTYPE html>
 def page_of(title, *, overview, body, provenance):
     """A whole page that needs no other file; `overview` and `body` are HTML, `title` is text,
     `provenance` a dict.
+
+    Control characters and such as turn the direction of writing are shown as Python writes them.
     """
-    return PAGE.format(
+    page = PAGE.format(
         title=escape(title),
         style=STYLE,
         overview=overview,
         body=body,
         provenance=rows_of(provenance),
     )
+    return "\n".join(map(printable, page.split("\n")))
 
 
 def rows_of(items):

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from astrogen.errors import InputError, InputFileError
+from astrogen.frames import sky_to_pixels
 from astrogen.images import list_extents, read_psfex, split_path
 from astrogen.observation import Frame, check_frame, cut_frame, make_psf, read_frame, read_psf
 from astrogen.survey.columns import read_columns, read_pixels, read_sky
@@ -289,7 +290,7 @@ def match(catalogue, exposures):
     targets, seen = [], np.zeros(len(ident), int)
     for number, exposure in enumerate(exposures):
         frame = _whole(exposure, None).frame
-        x, y = frame.wcs.world_to_pixel(sky) if sky is not None else pixels.T
+        x, y = pixels.T if sky is None else sky_to_pixels(frame.wcs, sky, name=str(exposure.image))
         # False where NaN
         inside = (
             (x > -0.5)

@@ -26,7 +26,7 @@ from astropy.table import Table, meta, vstack
 from pyarrow import parquet
 
 from astrogen.arrays import npz_bytes
-from astrogen.errors import InputFileError, SurveyError
+from astrogen.errors import InputFileError, SurveyError, lacks_means
 from astrogen.files import write_table, write_whole
 from astrogen.joint_result import JointResult, Source
 from astrogen.observation import make_observation, make_psf
@@ -269,7 +269,9 @@ def _as_written(path):
     """A file whose sha256 is right, and which holds something else than is written: not ours."""
     try:
         yield
-    except (*NOT_OURS, InputFileError, MemoryError) as error:
+    except (*NOT_OURS, InputFileError) as error:
+        if lacks_means(error):
+            raise
         told = " ".join(f"{type(error).__name__}: {error}".split())
         raise SurveyError(
             path, f"file must hold what astrogen writes, got {told}; it was made by something else"

@@ -323,13 +323,23 @@ def train_wgan(
                 progress.set_postfix_str(
                     ", ".join(f"{name} {float(value):.3g}" for name, value in told.items())
                 )
-    best = read_npz(out / "best.npz", max_bytes=MAX_BEST)
+    return read_best(out / "best.npz", average)
+
+
+def read_best(path, network):
+    """Give a network the weights of the file of the best one; returns what is told of it.
+
+    Raises
+    ------
+    InputFileError : the file is damaged, or of another network.
+    """
+    best = read_npz(path, max_bytes=MAX_BEST)
     try:
-        average.set_weights([best[f"arr_{index}"] for index in range(len(average.weights))])
+        network.set_weights([best[f"arr_{index}"] for index in range(len(network.weights))])
         return {name: float(best[name]) for name in TOLD}
     except (KeyError, TypeError, ValueError) as error:
         raise InputFileError(
-            out / "best.npz",
+            path,
             f"train_wgan: file must hold the network of this run, got {type(error).__name__}:"
             f" {error}; train in another folder",
         ) from error
