@@ -27,9 +27,9 @@ from astrogen.inference.rotation import sample_rotating
 from astrogen.map_posterior import CENTRE, gaussian_start, make_target
 from astrogen.priors.convergence import ConvergencePrior
 from astrogen.priors.storage import weights_hash
+from astrogen.processes import refuse_fork
 from astrogen.reading import parse_json
 from astrogen.shear import embed, kaiser_squires, make_grid, observe, shear_kernels
-from astrogen.spawn import refuse_fork
 from astrogen.wiener import ARCMIN, wiener_filter
 
 FORMAT = "astrogen mass map 1"

@@ -22,8 +22,8 @@ from astrogen.joint.scene import Scene, light_of, make_galaxy, tensor, whole_lig
 from astrogen.joint_result import make_joint_result, make_source
 from astrogen.observation import to_unit
 from astrogen.priors import load_prior
+from astrogen.processes import refuse_fork
 from astrogen.sky import judge_sky
-from astrogen.spawn import refuse_fork
 from astrogen.units import is_known
 
 # Scales of exposures of one band that differ by so much, and so many sigma, are no matter of noise
