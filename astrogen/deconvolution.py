@@ -28,7 +28,7 @@ from astrogen.inference import (
 from astrogen.observation import Observation, as_observations
 from astrogen.priors import load_prior
 from astrogen.priors.storage import weights_hash
-from astrogen.result import make_result
+from astrogen.result import make_exposure, make_result, make_source
 from astrogen.sky import judge_sky, level_off
 from astrogen.spawn import refuse_fork
 
@@ -187,7 +187,7 @@ def deconvolve_each(
             strict=True,
         )
     for index in sorted(set(range(len(plans))) - set(order)):
-        yield index, _no_data(plans[index], prior, method, num_draws, provenance)
+        yield index, _no_data(plans[index], prior, method, provenance)
 
 
 def check_options(caller, method, background, num_draws, batch_size=None):
@@ -587,29 +587,36 @@ def _results(plans, stamps, batch, prior, telescopes, method, provenance):
         )
         latent, _, shift, log_amplitude = posterior.split(parameters, prior.latent_size)
         told = {
-            **{
-                name: float(value[row])
-                for name, value in batch.diagnostics.items()
-                if not np.isnan(value[row])
-            },
-            "residual_amplitude": float(np.exp(log_amplitude).mean()),
+            name: float(value[row])
+            for name, value in batch.diagnostics.items()
+            if not np.isnan(value[row])
         }
         light, unit = light.numpy(), np.float32(stamp.unit)
         background = stamp.level + stamp.unit * batch.background[:, row].astype(np.float64)
-        yield make_result(
+        source = make_source(
             stamp.recorded,
+            name=stamp.recorded.name,
+            place=(0.0, 0.0),
             prior_scale=scale,
             target_fwhm=prior.target_fwhm / prior.pixel_scale * scale,
-            draws=unit * images.numpy(),
-            model=unit * light + background.mean(),
+            draws=unit * images.numpy()[:, None],
+            flux_draws=unit * flux.numpy()[:, None],
             latent_draws=latent,
-            flux_draws=unit * flux.numpy(),
             shift_draws=plan.centre + shift * scale,
+            residual_amplitude=np.exp(log_amplitude).mean(),
+        )
+        exposure = make_exposure(
+            stamp.recorded,
+            light=unit * light,
             background_draws=background,
+            num_fitted=float(batch.num_fitted[row]),
+        )
+        yield make_result(
+            [source],
+            [exposure],
             method=method,
             diagnostics=told,
             provenance=provenance,
-            num_fitted=float(batch.num_fitted[row]),
             status=judge_sky(
                 stamp, light, provenance["background"], error=background.std() / stamp.unit
             )
@@ -634,22 +641,23 @@ def _develop(prior, coefficients, kernel, centre, pixel_scale, prior_scale, *, s
     return forward.move(centred, centre, prior_scale), tf.reduce_sum(centred, [1, 2]), light[0]
 
 
-def _no_data(plan, prior, method, num_draws, provenance):
-    zeros = np.zeros(num_draws, np.float32)
-    return make_result(
-        plan.observation,
+def _no_data(plan, prior, method, provenance):
+    observation = plan.observation
+    source = make_source(
+        observation,
+        name=observation.name,
+        place=(0.0, 0.0),
         prior_scale=plan.prior_scale,
         target_fwhm=prior.target_fwhm / prior.pixel_scale * plan.prior_scale,
-        draws=np.zeros((num_draws, *prior.image_shape), np.float32),
-        model=np.zeros_like(plan.observation.image),
-        latent_draws=np.zeros((num_draws, prior.latent_size), np.float32),
-        flux_draws=zeros,
-        shift_draws=np.zeros((num_draws, 2), np.float32),
-        background_draws=zeros,
-        method=method,
-        diagnostics={},
-        provenance=provenance,
+        draws=np.zeros((0, 1, *prior.image_shape), np.float32),
+        latent_draws=np.zeros((0, prior.latent_size), np.float32),
+        shift_draws=np.zeros((0, 2), np.float32),
+        residual_amplitude=np.nan,
     )
+    exposure = make_exposure(
+        observation, light=np.zeros_like(observation.image), background_draws=np.zeros(0)
+    )
+    return make_result([source], [exposure], method=method, diagnostics={}, provenance=provenance)
 
 
 def provenance_of(prior, method, num_draws, seed, background):

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 from astropy.wcs import NoConvergence
-from astropy.wcs.utils import skycoord_to_pixel
+from astropy.wcs.utils import fit_wcs_from_points, skycoord_to_pixel
 
 from astrogen.errors import InputError
 
@@ -144,3 +144,38 @@ def from_pixels(observation, pixels):
     return (
         np.asarray(pixels, float) - (np.array(observation.image.shape[::-1]) - 1) / 2
     ) * observation.pixel_scale
+
+
+def deconvolved_wcs(wcs, observed_shape, *, ratio, shape):
+    """WCS of a grid with the same geometric centre and orientation, and another pixel scale.
+
+    The centre of n pixels is the FITS pixel coordinate (n + 1) / 2. Distortions of the observed WCS
+    beyond the projection are replaced by their linear part over the stamp.
+
+    Parameters
+    ----------
+    wcs : astropy WCS [2 axes] of the observed stamp
+    observed_shape, shape : (height, width) of the stamp and of the new grid
+    ratio : float, observed over new pixel scale
+
+    Returns
+    -------
+    astropy WCS
+    """
+    linear = _without_distortion(wcs, observed_shape) if wcs.has_distortion else wcs.deepcopy()
+    old_centre, new_centre = ((np.array(sides[::-1]) + 1) / 2 for sides in (observed_shape, shape))
+    linear.wcs.crpix = (linear.wcs.crpix - old_centre) * ratio + new_centre
+    if linear.wcs.has_cd():
+        linear.wcs.cd = linear.wcs.cd / ratio
+    else:
+        linear.wcs.cdelt = linear.wcs.cdelt / ratio
+    linear.pixel_shape = shape[::-1]
+    linear.wcs.set()
+    return linear
+
+
+def _without_distortion(wcs, shape):
+    x, y = (
+        axis.ravel() for axis in np.meshgrid(*(np.linspace(0, side - 1, 5) for side in shape[::-1]))
+    )
+    return fit_wcs_from_points((x, y), wcs.pixel_to_world(x, y), projection=wcs)

@@ -22,6 +22,7 @@ from string import ascii_uppercase
 import numpy as np
 from astropy.io import fits
 from astropy.table import Table
+from astropy.units import UnitsWarning
 from astropy.wcs import WCS
 
 from astrogen.errors import InputError, InputFileError
@@ -374,7 +375,7 @@ def write_planes(path, planes, *, wcs=None, unit=None, header=None, tables=None)
     for name, pixels in planes.items():
         hdus.append(_image_hdu(name, np.asarray(pixels), _of(wcs, name), _of(unit, name)))
     for name, table in (tables or {}).items():
-        hdus.append(fits.BinTableHDU(_ascii_table(table), name=name))
+        hdus.append(_table_hdu(name, table))
     hdus.update_extend()
     for hdu in hdus:
         hdu.add_checksum(when="of this HDU")
@@ -400,13 +401,20 @@ def _header_value(value):
     return value.item() if isinstance(value, np.generic) else value
 
 
-def _ascii_table(table):
-    """The table with its text as `_header_value` writes it, because FITS holds no other."""
-    table = table.copy()
-    for name in table.colnames:
-        if table[name].dtype.kind == "U":
-            table[name] = [_header_value(str(text)) for text in table[name]]
-    return table
+def _table_hdu(name, table):
+    """A table with its text as `_header_value` writes it, because FITS holds no other; units as
+    they are, whether FITS knows them or not.
+    """
+    table, units = table.copy(), {}
+    for number, column in enumerate(table.colnames, 1):
+        if table[column].dtype.kind == "U":
+            table[column] = [_header_value(str(text)) for text in table[column]]
+        if table[column].unit is not None:
+            units[f"TUNIT{number}"] = _header_value(unit_text(table[column].unit))
+            table[column].unit = None
+    hdu = fits.BinTableHDU(table, name=name)
+    hdu.header.update(units)
+    return hdu
 
 
 def _image_hdu(name, pixels, wcs, unit):
@@ -520,7 +528,11 @@ def read_planes(path, *, max_pixels=MAX_PIXELS):
         planes = {
             hdu.name: _native(hdu.data) for hdu in hdus if hdu.is_image and hdu.data is not None
         }
-        tables = {hdu.name: Table.read(hdu) for hdu in hdus if isinstance(hdu, fits.BinTableHDU)}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UnitsWarning)  # units that FITS does not know
+            tables = {
+                hdu.name: Table.read(hdu) for hdu in hdus if isinstance(hdu, fits.BinTableHDU)
+            }
         cards = hdus[0].header.copy(strip=True)
         header = {
             card.keyword: None if isinstance(card.value, fits.card.Undefined) else card.value

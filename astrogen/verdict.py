@@ -43,6 +43,9 @@ class Fit(NamedTuple):
     num_good: int
 
 
+NO_FIT = Fit(*[math.nan] * 7, place=(0, 0), num_good=0)  # of what could not be fitted
+
+
 def compare(residual, source, observation, *, num_fitted=0.0):
     """The Fit of a model: inside the galaxy and over the whole stamp, both ways.
 

@@ -394,11 +394,11 @@ def _read_field(folder):
 
 
 def _make_result():
-    from astrogen.result import make_result
+    from conftest import lone_result
 
     rng = np.random.default_rng(4)
     draws = np.abs(rng.normal(size=(8, 32, 32)))
-    return make_result(
+    return lone_result(
         _stamp(), prior_scale=0.1, target_fwhm=0.2, draws=draws, model=np.ones((24, 24)),
         latent_draws=rng.normal(size=(8, 3)), flux_draws=draws.sum((1, 2)),
         shift_draws=np.zeros((8, 2)), background_draws=np.zeros(8), method="laplace",
@@ -428,7 +428,7 @@ def _read_result(folder):
 
 
 def _joint_result(folder):
-    from astrogen.joint_result import make_joint_result, make_source
+    from astrogen.result import make_exposure, make_result, make_source
 
     rng, stamps = np.random.default_rng(8), [_stamp(), _stamp()]
     planes = [np.ones((24, 24), np.float32)] * 2
@@ -438,10 +438,13 @@ def _joint_result(folder):
         latent_draws=rng.normal(size=(4, 3)), shift_draws=np.zeros((4, 2)), models=planes,
         colour=1.0, residual_amplitude=0.1,
     )  # fmt: skip
-    make_joint_result(
-        stamps, bands=("g", "r"), sources=[source], models=planes,
-        background_draws=np.zeros((4, 2)), num_fitted=[3.0, 3.0], method="laplace",
-        diagnostics={"k_hat": 0.1}, status=(), provenance={"seed": 1},
+    exposures = [
+        make_exposure(stamp, light=plane, background_draws=np.zeros(4), num_fitted=3.0, band=band)
+        for stamp, plane, band in zip(stamps, planes, ("g", "r"), strict=True)
+    ]
+    make_result(
+        [source, source], exposures, method="laplace", diagnostics={"k_hat": 0.1},
+        provenance={"seed": 1},
     ).write_fits(folder / "a.fits")  # fmt: skip
     return folder / "a.fits"
 
@@ -450,9 +453,12 @@ def _read_joint_result(folder):
     from astrogen import read_result
 
     found = read_result(folder / "a.fits")
-    (source,) = found.sources
-    values = [source.images, source.draws, source.flux_draws, source.wcs, found.background_draws]
-    return [*values, *found.models, *found.residuals, found.bands, found.chi2, found.status]
+    values = [found.status]
+    for source in found.sources:
+        values += [source.images, source.draws, source.flux_draws, source.wcs, *source.models]
+    for one in found.exposures:
+        values += [one.model, one.residual, one.background_draws, one.band, one.fit]
+    return values
 
 
 def _best(folder):

@@ -73,10 +73,10 @@ CLASSES = {  # class: what a user reads of it
     "Observation": "image variance mask psf pixel_scale name wcs unit notes status",
     "PSF": "image pixel_scale pixel_response fwhm",
     "Result": (
-        "image image_std model residual draws flux half_light_radius e1 e2 quantities status"
-        " converged summary draw_images write_fits to_table to_ccddata to_arviz"
+        "sources exposures image image_std model residual draws flux half_light_radius e1 e2"
+        " quantities flux_covariance deblended status converged summary draw_images write_fits"
+        " to_table exposure_table to_ccddata to_arviz"
     ),
-    "JointResult": "sources flux_covariance models residuals deblended table summary write_fits",
     "LensingField": "",
     "MassMap": "mean std draws",
     "AstrogenError": "",

@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 from astropy.table import Table
 from astropy.wcs import WCS
+from conftest import lone_result
 
 import astrogen
 from astrogen.cli import main
-from astrogen.result import make_result, read_result
+from astrogen.result import read_result
 
 SHAPE = (30, 32)
 
@@ -53,7 +54,7 @@ def fake_deconvolve(
         "num_chains": num_chains,
     }
     return [
-        make_result(
+        lone_result(
             observation,
             prior_scale=prior_scale or 0.1,
             target_fwhm=0.2,

@@ -18,12 +18,11 @@ def add_options(verb):
 
 def run(options):
     from astrogen.report import write_figure
-    from astrogen.report.joint import write_joint_figure
     from astrogen.result import file_names
     from astrogen.survey import read_object
 
     result = read_object(options.run_folder, options.ident, image=options.image)
     path = options.out or Path(f"{file_names([result])[0]}.png")
-    (write_joint_figure if hasattr(result, "sources") else write_figure)(result, path)
+    write_figure(result, path)
     say(f"{in_options(result.summary(), options)}\n{path}")
     return DONE

@@ -36,11 +36,9 @@ def fit_together(observations, failures, options):
 
     observations : list of (path, Observation); failures : list of (path, reason), added to
     """
-    from astropy.table import vstack
-
     from astrogen.files import write_table
-    from astrogen.report.joint import write_joint_figure
-    from astrogen.result import file_names
+    from astrogen.report import write_figure
+    from astrogen.result import file_names, results_table
 
     fitted, results = [], []
     for paths, stamps, bands in progress(_fields(observations, options), "fitting"):
@@ -52,7 +50,7 @@ def fit_together(observations, failures, options):
     for name, (path, result) in zip(names, fitted, strict=True):
         try:
             result.write_fits(options.out / f"{name}.fits", num_draws_kept=options.keep_draws)
-            picture = write_joint_figure(result, options.out / f"{name}.png")
+            picture = write_figure(result, options.out / f"{name}.png")
         except Exception as error:
             note_lost(error, path, failures, options)
             continue
@@ -60,8 +58,7 @@ def fit_together(observations, failures, options):
         say(f"{in_options(result.summary(), options)}\n{picture}")
     if not results:
         return ALL_FAILED
-    together = vstack([result.table() for result in results], metadata_conflicts="silent")
-    write_table(options.out / "results.ecsv", together)
+    write_table(options.out / "results.ecsv", results_table(results))
     return exit_code(results, 0, failures, options)
 
 

@@ -2,7 +2,7 @@
 its own telescope and orientation, neighbours that share the light.
 
 observations -> frames -> plans -> scene (what each galaxy looks like in each exposure) -> bands
-tied -> mode -> blend (galaxies that share light) -> draws -> JointResult
+tied -> mode -> blend (galaxies that share light) -> draws -> Result
 """
 
 from astrogen.joint.fit import deblend, deconvolve_jointly

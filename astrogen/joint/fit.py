@@ -19,9 +19,9 @@ from astrogen.joint.draws import climb_together, draw_alone, draw_mode, draw_tog
 from astrogen.joint.mode import begin, climb_in_turn
 from astrogen.joint.plans import check_overlap, plan_alone, plan_several
 from astrogen.joint.scene import Scene, light_of, make_galaxy, tensor, whole_light
-from astrogen.joint_result import make_joint_result, make_source
 from astrogen.observation import to_unit
 from astrogen.priors import load_prior
+from astrogen.result import make_exposure, make_result, make_source
 from astrogen.sky import judge_sky
 from astrogen.spawn import refuse_fork
 from astrogen.units import is_known
@@ -61,7 +61,7 @@ def deconvolve_jointly(
 
     Returns
     -------
-    JointResult of one source
+    Result of one source
 
     Raises
     ------
@@ -109,7 +109,7 @@ def deblend(
 
     Returns
     -------
-    JointResult
+    Result
 
     Raises
     ------
@@ -217,7 +217,7 @@ def _result(scene, galaxies, draws, provenance):
         light_of(scene, galaxy, coefficients)
         for galaxy, coefficients in zip(galaxies, draws.coefficients, strict=True)
     ]
-    levels, models, followed = [], [], []
+    levels, followed = [], []
     for exposure, (stamp, inverse) in enumerate(zip(scene.stamps, scene.inverse, strict=True)):
         seen = sum(light[exposure] for light in lights)  # [draw, n]
         precision = scene.precision[exposure]
@@ -234,7 +234,12 @@ def _result(scene, galaxies, draws, provenance):
         for galaxy, coefficients in zip(galaxies, draws.coefficients, strict=True)
     ]
     light = [sum(ours) for ours in zip(*unmasked, strict=True)]
-    models = [seen + level.mean() for seen, level in zip(light, levels, strict=True)]
+    exposures = [
+        make_exposure(stamp.recorded, light=seen, background_draws=level, num_fitted=num, band=band)
+        for stamp, seen, level, num, band in zip(
+            scene.stamps, light, levels, followed, scene.bands, strict=True
+        )
+    ]
     sky = [
         f"{stamp.recorded.name}: {words}"
         for stamp, seen, level in zip(scene.stamps, light, levels, strict=True)
@@ -269,26 +274,22 @@ def _result(scene, galaxies, draws, provenance):
                 draws=np.moveaxis(images, 0, 1),
                 latent_draws=latent,
                 shift_draws=galaxy.plan.place + shift * galaxy.plan.prior_scale,
-                models=models_alone,
+                models=models_alone if len(galaxies) > 1 else (),
                 colour=galaxy.colour if len(scene.order) > 1 else 0.0,
                 residual_amplitude=float(np.exp(log_amplitude).mean()),
             )
         )
-    return make_joint_result(
-        recorded,
-        bands=scene.bands,
-        sources=sources,
-        models=models,
-        background_draws=np.stack(levels, 1),
-        num_fitted=followed,
+    return make_result(
+        sources,
+        exposures,
         method=draws.method,
         diagnostics=draws.told,
-        status=(*unlike_scales(recorded, scene.bands, models, levels), *draws.status, *sky),
         provenance=provenance,
+        status=(*unlike_scales(exposures), *draws.status, *sky),
     )
 
 
-def unlike_scales(observations, bands, models, levels):
+def unlike_scales(exposures):
     """A sentence for each band whose exposures do not have one flux scale.
 
     An exposure's scale is the factor of the light of all galaxies, beside a free level, that fits
@@ -296,21 +297,23 @@ def unlike_scales(observations, bands, models, levels):
 
     Parameters
     ----------
-    observations, bands : sequences of Observation and of str
-    models, levels : sequences of array [h, w], and of the draws of its background, flux per pixel
+    exposures : sequence of `result.ExposureFit`
 
     Returns
     -------
     list of str
     """
     found = {}
-    for observation, band, model, level in zip(observations, bands, models, levels, strict=True):
+    for exposure in exposures:
+        observation = exposure.observation
         weight = np.where(observation.mask, 0.0, 1 / observation.variance.astype(float))
-        light = model - level.mean()
+        light = exposure.model - exposure.background[0]
         light = light - np.sum(light * weight) / np.sum(weight)
         norm = np.sum(light**2 * weight)
         scale = np.sum(light * weight * observation.image) / norm if norm > 0 else 1.0
-        found.setdefault(band, []).append((scale, norm**-0.5 if norm > 0 else np.inf, observation))
+        found.setdefault(exposure.band, []).append(
+            (scale, norm**-0.5 if norm > 0 else np.inf, observation)
+        )
     sentences = []
     for band, scales in found.items():
         low, high = min(scales, key=lambda s: s[0]), max(scales, key=lambda s: s[0])

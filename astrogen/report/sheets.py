@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 
 from astrogen.errors import printable
 from astrogen.files import write_whole
-from astrogen.report.figure import extent_of, fitted_background
-from astrogen.report.style import INK, LIGHT, MASKED
+from astrogen.report.figure import fitted_background
+from astrogen.report.style import INK, LIGHT, MASKED, extent_of
 
 
 def write_contact_sheet(rows, path, *, dpi=80):

@@ -126,7 +126,7 @@ def _note_machines(faults, error):
 def _packed(objects, exposures, fit, known_failures, reason_fn):
     """Results as they are kept, in the order of the objects, and failures."""
     failures = list(known_failures)
-    bands = list(dict.fromkeys(exposure.band for exposure in exposures))
+    bands = list(dict.fromkeys(exposure.band for exposure in exposures)) if fit.joint else []
     keep_fn = partial(pack, bands=bands, num_kept=fit.num_kept)
     cuts = _cut(objects, exposures, fit, failures, reason_fn)
     packed = dict(_infer(cuts, fit, failures, keep_fn, reason_fn))
@@ -257,7 +257,7 @@ def _fit_each(fit, cuts):
 
 
 def _fit_jointly(fit, cuts):
-    """(place, JointResult) of each cut, one after the other."""
+    """(place, Result) of each cut, one after the other."""
     from astrogen.joint import deconvolve_jointly
     from astrogen.priors import load_prior
 

@@ -2,51 +2,37 @@
 residual above; each galaxy deconvolved below.
 """
 
-import io
 import textwrap
-from pathlib import Path
 
 import numpy as np
 from matplotlib.colors import AsinhNorm
 from matplotlib.figure import Figure
 
 from astrogen.errors import printable
-from astrogen.files import write_whole
-from astrogen.report.figure import RESIDUAL_LIMIT, extent_of
-from astrogen.report.style import GOOD, INK, LIGHT, MASKED, QUIET, SIGNED, WARNING
-from astrogen.result import all_status, format_value
+from astrogen.quantities import format_value
+from astrogen.report.style import (
+    GOOD,
+    INK,
+    LIGHT,
+    MASKED,
+    QUIET,
+    RESIDUAL_LIMIT,
+    SIGNED,
+    WARNING,
+    extent_of,
+)
+from astrogen.result import all_status
 
 MOST_EXPOSURES, MOST_SOURCES = 8, 16  # panels that one figure shows
 PANEL = 2.15  # inches
 IMAGINED_SEED = 0
 
 
-def write_joint_figure(result, path, *, dpi=100):
-    """Draw the figure of a JointResult to a file, PNG or whatever else the ending says.
-
-    Parameters
-    ----------
-    result : JointResult
-    path : path
-    dpi : int, pixels per inch
-
-    Returns
-    -------
-    path
-    """
-    path, stream = Path(path), io.BytesIO()
-    draw_joint_figure(result).savefig(
-        stream, dpi=dpi, format=path.suffix.lstrip(".") or "png", facecolor="white"
-    )
-    write_whole(path, stream.getvalue())
-    return path
-
-
-def draw_joint_figure(result):
+def draw_scene(result):
     """As a matplotlib Figure: columns of exposures, and columns of the galaxies (of the bands,
     where there is one galaxy).
     """
-    exposures, cards = range(min(len(result.observations), MOST_EXPOSURES)), _cards(result)
+    exposures, cards = range(min(len(result.exposures), MOST_EXPOSURES)), _cards(result)
     columns = max(len(exposures), min(len(cards), MOST_EXPOSURES), 3)
     blocks = [cards[first : first + columns] for first in range(0, len(cards), columns)]
     rows = 3 + 3 * len(blocks)
@@ -92,11 +78,9 @@ def _cards(result):
     cards = []
     for number, source in enumerate(result.sources[:MOST_SOURCES], 1):
         for band in (
-            range(len(source.bands))
-            if len(result.sources) == 1
-            else [source.bands.index(source.reference)]
+            range(len(source.bands)) if len(result.sources) == 1 else [source.reference_band]
         ):
-            flux = format_value(tuple(part[band] for part in source.flux))
+            flux = format_value(source.fluxes[band])
             title = (
                 f"{source.bands[band] or 'flux'} {flux}"
                 if len(result.sources) == 1
@@ -106,24 +90,20 @@ def _cards(result):
                 np.random.default_rng(IMAGINED_SEED).integers(len(source.draws)), band
             ]
             cards.append(
-                (title, source.images[band], source.image_std[band], chosen, source.prior_scale)
+                (title, source.images[band], source.images_std[band], chosen, source.prior_scale)
             )
     return cards
 
 
 def _draw_exposure(axes, result, number):
-    observation, level = (
-        result.observations[number],
-        result.background[0][number],
-    )
+    exposure = result.exposures[number]
+    observation, level = exposure.observation, exposure.background[0]
     sigma = float(np.sqrt(np.median(observation.variance[~observation.mask])))
-    model = result.models[number] - level
+    model = exposure.model - level
     norm = AsinhNorm(linear_width=1.5 * sigma, vmin=-sigma, vmax=max(float(model.max()), 5 * sigma))
     extent = extent_of(model.shape, model.shape[1] * observation.pixel_scale)
     seen = np.where(observation.mask, np.nan, observation.image - level)
-    residual = np.where(
-        observation.mask, np.nan, result.residuals[number] / np.sqrt(observation.variance)
-    )
+    residual = np.where(observation.mask, np.nan, exposure.residual / np.sqrt(observation.variance))
     for axis, image, style in zip(
         axes,
         (seen, model, residual),
@@ -133,7 +113,7 @@ def _draw_exposure(axes, result, number):
     ):
         _show(axis, image, extent, style)
     axes[0].set_title(
-        f"{result.bands[number]}  χ² {result.chi2_all[number]:.2f}".strip(),
+        printable(f"{exposure.band}  χ² {exposure.fit.chi2_all:.2f}".strip()),
         fontsize=10,
         color=INK,
         parse_math=False,
@@ -195,11 +175,9 @@ def _write_words(figure, result):
         va="top",
         parse_math=False,
     )
-    told = (
-        f"{result.method} · {len(result.background_draws)} draws · residuals ±{RESIDUAL_LIMIT:g}σ"
-    )
+    told = f"{result.method} · {result.num_draws} draws · residuals ±{RESIDUAL_LIMIT:g}σ"
     figure.text(0.012, 0.957, told, fontsize=9.5, color=QUIET, va="top", parse_math=False)
-    hidden = len(result.observations) > MOST_EXPOSURES or len(result.sources) > MOST_SOURCES
+    hidden = len(result.exposures) > MOST_EXPOSURES or len(result.sources) > MOST_SOURCES
     width = int(13 * figure.get_figwidth())  # letters
     lines = [
         textwrap.shorten(sentence, width, placeholder=" …") for sentence in all_status(result)[:2]
