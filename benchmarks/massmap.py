@@ -38,13 +38,13 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from astrogen.field import make_field, rebin_field
-from astrogen.files import write_whole
-from astrogen.images import read_images
-from astrogen.massmap import massmap
+from astrogen.darkmatter.map_mass import massmap
+from astrogen.darkmatter.statistics import power_spectrum
+from astrogen.data.field import make_field, rebin_field
+from astrogen.data.files import write_whole
+from astrogen.data.images import read_images
+from astrogen.instruments.lensing import Grid, kaiser_squires, make_grid, observe, shear_kernels
 from astrogen.priors import load_prior
-from astrogen.shear import Grid, kaiser_squires, make_grid, observe, shear_kernels
-from astrogen.statistics import power_spectrum
 from astrogen.training.records import load_maps
 
 DENSITY, SIGMA_E = 30.0, 0.26  # galaxies per square arcmin; shape noise per component

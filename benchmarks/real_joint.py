@@ -57,7 +57,7 @@ def _files(folder):
 def read_exposures(folder):
     """(observations, bands) of decam_exposures."""
     from astrogen import read_observation, read_psf
-    from astrogen.observation import read_frame
+    from astrogen.data.observation import read_frame
 
     rows = _files(folder)
     psfs = [
@@ -128,7 +128,7 @@ def fit_exposures(folder, **how):
 def fit_blend(folder, **how):
     """Result of hsc_blend in five bands: the given peaks, and what sep finds beside them."""
     from astrogen import deblend, make_observation, make_psf
-    from astrogen.detection import detect
+    from astrogen.data.detection import detect
 
     with np.load(Path(folder) / "hsc_blend/hsc_cosmos_35.npz") as file:
         bad = file["mask"] & HSC_BAD != 0

@@ -17,10 +17,10 @@ from test_cli import fake_deconvolve
 
 import astrogen
 from astrogen import cli
-from astrogen.commands.survey import _expanded as expanded
-from astrogen.commands.words import INSTEAD, in_options, reason
+from astrogen.cli.survey import _expanded as expanded
+from astrogen.cli.words import INSTEAD, in_options, reason
 from astrogen.errors import InputError, InputFileError
-from astrogen.result import read_result
+from astrogen.galaxies.result import read_result
 
 PACKAGE = Path(astrogen.__file__).parent
 # Called from Python alone: no verb gets there.
@@ -161,7 +161,7 @@ def test_advice_names_no_argument_of_python(verb):
 
 def _public_arguments():
     """Of the functions that read, make and fit what the verbs read and fit."""
-    from astrogen import field, observation, psf
+    from astrogen.data import field, observation, psf
 
     for function in (
         *(field.read_field, field.make_field, psf.make_psf, psf.read_psf),

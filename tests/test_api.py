@@ -19,7 +19,7 @@ from photutils.psf import GriddedPSFModel, ImagePSF
 from test_result import fake_result, observation  # noqa: F401
 
 import astrogen
-from astrogen.observation import as_observations, make_observation
+from astrogen.data.observation import as_observations, make_observation
 
 SCALE, SIDE = 0.2, 40
 PSF = galsim.Moffat(beta=3.5, fwhm=0.7)

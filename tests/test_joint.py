@@ -12,9 +12,9 @@ from astropy.wcs import WCS
 from scipy import stats
 
 from astrogen import deblend, deconvolve, deconvolve_jointly, load_prior, make_observation, make_psf
-from astrogen.detection import detect, mask_neighbours, read_positions
-from astrogen.frames import find_frames
-from astrogen.joint.bands import (
+from astrogen.data.detection import detect, mask_neighbours, read_positions
+from astrogen.data.frames import find_frames
+from astrogen.galaxies.bands import (
     COLOUR_MEDIAN,
     COLOUR_SPREAD,
     COLOURS,
@@ -24,9 +24,9 @@ from astrogen.joint.bands import (
     tie_bands,
     tied_moment,
 )
-from astrogen.joint.plans import plan_alone
-from astrogen.joint.scene import Scene
-from astrogen.result import make_source
+from astrogen.galaxies.plans import plan_alone
+from astrogen.galaxies.result import make_source
+from astrogen.galaxies.scene import Scene
 
 SCALE, SIDE = 0.2, 40
 

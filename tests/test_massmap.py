@@ -24,11 +24,11 @@ from toy_maps import (
     toy_prior,
 )
 
+from astrogen.darkmatter.map_mass import _status, massmap, read_massmap, watched
+from astrogen.darkmatter.wiener import wiener_filter
+from astrogen.data.field import make_field
 from astrogen.errors import InputFileError
-from astrogen.field import make_field
-from astrogen.massmap import _status, massmap, read_massmap, watched
-from astrogen.shear import crop
-from astrogen.wiener import wiener_filter
+from astrogen.instruments.lensing import crop
 
 
 @pytest.fixture(scope="module")

@@ -12,12 +12,12 @@ from conftest import ROOT
 from scipy.ndimage import gaussian_filter
 from toy_maps import HOLE, SCALE, draw_kappa, seen, toy_prior
 
-from astrogen.commands import emulate as emulate_verb
-from astrogen.commands import massmap as verb
-from astrogen.field import make_field, read_field, rebin_field
-from astrogen.massmap import massmap, read_massmap
+from astrogen.cli import emulate as emulate_verb
+from astrogen.cli import massmap as verb
+from astrogen.darkmatter.map_mass import massmap, read_massmap
+from astrogen.data.field import make_field, read_field, rebin_field
+from astrogen.instruments.lensing import kaiser_squires, make_grid
 from astrogen.report.maps import draw_mass_map, write_mass_report
-from astrogen.shear import kaiser_squires, make_grid
 
 
 def run(*arguments):
@@ -31,7 +31,7 @@ def run(*arguments):
 @pytest.fixture(autouse=True)
 def toy(monkeypatch):
     """The toy in the place of the shipped prior, and a short burn-in."""
-    monkeypatch.setattr("astrogen.massmap.BURNIN", 8)
+    monkeypatch.setattr("astrogen.darkmatter.map_mass.BURNIN", 8)
     monkeypatch.setattr(
         "astrogen.priors.load_prior",
         lambda name: toy_prior({"kappa-gaussian": "gaussian", "kappa": "lognormal"}[name]),
@@ -112,7 +112,7 @@ def test_a_footprint_a_convergence_map_and_a_flip(files):
 
 
 def test_strict_tells_by_its_exit_code(files, monkeypatch):
-    monkeypatch.setattr("astrogen.massmap.R_HAT_LIMIT", 0.5)
+    monkeypatch.setattr("astrogen.darkmatter.map_mass.R_HAT_LIMIT", 0.5)
     options = (
         "--shear",
         files["e1"],

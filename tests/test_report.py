@@ -14,8 +14,8 @@ import pytest
 from conftest import lone_result
 from matplotlib.image import imread
 
-from astrogen.observation import make_observation
-from astrogen.psf import make_psf
+from astrogen.data.observation import make_observation
+from astrogen.data.psf import make_psf
 from astrogen.report import draw_figure, write_figure, write_report
 
 ODD_NAME = '<script>alert("1")</script> & $\\frac{'

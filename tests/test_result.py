@@ -14,14 +14,13 @@ from conftest import lone_result
 from scipy import stats
 
 import astrogen
+from astrogen.data.frames import deconvolved_wcs
+from astrogen.data.images import read_plane_wcs, read_planes, write_planes
+from astrogen.data.observation import make_observation
+from astrogen.data.psf import make_psf
 from astrogen.errors import InputError, InputFileError
-from astrogen.frames import deconvolved_wcs
-from astrogen.galsim_objects import measure_image, psf_from_galsim
-from astrogen.images import read_plane_wcs, read_planes, write_planes
-from astrogen.observation import make_observation
-from astrogen.psf import make_psf
-from astrogen.quantities import format_value, measure
-from astrogen.result import (
+from astrogen.galaxies.quantities import format_value, measure
+from astrogen.galaxies.result import (
     all_status,
     file_names,
     make_exposure,
@@ -29,7 +28,8 @@ from astrogen.result import (
     make_source,
     read_result,
 )
-from astrogen.verdict import (
+from astrogen.galsim_objects import measure_image, psf_from_galsim
+from astrogen.inference.verdict import (
     compare,
     edge_significance,
     goodness_of_fit,

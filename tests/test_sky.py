@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from astrogen import deconvolve, deconvolve_jointly, load_prior, make_observation
+from astrogen.data.sky import border_level, judge_sky, level_off
+from astrogen.galaxies.quantities import format_value
 from astrogen.galsim_objects import psf_from_galsim
-from astrogen.quantities import format_value
-from astrogen.sky import border_level, judge_sky, level_off
 
 SCALE, SIGMA = 0.2, 0.5
 PSF = galsim.Moffat(beta=3.5, fwhm=0.7)

@@ -24,8 +24,8 @@ from oracles import tiny_prior
 
 import astrogen
 from astrogen.cli import main
+from astrogen.data.observation import read_observation, read_psf
 from astrogen.errors import InputFileError
-from astrogen.observation import read_observation, read_psf
 from astrogen.priors.storage import write_weights
 from astrogen.survey import inputs, read_object, read_survey, remote, run, run_survey, store, work
 from astrogen.survey.work import Fit, infer_chunk

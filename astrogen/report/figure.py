@@ -16,9 +16,11 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter
 
+from astrogen.data.files import write_whole
 from astrogen.errors import printable
-from astrogen.files import write_whole
-from astrogen.quantities import format_value
+from astrogen.galaxies.quantities import format_value
+from astrogen.galaxies.result import all_status
+from astrogen.inference.verdict import format_p
 from astrogen.report.scene import draw_scene
 from astrogen.report.style import (
     GOOD,
@@ -30,8 +32,6 @@ from astrogen.report.style import (
     WARNING,
     extent_of,
 )
-from astrogen.result import all_status
-from astrogen.verdict import format_p
 
 NUM_IMAGINED = 3
 

@@ -11,8 +11,9 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.image import imsave
 
-from astrogen.files import write_whole
-from astrogen.quantities import QUANTITIES, format_value
+from astrogen.data.files import write_whole
+from astrogen.galaxies.quantities import QUANTITIES, format_value
+from astrogen.galaxies.result import all_status, file_names
 from astrogen.report.figure import (
     common_stretch,
     figure_bytes,
@@ -21,7 +22,6 @@ from astrogen.report.figure import (
     sentences_in_figure,
 )
 from astrogen.report.style import LIGHT, list_of, page_of, picture_of, plain
-from astrogen.result import all_status, file_names
 
 MAX_FIGURES = 24  # figures in one page; about 0.25 MB each
 

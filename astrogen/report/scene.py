@@ -9,7 +9,8 @@ from matplotlib.colors import AsinhNorm
 from matplotlib.figure import Figure
 
 from astrogen.errors import printable
-from astrogen.quantities import format_value
+from astrogen.galaxies.quantities import format_value
+from astrogen.galaxies.result import all_status
 from astrogen.report.style import (
     GOOD,
     INK,
@@ -21,7 +22,6 @@ from astrogen.report.style import (
     WARNING,
     extent_of,
 )
-from astrogen.result import all_status
 
 MOST_EXPOSURES, MOST_SOURCES = 8, 16  # panels that one figure shows
 PANEL = 2.15  # inches

@@ -25,16 +25,16 @@ import pyarrow
 from astropy.table import Table, meta, vstack
 from pyarrow import parquet
 
-from astrogen.arrays import npz_bytes
+from astrogen.data.arrays import npz_bytes
+from astrogen.data.files import write_table, write_whole
+from astrogen.data.observation import make_observation, make_psf
+from astrogen.data.reading import parse_npz
+from astrogen.data.units import Brightness
 from astrogen.errors import InputFileError, SurveyError, lacks_means
-from astrogen.files import write_table, write_whole
-from astrogen.observation import make_observation, make_psf
-from astrogen.quantities import QUANTITIES, Quantities, measured_words
-from astrogen.reading import parse_npz
-from astrogen.result import ExposureFit, Result, Source
+from astrogen.galaxies.quantities import QUANTITIES, Quantities, measured_words
+from astrogen.galaxies.result import ExposureFit, Result, Source
+from astrogen.inference.verdict import Fit
 from astrogen.survey.ledger import read_hashed, read_signed, sha256_of, signed, write_signed
-from astrogen.units import Brightness
-from astrogen.verdict import Fit
 
 FORMAT = "astrogen survey 4"
 MANIFEST, CATALOGUE, FAILURES = "manifest.json", "catalogue.parquet", "failures.ecsv"

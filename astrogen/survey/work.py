@@ -8,7 +8,7 @@ import time
 from functools import partial
 from typing import NamedTuple
 
-from astrogen.detection import mask_neighbours
+from astrogen.data.detection import mask_neighbours
 from astrogen.errors import SurveyError, is_machines
 from astrogen.survey.inputs import cut_out
 from astrogen.survey.store import INCOMPLETE, Seen, pack, write_chunk
@@ -240,7 +240,7 @@ def _halving(fit_fn, keep_fn, cuts, failures, reason_fn):
 
 def _fit_each(fit, cuts):
     """(place, Result) of each cut, batch by batch."""
-    from astrogen.deconvolution import deconvolve_each
+    from astrogen.galaxies.deconvolve import deconvolve_each
     from astrogen.priors import load_prior
 
     return deconvolve_each(
@@ -258,7 +258,7 @@ def _fit_each(fit, cuts):
 
 def _fit_jointly(fit, cuts):
     """(place, Result) of each cut, one after the other."""
-    from astrogen.joint import deconvolve_jointly
+    from astrogen.galaxies.deblend import deconvolve_jointly
     from astrogen.priors import load_prior
 
     prior = load_prior(fit.prior)
