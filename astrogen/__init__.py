@@ -43,6 +43,7 @@ _HOMES = {
     "LensingField": "data.field",
     "make_field": "data.field",
     "read_field": "data.field",
+    "map_mass": "darkmatter.map_mass",
     "MassMap": "darkmatter.map_mass",
     "read_massmap": "darkmatter.map_mass",
     "draw_galaxies": "galsim_objects.emulate",

@@ -38,7 +38,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from astrogen.darkmatter.map_mass import massmap
+from astrogen.darkmatter.map_mass import map_mass
 from astrogen.darkmatter.statistics import power_spectrum
 from astrogen.data.field import make_field, rebin_field
 from astrogen.data.files import write_whole
@@ -242,11 +242,11 @@ def _posteriors(fields, cosmology, prior, *, num_draws, seed, name):
     """[(MassMap, CPU seconds)]; the first field is mapped twice, because its graphs have to be
     built.
     """
-    massmap(fields[0], prior=prior, cosmology=cosmology[0], num_draws=32, num_burnin=2, seed=seed)
+    map_mass(fields[0], prior=prior, cosmology=cosmology[0], num_draws=32, num_burnin=2, seed=seed)
     found = []
     for index, field in enumerate(tqdm(fields, desc=name, file=sys.stderr, leave=False)):
         began = time.process_time()
-        result = massmap(
+        result = map_mass(
             field, prior=prior, cosmology=cosmology[index], num_draws=num_draws, seed=seed + index
         )
         found.append((result, time.process_time() - began))

@@ -62,6 +62,7 @@ API = {  # function: its parameters, in their order
     "read_object": "out ident image",
     "make_field": "maps noise mask pixel_scale beam wcs flipped max_bad_fraction",
     "read_field": "files noise mask footprint pixel_scale beam flip_second",
+    "map_mass": "field prior cosmology num_draws num_chains num_burnin seed progress",
     "read_massmap": "path",
     "draw_galaxies": "num seed prior",
     "draw_maps": "num omega_m sigma_8 shape seed prior extrapolate",

@@ -1002,5 +1002,5 @@ def test_results_of_an_unfinished_run_are_not_read(tmp_path):
     with pytest.raises(store.SurveyError, match="read_survey: run must have finished"):
         read_survey(tmp_path)
     (tmp_path / "manifest.json").write_text("{}")
-    with pytest.raises(store.SurveyError, match="format must be 'astrogen survey 3', got None"):
+    with pytest.raises(store.SurveyError, match="format must be 'astrogen survey 4', got None"):
         store.read_manifest(tmp_path / "manifest.json")

@@ -113,7 +113,7 @@ def run(options):
     if options.beam and options.shear:
         options.parser.error("--beam belongs to --kappa")
     from astrogen import load_prior
-    from astrogen.darkmatter.map_mass import SAMPLED, massmap
+    from astrogen.darkmatter.map_mass import SAMPLED, map_mass
     from astrogen.data.field import read_field
     from astrogen.report.maps import write_mass_report
 
@@ -128,7 +128,7 @@ def run(options):
     )
     prior = load_prior(options.prior)
     cosmology = SAMPLED if options.sample_cosmology else (options.omega_m, options.sigma_8)
-    result = massmap(
+    result = map_mass(
         field,
         prior=prior,
         cosmology=cosmology,

@@ -1,9 +1,10 @@
 """From the shear of a field to its mass: draws of the convergence under a learned prior, with
 Kaiser-Squires and Wiener maps beside them.
 
-    field = read_field(["e1.fits", "e2.fits"], noise=["std1.fits", "std2.fits"], mask="mask.fits",
-    pixel_scale=0.29) result = massmap(field, prior=load_prior("kappa"), seed=1) result.mean,
-    result.std, result.draws
+    field = read_field(["e1.fits", "e2.fits"], noise=["std1.fits", "std2.fits"],
+                       mask="mask.fits", pixel_scale=0.29)
+    result = map_mass(field, seed=1)
+    result.mean, result.std, result.draws
 
 The mode of thousands of white noise values is no typical map, and is not offered; the estimate is
 the mean of the draws.
@@ -12,6 +13,7 @@ the mean of the draws.
 import json
 from dataclasses import dataclass
 from dataclasses import field as of_field
+from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
@@ -28,6 +30,7 @@ from astrogen.errors import InputError, InputFileError
 from astrogen.inference import diagnostics
 from astrogen.inference.rotation import sample_rotating
 from astrogen.instruments.lensing import embed, kaiser_squires, make_grid, observe, shear_kernels
+from astrogen.priors import load_prior
 from astrogen.priors.convergence import ConvergencePrior
 from astrogen.priors.storage import weights_hash
 from astrogen.spawn import refuse_fork
@@ -36,16 +39,11 @@ FORMAT = "astrogen mass map 1"
 SAMPLED = "sampled"  # for `cosmology`
 FIRST_STEP = 0.3
 R_HAT_LIMIT = 1.05  # of the watched pixels and modes
-DRIFT_LIMIT = (
-    1.3  # R-hat of the log-density, which mixes slowest of all: beyond it the burn-in was too short
-)
-BURNIN, SAMPLED_BURNIN = (
-    40,
-    120,
-    # trajectories of each chain; a network starts from its lognormal field's posterior, and needs
-    # half
-    # as many again
-)
+# R-hat of the log-density, which mixes slowest of all: beyond it the burn-in was too short
+DRIFT_LIMIT = 1.3
+# trajectories of each chain; a network starts from its lognormal field's posterior, and needs half
+# as many again
+BURNIN, SAMPLED_BURNIN = 40, 120
 THIN = 3  # trajectories for each draw that is kept
 POOR_FIT = 5.0  # standard deviations of chi2
 KS_SMOOTHING = 5.0  # arcmin, FWHM
@@ -153,10 +151,10 @@ class MassMap:
         write_planes(path, planes, wcs=self.field.wcs, header=header, tables=tables)
 
 
-def massmap(
+def map_mass(
     field,
     *,
-    prior,
+    prior="kappa",
     cosmology=CENTRE,
     num_draws=200,
     num_chains=4,
@@ -173,7 +171,7 @@ def massmap(
     Parameters
     ----------
     field : LensingField; one of finer pixels than the prior's is averaged to them (`rebin_field`)
-    prior : ConvergencePrior: network, lognormal or gaussian
+    prior : str, path or ConvergencePrior: network, lognormal or gaussian; see `load_prior`
     cosmology : (Omega_m, sigma_8), or "sampled": uniform over the prior's range
     num_draws : int, of all chains together
     num_burnin : int or None, trajectories of each chain that are thrown away, half as many again
@@ -191,21 +189,22 @@ def massmap(
     ValueError : a prior of something else, pixels larger than the prior's, a cosmology outside its
         range, too few draws.
     """
-    refuse_fork("massmap")
+    refuse_fork("map_mass")
+    prior = load_prior(prior) if isinstance(prior, (str, Path)) else prior
     if not isinstance(prior, ConvergencePrior):
         raise InputError(
-            "massmap: prior must be one of convergence maps, got"
+            "map_mass: prior must be one of convergence maps, got"
             f" {getattr(prior, 'name', prior)!r}; take load_prior('kappa') (--prior kappa)"
         )
     sampled = isinstance(cosmology, str)
     if (sampled and cosmology != SAMPLED) or (not sampled and np.shape(cosmology) != (2,)):
         raise InputError(
-            f"massmap: cosmology must be (Omega_m, sigma_8) or {SAMPLED!r}, got {cosmology!r}; give"
-            " one of the two"
+            f"map_mass: cosmology must be (Omega_m, sigma_8) or {SAMPLED!r}, got {cosmology!r};"
+            " give one of the two"
         )
     if num_chains < 2 or num_draws < 8 * num_chains:
         raise InputError(
-            "massmap: num_chains and num_draws must be at least 2 and 8 for each chain, got"
+            "map_mass: num_chains and num_draws must be at least 2 and 8 for each chain, got"
             f" {num_chains} and {num_draws} (--chains, --draws); R-hat compares halves of chains"
         )
     where = CENTRE if sampled else tuple(float(value) for value in cosmology)

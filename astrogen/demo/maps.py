@@ -11,7 +11,7 @@ from importlib.resources import as_file, files
 import numpy as np
 import tensorflow as tf
 
-from astrogen.darkmatter.map_mass import massmap
+from astrogen.darkmatter.map_mass import map_mass
 from astrogen.data.field import make_field
 from astrogen.data.images import read_planes
 from astrogen.instruments.lensing import make_grid, observe, shear_kernels
@@ -55,7 +55,7 @@ def run_demo_maps(out, seed, *, num_draws=128):
     with as_file(files("astrogen") / "demo_data") as folder:
         planes, header, _ = read_planes(folder / "kappa.fits")
     truth = planes["KAPPA"] - planes["KAPPA"].mean()  # shear says nothing of the mean
-    result = massmap(
+    result = map_mass(
         observe_truth(truth, header["PIXSCALE"], seed),
         prior=prior,
         cosmology=(header["OMEGA_M"], header["SIGMA_8"]),

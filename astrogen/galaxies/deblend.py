@@ -3,7 +3,7 @@ its own telescope and orientation, neighbours that share the light.
 
 Given the images of its neighbours, a galaxy in any number of exposures and bands is the problem of
 `posterior`: exposures add up in its sufficient statistics, and what differs between bands is
-integrated out (`bands`). A galaxy alone is therefore inferred as in `deconvolution`. Several begin
+integrated out (`bands`). A galaxy alone is therefore inferred as in `deconvolve`. Several begin
 one by one (`mode`); those that share light are then one posterior (`blend`), from which chains are
 drawn (`draws`).
 """

@@ -42,21 +42,15 @@ LARGEST_BATCH = 64
 THINNING = 3
 K_HAT_LIMIT = 0.7  # above it importance weights cannot be trusted (Vehtari et al. 2024)
 SHARPER = 1.05  # the observed PSF must be at least so much wider than the target
-LIGHT_INSIDE, RING_SIGNAL = (
-    0.98,
-    3.0,
-    # the deconvolved stamp must hold so much of the light that rises so many sigma above the noise
-    # in
-    # rings
-)
+# the deconvolved stamp must hold so much of the light that rises so many sigma above the noise in
+# rings
+LIGHT_INSIDE, RING_SIGNAL = 0.98, 3.0
 FILLED = 0.85  # within this share of its half side
 LARGEST_RADIUS = 8.0  # prior pixels, half-light radius: the largest of the training population
 CENTRE_SIGMA = 2.5  # prior pixels, of the weight that centred the training population
 MODE_ONLY = (
-    (
-        "errors_too_small: the latent was held at its mode and only the residual varies; use the"
-        " method laplace or hmc for errors"
-    ),
+    "errors_too_small: the latent was held at its mode and only the residual varies; use the method"
+    " laplace or hmc for errors",
 )
 
 

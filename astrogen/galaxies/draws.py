@@ -1,4 +1,4 @@
-"""Draws: of a lone galaxy as `deconvolution` makes them; of several by chains in which galaxies
+"""Draws: of a lone galaxy as `deconvolve` makes them; of several by chains in which galaxies
 that share light move together.
 
 Where one blend holds all galaxies, its chains are Hamiltonian Monte Carlo of a fixed posterior.
@@ -48,7 +48,7 @@ def _generator(seeds):
 
 
 def draw_alone(scene, galaxy, seeds, *, method, num_draws):
-    """As `deconvolution` draws a galaxy."""
+    """As `deconvolve` draws a galaxy."""
     prior, rng = scene.prior, _generator(seeds)
     words = np.array([seeds], np.int64).astype(np.int32)
     here = conditional.focus(prior, galaxy.compressed, galaxy.climb.parameters)

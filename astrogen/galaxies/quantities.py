@@ -91,7 +91,7 @@ def measure(draws, *, pixel_scale, places=None, fluxes=None):
     lost = np.isnan(rows).sum(0)
     rows[:, lost > MOST_LOST * len(rows)] = np.nan
     return Quantities(
-        *(median_and_error(column) for column in rows.T),
+        *(_median_and_error(column) for column in rows.T),
         num_failed=int(lost[2]),
         num_no_radius=int(lost[1]),
         covariance=_covariance(rows),
@@ -104,7 +104,7 @@ def _covariance(rows):
     return tuple(tuple(float(value) for value in line) for line in matrix)
 
 
-def median_and_error(values):
+def _median_and_error(values):
     values = values[np.isfinite(values)]
     if not len(values):
         return math.nan, math.nan

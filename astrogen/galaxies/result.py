@@ -28,7 +28,6 @@ from astrogen.galaxies.quantities import (
     mean_and_error,
     measure,
     measured_words,
-    median_and_error,
 )
 from astrogen.inference.verdict import (
     NO_FIT,
@@ -105,10 +104,13 @@ class Source:
 
     @property
     def fluxes(self):
-        """(value, error) of the flux in each band [band], in the units of the observations: median
-        over the draws and half of their central 68 % interval.
+        """(value, error) of the flux in each band [band], in the units of the observations: of one
+        band that of `quantities`; of several mean and standard deviation over the draws, which
+        belong to `flux_covariance`.
         """
-        return tuple(median_and_error(draws.astype(float)) for draws in self.flux_draws.T)
+        if len(self.bands) == 1:
+            return (self.quantities.flux,)
+        return tuple(mean_and_error(draws) for draws in self.flux_draws.T)
 
     @property
     def flux_covariance(self):

@@ -40,7 +40,7 @@ class Scene:
                 self.observations, self.good, self.inverse, strict=True
             )
         ]
-        # A flat prior on the background, as in `deconvolution`; infinite precision holds it at
+        # A flat prior on the background, as in `deconvolve`; infinite precision holds it at
         # zero.
         self.precision = [
             np.inf if background == "fixed" else inverse @ inverse for inverse in self.inverse

@@ -8,7 +8,7 @@ in Fourier space by
 
 and a band-limited (trigonometric) interpolation at the centres of the observed pixels, whatever
 their scale and wherever the galaxy lies. Rows and columns are interpolated one after the other.
-Agrees with GalSim to 1e-4 of the peak (tests/test_forward.py).
+Agrees with GalSim to 1e-4 of the peak (tests/test_telescope.py).
 
 Geometry: both grids are measured in arcsec from the centre of the observed stamp; `shift` is the
 position of the prior image's centre, (x, y).
@@ -287,7 +287,7 @@ def see_affine(
 
     The trigonometric polynomial of each image is evaluated at the centres of the observed pixels,
     wherever they fall, so nothing is resampled. Agrees with GalSim's drawing through the same
-    Jacobian to 1e-3 of the peak (tests/test_forward.py).
+    Jacobian to 1e-3 of the peak (tests/test_telescope.py).
 
     Parameters
     ----------
