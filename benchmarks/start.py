@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 
 import astrogen
-from astrogen.files import write_whole
+from astrogen.data.files import write_whole
 from astrogen.quiet import keep_tensorflow_quiet, untraced
 
 NUM_CALLS, NUM_CHUNKS = 20, 6
@@ -77,7 +77,7 @@ def _deconvolve_command(folder, out):
 
 def _command_line():
     """CPU seconds of one stamp."""
-    with as_file(files("astrogen") / "demo_data") as folder, tempfile.TemporaryDirectory() as out:
+    with as_file(files("astrogen.demo") / "data") as folder, tempfile.TemporaryDirectory() as out:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         _child([sys.executable, *_deconvolve_command(folder, out)])
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -95,15 +95,15 @@ def _stages():
 
     done("interpreter and NumPy")
     keep_tensorflow_quiet()
-    importlib.import_module("astrogen.observation")
+    importlib.import_module("astrogen.data.observation")
     done("import of readers (astropy)")
     importlib.import_module("astrogen.priors")
     done("import of TensorFlow and Keras")
-    importlib.import_module("astrogen.deconvolution")
+    importlib.import_module("astrogen.galaxies.deconvolve")
     done("import of inference (SciPy, GalSim)")
     prior = astrogen.load_prior("galaxy")
     done("weights")
-    with as_file(files("astrogen") / "demo_data") as folder:
+    with as_file(files("astrogen.demo") / "data") as folder:
         exposure = f"{folder / 'exposure.fits'}"
         psf = astrogen.read_psf(exposure, pixel_scale=0.2, hdu="PSF")
         stamp = astrogen.read_observation(exposure, psf=psf, position=PLACE, size=SIDE)
@@ -179,7 +179,7 @@ def _chunks(out):
     from astrogen.survey.run import as_objects
     from astrogen.survey.work import BATCH, Fit, infer_chunk
 
-    folder = Path(str(files("astrogen") / "demo_data"))
+    folder = Path(str(files("astrogen.demo") / "data"))
     table = out / "objects.csv"
     table.write_text(
         "id,x,y\n" + "".join(f"o{row},{PLACE[0]},{PLACE[1]}\n" for row in range(NUM_CHUNKS * BATCH))

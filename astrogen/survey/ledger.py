@@ -7,9 +7,9 @@ are compared with it before a parser sees them: a damaged file can make one hang
 import hashlib
 import json
 
+from astrogen.data.files import write_whole
+from astrogen.data.reading import open_regular, parse_json
 from astrogen.errors import InputFileError, SurveyError
-from astrogen.files import write_whole
-from astrogen.reading import open_regular, parse_json
 
 DIGEST = "sha256"  # the name in a JSON file of that of the rest
 AGAIN = "run it again with resume=True, which does again what is damaged"
