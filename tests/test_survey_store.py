@@ -154,7 +154,7 @@ def test_chunks_without_a_manifest_are_no_new_run(folder, whole, tmp_path, here,
     for name in (store.MANIFEST, store.LEDGER):
         (out / name).unlink()
     assert _command(folder, out) == 4
-    assert "file must be there and readable, got No such file" in capsys.readouterr().err
+    assert "file must be there and readable, got no such file" in capsys.readouterr().err
 
 
 def test_a_chunk_of_another_place_is_not_read(whole, tmp_path):
