@@ -103,14 +103,14 @@ class Source:
         return self.bands.index(self.reference)
 
     @property
-    def fluxes(self):
-        """(value, error) of the flux in each band [band], in the units of the observations: of one
-        band that of `quantities`; of several mean and standard deviation over the draws, which
-        belong to `flux_covariance`.
+    def flux(self):
+        """(values [band], errors [band]) in the units of the observations: of one band that of
+        `quantities`; of several mean and standard deviation over the draws, which belong to
+        `flux_covariance`.
         """
         if len(self.bands) == 1:
-            return (self.quantities.flux,)
-        return tuple(mean_and_error(draws) for draws in self.flux_draws.T)
+            return tuple(np.array([number]) for number in self.quantities.flux)
+        return self.flux_draws.mean(0, np.float64), self.flux_draws.std(0, dtype=np.float64)
 
     @property
     def flux_covariance(self):
@@ -277,6 +277,21 @@ class Result:
         return tuple(exposure.observation for exposure in self.exposures)
 
     @property
+    def bands(self):
+        """The band of each exposure."""
+        return tuple(exposure.band for exposure in self.exposures)
+
+    @property
+    def models(self):
+        """The model [h, w] of each exposure, with background."""
+        return tuple(exposure.model for exposure in self.exposures)
+
+    @property
+    def residuals(self):
+        """The residual [h, w] of each exposure."""
+        return tuple(exposure.residual for exposure in self.exposures)
+
+    @property
     def unit(self):
         """Unit of all fluxes."""
         return self.exposures[0].observation.unit
@@ -354,7 +369,7 @@ class Result:
             [
                 _row(self, source, band, pair)
                 for source in self.sources
-                for band, pair in zip(source.bands, source.fluxes, strict=True)
+                for band, *pair in zip(source.bands, *source.flux, strict=True)
             ]
         )
         for name, unit in TABLE_UNITS.items():
@@ -363,6 +378,8 @@ class Result:
             for name in FLUX_COLUMNS:
                 table[name].unit = self.unit
         return table
+
+    table = to_table  # as Astropy's own objects say it, and as people do
 
     def exposure_table(self):
         """One row for each exposure, as astropy Table: what was fitted to it, and how well."""
@@ -878,7 +895,7 @@ def _lines_of_several(result):
     for source in result.sources:
         fluxes = ", ".join(
             f"{band or 'flux'} {format_value(pair)}"
-            for band, pair in zip(source.bands, source.fluxes, strict=True)
+            for band, *pair in zip(source.bands, *source.flux, strict=True)
         )
         lines.append(
             f"  {source.name} at ({source.x:.1f}, {source.y:.1f}): {fluxes}; half-light radius"
