@@ -763,7 +763,7 @@ def _finite_draws(sources, exposures):
         for array in (source.draws, source.flux_draws, source.shift_draws, source.latent_draws)
     ]
     arrays += [exposure.background_draws for exposure in exposures]
-    return np.all([np.isfinite(one.reshape(len(one), -1)).all(1) for one in arrays], axis=0)
+    return np.all([np.isfinite(one).all(tuple(range(1, one.ndim))) for one in arrays], axis=0)
 
 
 def _emptied(exposure):
