@@ -24,8 +24,8 @@ from astrogen.galaxies.bands import (
     tie_bands,
     tied_moment,
 )
+from astrogen.galaxies.conclude import make_source
 from astrogen.galaxies.plans import plan_alone
-from astrogen.galaxies.result import make_source
 from astrogen.galaxies.scene import Scene
 
 SCALE, SIDE = 0.2, 40
