@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from astrogen import demo
-from astrogen.observation import make_observation, make_psf, read_planes
+from astrogen.data.observation import make_observation, make_psf, read_planes
+from astrogen.demo import galaxies as demo
 from astrogen.report import write_comparison
 from data_pipelines import exposure
 
-SHIPPED = ROOT / "astrogen" / "demo_data"
+SHIPPED = ROOT / "astrogen" / "demo" / "data"
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,9 @@ import pytest
 import tensorflow as tf
 from oracles import PixelPosterior, telescope_matrix, tiny_prior
 
-from astrogen import forward, posterior
+from astrogen.galaxies import posterior
 from astrogen.inference import find_map, laplace
+from astrogen.instruments import telescope
 
 SHAPE, PIXEL_SCALE, PRIOR_SCALE, CENTRE = (13, 14), 0.2, 0.1, (0.03, -0.05)
 BACKGROUND_STD = 0.05
@@ -33,7 +34,7 @@ class Case(NamedTuple):
 def gaussian_kernel(fwhm=0.6):
     x = (np.arange(41) - 20) * 0.1
     star = np.exp(-0.5 * (x / (fwhm / 2.3548)) ** 2)
-    return forward.kernel_transform(
+    return telescope.kernel_transform(
         np.outer(star, star) / star.sum() ** 2,
         psf_scale=0.1,
         pixel_response=0.0,
