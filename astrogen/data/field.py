@@ -86,8 +86,9 @@ def make_field(
     """Check the maps of a field and everything that belongs to them.
 
     Bad pixels (NaN or infinite in a map or in its noise, values that cannot be, shear of exactly
-    zero or of one value far too often, noise not positive, masked) are masked in all planes and counted in `notes`, which also
-    say where a mask looks like a footprint, and where right ascension runs to the left.
+    zero or of one value far too often, noise not positive, masked) are masked in all planes and
+    counted in `notes`, which also say where a mask looks like a footprint, and where right
+    ascension runs to the left.
 
     Parameters
     ----------
