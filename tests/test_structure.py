@@ -173,3 +173,57 @@ def test_the_wheel_holds_all_that_users_run():
     for path in (ROOT / "data_pipelines").iterdir():
         if path.is_file() and path.suffix != ".py":
             assert any(path.match(glob) for glob in kept["data_pipelines"]), path
+
+
+def _functions(name):
+    """(qualified name, node, whether users see it) of each function of a module and its classes."""
+    for node in ast.parse(_modules()[name].read_text()).body:
+        if isinstance(node, ast.FunctionDef):
+            yield node.name, node, not node.name.startswith("_")
+        elif isinstance(node, ast.ClassDef):
+            for item in node.body:
+                if isinstance(item, ast.FunctionDef):
+                    hidden = node.name.startswith("_") or item.name.startswith("_")
+                    shown = not hidden or (item.name == "__init__" and node.name[0] != "_")
+                    yield f"{node.name}.{item.name}", item, shown
+
+
+def _parameters(node):
+    told = node.args
+    every = [*told.posonlyargs, *told.args, *told.kwonlyargs, told.vararg, told.kwarg]
+    return [item for item in every if item is not None and item.arg not in ("self", "cls")]
+
+
+ANNOTATED = (
+    "astrogen.data",
+    "astrogen.instruments",
+    "astrogen.priors",
+    "astrogen.darkmatter",
+    "astrogen.survey",
+    "astrogen.report",
+    "astrogen.galsim_objects",
+    "astrogen.demo",
+    "data_pipelines",
+)
+
+
+@pytest.mark.parametrize("package", ANNOTATED)
+def test_public_functions_say_what_they_take_and_give(package):
+    """mypy looks only into functions that are annotated."""
+    bare = [
+        f"{module}.{name}"
+        for module in _modules()
+        if _within(module, package)
+        for name, node, shown in _functions(module)
+        if shown
+        if node.returns is None or any(item.annotation is None for item in _parameters(node))
+    ]
+    assert not bare
+
+
+def test_the_wheel_says_that_it_has_types():
+    told = ConfigParser()
+    told.read(ROOT / "setup.cfg")
+    for package in ("astrogen", "data_pipelines"):
+        assert (ROOT / package / "py.typed").is_file()
+        assert "py.typed" in told["options.package_data"][package].split()

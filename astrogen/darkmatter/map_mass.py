@@ -11,9 +11,11 @@ the mean of the draws.
 """
 
 import json
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from dataclasses import field as of_field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -34,6 +36,7 @@ from astrogen.priors import load_prior
 from astrogen.priors.convergence import ConvergencePrior
 from astrogen.priors.storage import weights_hash
 from astrogen.spawn import refuse_fork
+from astrogen.types import FilePath
 
 FORMAT = "astrogen mass map 1"
 SAMPLED = "sampled"  # for `cosmology`
@@ -86,11 +89,11 @@ class MassMap:
     provenance: dict
 
     @property
-    def signal_to_noise(self):
+    def signal_to_noise(self) -> np.ndarray:
         """Mean over standard deviation [height, width]."""
         return self.mean / self.std
 
-    def summary(self):
+    def summary(self) -> str:
         """One line about the whole."""
         height, width = self.mean.shape
         text = (
@@ -108,7 +111,7 @@ class MassMap:
             )
         return f"{text}: {'; '.join(self.status) or 'ok'}"
 
-    def write_fits(self, path):
+    def write_fits(self, path: FilePath) -> None:
         """Write everything to one FITS file, whole or not at all; `read_massmap` reads it."""
         planes = {
             "MEAN": self.mean,
@@ -152,16 +155,16 @@ class MassMap:
 
 
 def map_mass(
-    field,
+    field: LensingField,
     *,
-    prior="kappa",
-    cosmology=CENTRE,
-    num_draws=200,
-    num_chains=4,
-    num_burnin=None,
-    seed,
-    progress=lambda steps: steps,
-):
+    prior: Any = "kappa",
+    cosmology: tuple[float, float] | str = CENTRE,
+    num_draws: int = 200,
+    num_chains: int = 4,
+    num_burnin: int | None = None,
+    seed: int,
+    progress: Callable[[range], Iterable[int]] = lambda steps: steps,
+) -> MassMap:
     """Draw convergence maps given what was seen of a field.
 
     With a Gaussian prior the mean is that of the Wiener filter and the standard deviation the
@@ -207,7 +210,7 @@ def map_mass(
             "map_mass: num_chains and num_draws must be at least 2 and 8 for each chain, got"
             f" {num_chains} and {num_draws} (--chains, --draws); R-hat compares halves of chains"
         )
-    where = CENTRE if sampled else tuple(float(value) for value in cosmology)
+    where = CENTRE if sampled else (float(cosmology[0]), float(cosmology[1]))
     prior.check_cosmology(*where, advice=INSIDE)
     field = rebin_field(field, prior.pixel_scale)
     grid = make_grid(field.mask.shape)
@@ -298,7 +301,7 @@ def _modes_of(field, grid, power, kappa, seed):
     return measure_modes(field, grid, power / area, seen, seed=(seed, 3))
 
 
-def watched(kappa):
+def watched(kappa: np.ndarray) -> np.ndarray:
     """What is watched for convergence: pixels on a grid of NUM_SITES x NUM_SITES, and the Fourier
     modes of the field to order NUM_MODES; [..., watched] of [..., h, w].
     """
@@ -364,7 +367,7 @@ def _status(found):
     return tuple(sentences)
 
 
-def read_massmap(path):
+def read_massmap(path: FilePath) -> MassMap:
     """Read what `MassMap.write_fits` wrote.
 
     Raises

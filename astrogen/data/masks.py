@@ -1,6 +1,8 @@
 """Mask planes of surveys: which of their flags make a pixel bad."""
 
 import re
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -36,7 +38,7 @@ DECAM_CODES_SINCE = (3, 5)
 DECAM_GOOD = ("STREAK",)  # as in the Legacy Surveys: the streak finder flags too many good pixels
 
 
-def flag_bad(flags, source, bad_bits):
+def flag_bad(flags: np.ndarray, source: Any, bad_bits: Sequence[int | str] | None) -> np.ndarray:
     """Bad pixels of a mask plane.
 
     Parameters

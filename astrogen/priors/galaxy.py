@@ -13,12 +13,14 @@ more fine structure than simulated ones.
 
 from abc import ABC, abstractmethod
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from astrogen.priors.networks import ResidualMLP
 from astrogen.priors.storage import refuse_change
+from astrogen.types import Tensor
 
 RAW_ONE = float(np.log(np.expm1(1.0)))  # softplus(RAW_ONE) = 1
 PIVOT = 50.0  # component whose residual the tilt leaves alone
@@ -51,17 +53,17 @@ class ImagePrior(ABC):
     def __init__(
         self,
         *,
-        name,
-        basis,
-        coefficient_mean,
-        coefficient_std,
-        whitening,
-        log_amplitude,
-        tilt,
-        pixel_scale,
-        target_fwhm,
-        card,
-    ):
+        name: str,
+        basis: np.ndarray,
+        coefficient_mean: np.ndarray,
+        coefficient_std: np.ndarray,
+        whitening: tuple[np.ndarray, np.ndarray],
+        log_amplitude: Any,
+        tilt: Any,
+        pixel_scale: float,
+        target_fwhm: float,
+        card: dict[str, Any],
+    ) -> None:
         self.name, self.card = name, card
         self.pixel_scale, self.target_fwhm = pixel_scale, target_fwhm
         self.basis = tf.constant(basis, tf.float32)
@@ -77,19 +79,19 @@ class ImagePrior(ABC):
         self.move_x, self.move_y = (tf.constant(x) for x in _shift_operators(basis))
 
     @abstractmethod
-    def components(self, latent):
+    def components(self, latent: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and residual scale of the coefficients, each [batch, k], for latents [batch, d]."""
 
     @abstractmethod
-    def components_and_jacobian(self, latent):
+    def components_and_jacobian(self, latent: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """As `components`, and the derivatives of mean and scale, each [batch, d, k]."""
 
     @abstractmethod
-    def guess(self, coefficients):
+    def guess(self, coefficients: Tensor) -> Tensor:
         """The encoder's latent [batch, d] for coefficients [batch, k] of a unit-norm galaxy."""
 
     @cached_property
-    def basis_transform(self):
+    def basis_transform(self) -> np.ndarray:
         """Transform of the whitened basis on the padded grid, complex64 [k, GRID, GRID // 2 + 1],
         images centred.
         """
@@ -99,7 +101,7 @@ class ImagePrior(ABC):
         padded = np.pad(basis, [(0, 0), (top, GRID - height - top), (left, GRID - width - left)])
         return np.fft.rfft2(padded).astype(np.complex64)
 
-    def move_coefficients(self, coefficients, shift):
+    def move_coefficients(self, coefficients: Tensor, shift: Tensor) -> Tensor:
         """Coefficients [..., k] of the images moved by `shift` [..., 2] prior pixels, to second
         order in the shift.
         """
@@ -111,7 +113,7 @@ class ImagePrior(ABC):
             self.move_y, coefficients
         )
 
-    def move_slopes(self, coefficients, shift):
+    def move_slopes(self, coefficients: Tensor, shift: Tensor) -> Tensor:
         """Derivatives [batch, 2, k] of `move_coefficients` with respect to the shift."""
         along_x, along_y = _apply(self.move_x, coefficients), _apply(self.move_y, coefficients)
         first = shift[..., :1] * along_x + shift[..., 1:] * along_y
@@ -120,13 +122,13 @@ class ImagePrior(ABC):
         second_y = 0.5 * (self._derivative(along_y, shift) + _apply(self.move_y, first))
         return tf.stack([along_x + second_x, along_y + second_y], 1)
 
-    def decode(self, latent):
+    def decode(self, latent: Tensor) -> Tensor:
         """Mean images [batch, height, width], of unit norm about, for latents [batch, d] ~
         N(0, I).
         """
         return self.images(self.components(latent)[0])
 
-    def images(self, coefficients):
+    def images(self, coefficients: Tensor) -> Tensor:
         """Images [..., height, width] of coefficients [..., k]."""
         flat = tf.matmul(
             tf.reshape(coefficients, [-1, self.basis.shape[0]]),
@@ -134,7 +136,7 @@ class ImagePrior(ABC):
         )
         return tf.reshape(flat, [*coefficients.shape[:-1], *self.image_shape])
 
-    def sample(self, num, *, seed):
+    def sample(self, num: int, *, seed: int) -> Tensor:
         """Draw galaxies of unit flux like those of the training population, residual included:
         Tensor [num, height, width].
 
@@ -150,11 +152,11 @@ class ImagePrior(ABC):
         )
 
     @property
-    def draw_sizes(self):
+    def draw_sizes(self) -> tuple[int, int]:
         """Standard normals behind one galaxy: those of the latent, and those of its residual."""
         return self.latent_size, self.basis.shape[0]
 
-    def draw(self, latent, normals=None):
+    def draw(self, latent: Tensor, normals: Tensor | None = None) -> Tensor:
         """Images [batch, height, width] of unit flux, of standard normals [batch, d] and, for the
         residual, [batch, k]; without these, its mean.
         """
@@ -186,20 +188,20 @@ class BasisPrior(ImagePrior):
     def __init__(
         self,
         *,
-        name,
-        basis,
-        coefficient_mean,
-        coefficient_std,
-        encoder,
-        decoder,
-        whitening,
-        floor,
-        log_amplitude,
-        tilt,
-        pixel_scale,
-        target_fwhm,
-        card,
-    ):
+        name: str,
+        basis: np.ndarray,
+        coefficient_mean: np.ndarray,
+        coefficient_std: np.ndarray,
+        encoder: Any,
+        decoder: Any,
+        whitening: tuple[np.ndarray, np.ndarray],
+        floor: float,
+        log_amplitude: Any,
+        tilt: Any,
+        pixel_scale: float,
+        target_fwhm: float,
+        card: dict[str, Any],
+    ) -> None:
         super().__init__(
             name=name,
             basis=basis,
@@ -214,10 +216,10 @@ class BasisPrior(ImagePrior):
         )
         self.encoder, self.decoder, self.floor = encoder, decoder, floor
 
-    def components(self, latent):
+    def components(self, latent: Tensor) -> tuple[Tensor, Tensor]:
         return self._split(self.decoder(self._colour(latent)))
 
-    def components_and_jacobian(self, latent):
+    def components_and_jacobian(self, latent: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         output, slope = self.decoder.call_with_jacobian(self._colour(latent))
         mean_slope, raw_slope = tf.split(
             tf.matmul(self.whitening_factor, slope, transpose_a=True), 2, -1
@@ -237,12 +239,12 @@ class BasisPrior(ImagePrior):
             residual_scale(raw, self.floor / self.coefficient_std) * self.coefficient_std,
         )
 
-    def guess(self, coefficients):
+    def guess(self, coefficients: Tensor) -> Tensor:
         white = squash((coefficients - self.coefficient_mean) / self.coefficient_std)
         return self._whiten(self.encoder(white)[:, : self.latent_size])
 
 
-def basis_prior(card, arrays):
+def basis_prior(card: dict[str, Any], arrays: dict[str, dict[str, np.ndarray]]) -> BasisPrior:
     """The prior that a card and its arrays describe (see `astrogen.priors.storage`)."""
     basis, whitening = arrays["basis"], arrays["decoder"]
     num, latent = len(basis["std"]), card["latent"]
@@ -269,14 +271,14 @@ def basis_prior(card, arrays):
     )
 
 
-def squash(white):
+def squash(white: Tensor) -> Tensor:
     """Whitened coefficients as the encoder sees them: outliers are bent back smoothly beyond six
     standard deviations.
     """
     return 6.0 * tf.tanh(white / 6.0)
 
 
-def residual_scale(raw, floor):
+def residual_scale(raw: Tensor, floor: float) -> Tensor:
     """Positive residual scales from the decoder's raw output, 1 at raw = 0, never below the
     floor.
     """

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
+from astrogen.darkmatter.map_mass import MassMap
 from astrogen.data.files import write_whole
 from astrogen.report.style import (
     GOOD,
@@ -23,6 +24,7 @@ from astrogen.report.style import (
     picture_of,
     rows_of,
 )
+from astrogen.types import FilePath
 
 NUM_DRAWN = 3
 WIDTH, DPI = 14.0, 110
@@ -33,7 +35,7 @@ NOTE = (
 )
 
 
-def write_mass_report(result, directory, *, title):
+def write_mass_report(result: MassMap, directory: FilePath, *, title: str) -> Path:
     """Write index.html and massmap.png on a MassMap; the page needs nothing else.
 
     Parameters
@@ -63,7 +65,7 @@ def write_mass_report(result, directory, *, title):
     return directory / "index.html"
 
 
-def draw_mass_map(result, *, title):
+def draw_mass_map(result: MassMap, *, title: str) -> Figure:
     """The figure, as a matplotlib Figure of eight panels; all maps of convergence share one
     stretch.
     """
