@@ -19,6 +19,7 @@ from astrogen.training import convolutional, train_prior
 from astrogen.training.basis import Basis
 from astrogen.training.galaxy import write_basis
 from astrogen.training.records import read_manifest
+from astrogen.training.run import Run
 from data_pipelines.__main__ import main
 
 NUM = 24  # components of the small priors
@@ -277,7 +278,7 @@ def test_training_weighs_the_divergence_against_the_likelihood(basis, tmp_path, 
     tf.config.run_functions_eagerly(True)  # tracing takes longer than these steps
     try:
         told = convolutional.train_pixels(
-            networks, noise, basis, flat, validation=flat[:2], out=tmp_path, num_steps=12, seed=1
+            networks, noise, basis, flat, Run(tmp_path, num_steps=12, seed=1), validation=flat[:2]
         )
     finally:
         tf.config.run_functions_eagerly(False)

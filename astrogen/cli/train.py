@@ -8,6 +8,11 @@ TEXT = "Train a prior on records of images."
 
 
 def add_options(verb):
+    _add_records(verb)
+    _add_training(verb)
+
+
+def _add_records(verb):
     verb.add_argument("prior", choices=("galaxy", "galaxy-conv", "kappa"), help="which prior")
     source = verb.add_mutually_exclusive_group(required=True)
     source.add_argument(
@@ -53,6 +58,9 @@ def add_options(verb):
             " (default: that of the shipped prior, changed as the simulations ask for)"
         ),
     )
+
+
+def _add_training(verb):
     verb.add_argument(
         "--loss",
         choices=("wgan-gp", "gan"),

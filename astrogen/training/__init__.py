@@ -1,23 +1,29 @@
 """Training: plain loops that write weights and cards."""
 
+from pathlib import Path
+from typing import Any
+
 from astrogen.data.files import hold_folder
 from astrogen.errors import InputError, WeightsError
+from astrogen.types import FilePath
+
+NUM_STEPS = {"galaxy": 20000, "galaxy-conv": 4000, "kappa": 3000}  # of the shipped weights
 
 
 def train_prior(
-    name,
+    name: str,
     *,
-    records,
-    out,
-    num_steps=None,
-    seed=1,
-    resume=False,
-    real=None,
-    validation=None,
-    spectrum=None,
-    loss=None,
-    strategy=None,
-):
+    records: FilePath,
+    out: FilePath,
+    num_steps: int | None = None,
+    seed: int = 1,
+    resume: bool = False,
+    real: FilePath | None = None,
+    validation: FilePath | None = None,
+    spectrum: FilePath | None = None,
+    loss: str | None = None,
+    strategy: Any = None,
+) -> Path:
     """Train the prior `name` from records and write its weights; see the module of each.
 
     Parameters
@@ -39,7 +45,7 @@ def train_prior(
     -------
     path : of the weights, for `load_prior`
     """
-    given = {
+    given: dict[str, Any] = {
         word: value
         for word, value in (
             ("real", real),
@@ -50,6 +56,22 @@ def train_prior(
         )
         if value is not None
     }
+    _check_options(name, given)
+    # Before anything else of TensorFlow runs: a cluster has to be joined first.
+    from astrogen.training.replicas import choose_strategy, worker_folder
+
+    strategy = choose_strategy(given.pop("strategy", None))
+    folder = worker_folder(out, strategy)
+    with hold_folder(folder, error=WeightsError):
+        from astrogen.training.run import Run
+
+        run = Run(
+            folder, num_steps or NUM_STEPS[name], seed, Path(out) if resume else None, strategy
+        )
+        return _train(name, records, run, given)
+
+
+def _check_options(name, given):
     allowed = {
         "galaxy": {"real", "strategy"},
         "galaxy-conv": set(),
@@ -65,45 +87,17 @@ def train_prior(
             f"train_prior: {word} must be None for {name!r}, got {str(given[word])!r}; it is for"
             " another prior"
         )
-    # Before anything else of TensorFlow runs: a cluster has to be joined first.
-    from astrogen.training.replicas import choose_strategy, worker_folder
-
-    strategy = choose_strategy(strategy)
-    with hold_folder(worker_folder(out, strategy), error=WeightsError):
-        return _train(
-            name, records, out, num_steps, seed, resume, real, validation, spectrum, loss, strategy
-        )
 
 
-def _train(name, records, out, num_steps, seed, resume, real, validation, spectrum, loss, strategy):
+def _train(name, records, run, options):
     if name == "galaxy":
         from astrogen.training.galaxy import train_galaxy
 
-        return train_galaxy(
-            records,
-            out,
-            num_steps=num_steps or 20000,
-            seed=seed,
-            resume=resume,
-            real=real,
-            strategy=strategy,
-        )
+        return train_galaxy(records, run, **options)
     if name == "galaxy-conv":
         from astrogen.training.convolutional import train_convolutional
 
-        return train_convolutional(
-            records, out, num_steps=num_steps or 4000, seed=seed, resume=resume
-        )
+        return train_convolutional(records, run)
     from astrogen.training.kappa import train_kappa
 
-    return train_kappa(
-        records,
-        out,
-        validation=validation,
-        spectrum=spectrum,
-        num_steps=num_steps or 3000,
-        seed=seed,
-        loss=loss or "wgan-gp",
-        resume=resume,
-        strategy=strategy,
-    )
+    return train_kappa(records, run, **options)
