@@ -193,18 +193,7 @@ def map_mass(
         range, too few draws.
     """
     refuse_fork("map_mass")
-    prior = load_prior(prior) if isinstance(prior, (str, Path)) else prior
-    if not isinstance(prior, ConvergencePrior):
-        raise InputError(
-            "map_mass: prior must be one of convergence maps, got"
-            f" {getattr(prior, 'name', prior)!r}; take load_prior('kappa') (--prior kappa)"
-        )
-    sampled = isinstance(cosmology, str)
-    if (sampled and cosmology != SAMPLED) or (not sampled and np.shape(cosmology) != (2,)):
-        raise InputError(
-            f"map_mass: cosmology must be (Omega_m, sigma_8) or {SAMPLED!r}, got {cosmology!r};"
-            " give one of the two"
-        )
+    prior, sampled = _settle(prior, cosmology)
     if num_chains < 2 or num_draws < 8 * num_chains:
         raise InputError(
             "map_mass: num_chains and num_draws must be at least 2 and 8 for each chain, got"
@@ -245,6 +234,23 @@ def map_mass(
         progress=progress,
     )
     return _result(field, grid, prior, where, walk, sampled=sampled, num_draws=num_draws, seed=seed)
+
+
+def _settle(prior, cosmology):
+    """The prior itself, and whether the cosmology is sampled."""
+    prior = load_prior(prior) if isinstance(prior, (str, Path)) else prior
+    if not isinstance(prior, ConvergencePrior):
+        raise InputError(
+            "map_mass: prior must be one of convergence maps, got"
+            f" {getattr(prior, 'name', prior)!r}; take load_prior('kappa') (--prior kappa)"
+        )
+    sampled = isinstance(cosmology, str)
+    if (sampled and cosmology != SAMPLED) or (not sampled and np.shape(cosmology) != (2,)):
+        raise InputError(
+            f"map_mass: cosmology must be (Omega_m, sigma_8) or {SAMPLED!r}, got {cosmology!r};"
+            " give one of the two"
+        )
+    return prior, sampled
 
 
 def _result(field, grid, prior, where, walk, *, sampled, num_draws, seed):
