@@ -14,6 +14,7 @@ from scipy import stats
 import astrogen
 from astrogen.priors import load_prior
 from astrogen.priors.convolutional import ConvPrior, make_networks
+from astrogen.priors.galaxy import Population
 from astrogen.priors.networks import ResidualMLP
 from astrogen.training import convolutional, train_prior
 from astrogen.training.basis import Basis
@@ -61,17 +62,19 @@ def untrained(basis):
     factor = np.linalg.cholesky(np.cov(rng.normal(size=(5, 40))))
     return ConvPrior(
         name="untrained",
-        basis=basis.images,
-        coefficient_mean=basis.mean,
-        coefficient_std=basis.std,
-        **networks,
+        population=Population(
+            basis=basis.images,
+            coefficient_mean=basis.mean,
+            coefficient_std=basis.std,
+            log_amplitude=(0, 1),
+            tilt=0.0,
+            pixel_scale=0.1,
+            target_fwhm=0.2,
+        ),
+        networks=networks,
         residual_std=0.1 * basis.std,
         whitening=(rng.normal(size=5), factor),
         floor=1e-3,
-        log_amplitude=(0, 1),
-        tilt=0.0,
-        pixel_scale=0.1,
-        target_fwhm=0.2,
         card={},
     )
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from astrogen.cli.words import DONE, count
+from astrogen.training import RECIPES
 
 TEXT = "Train a prior on records of images."
 
@@ -13,7 +14,7 @@ def add_options(verb):
 
 
 def _add_records(verb):
-    verb.add_argument("prior", choices=("galaxy", "galaxy-conv", "kappa"), help="which prior")
+    verb.add_argument("prior", choices=tuple(RECIPES), help="which prior")
     source = verb.add_mutually_exclusive_group(required=True)
     source.add_argument(
         "--records",

@@ -78,7 +78,12 @@ CCDDATA_ROLES = {
     "InverseVariance": "weight",
 }
 NDDATA_ROLES = {"std": "sigma", "var": "variance", "ivar": "weight"}
-UNIT_POWERS = {"sigma": 1, "variance": 2, "weight": -2}  # of the image's unit
+# How noise may be stated: the power of the image's unit, and the variance of a positive plane.
+NOISE = {
+    "variance": (2, lambda plane: plane),
+    "sigma": (1, lambda plane: plane**2),
+    "weight": (-2, lambda plane: 1 / plane),
+}
 
 SCALE_TOLERANCE = 0.02
 MIN_BORDER_PIXELS = 16
@@ -323,7 +328,7 @@ def _without_unit(kind, plane, unit):
     if not isinstance(plane, Quantity):
         return plane
     return convert(
-        "make_observation", kind, plane.value, plane.unit, unit, UNIT_POWERS[kind.split()[0]]
+        "make_observation", kind, plane.value, plane.unit, unit, NOISE[kind.split()[0]][0]
     )
 
 
@@ -399,9 +404,7 @@ def _to_variance(kind, plane):
     """Variance of a noise plane; NaN where it is no noise level."""
     plane = np.where(plane > 0, plane, np.nan)
     with np.errstate(over="ignore", divide="ignore"):
-        return {"variance": lambda: plane, "sigma": lambda: plane**2, "weight": lambda: 1 / plane}[
-            kind
-        ]()
+        return NOISE[kind][1](plane)
 
 
 def _border_variance(pixels, bad):
@@ -879,7 +882,7 @@ def _read_noise(file, planes, science, given, plane, max_pixels, unit):
             return {kind: source}
         other = _read_other(source, kind, science, max_pixels)
         return {kind: _in_unit_of(unit, kind, take_plane(source, other, plane), other)}
-    found = _of_roles(file, planes, science, ("variance", "sigma", "weight"))
+    found = _of_roles(file, planes, science, tuple(NOISE))
     return (
         {_role(found): _in_unit_of(unit, _role(found), take_plane(file, found, plane), found)}
         if found
@@ -899,7 +902,7 @@ def _in_unit_of(image_unit, kind, pixels, source):
     unit, wanted = read_unit(own), read_unit(image_unit)
     if not (is_known(unit) and is_known(wanted)) or unit == dimensionless_unscaled:
         return pixels
-    return convert("read_observation", kind, pixels, unit, wanted, UNIT_POWERS[kind])
+    return convert("read_observation", kind, pixels, unit, wanted, NOISE[kind][0])
 
 
 def _read_mask(file, planes, science, mask, bad_bits, plane, max_pixels):

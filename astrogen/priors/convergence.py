@@ -15,6 +15,7 @@ Everything is a smooth function of the latent and of the cosmology (Omega_m, sig
 lambda and the mean of g are biquadratic polynomials of their logarithms.
 """
 
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -60,6 +61,16 @@ class Change(NamedTuple):
     mean: np.ndarray
 
 
+class MapFrame(NamedTuple):
+    """The maps that a prior learned from: pixel_scale, arcmin per pixel; image_shape (height,
+    width); cosmology_range {"omega_m": (low, high), "sigma_8": (low, high)}.
+    """
+
+    pixel_scale: float
+    image_shape: tuple[int, int]
+    cosmology_range: Mapping[str, tuple[float, float]]
+
+
 class GridTable(NamedTuple):
     """A field on one grid, as polynomials of the cosmology: log_power [TERMS, n, m // 2 + 1] of g
     and log_kappa_power of the convergence, steradian; mean and log_std [TERMS] of the lognormal
@@ -87,9 +98,7 @@ class ConvergencePrior:
     log_shift : array [TERMS], of lambda
     change : Change, or None without a network
     network : Correction or None
-    pixel_scale : float, arcmin per pixel
-    image_shape : (height, width), of the maps that the network learned from
-    cosmology_range : {"omega_m": (low, high), "sigma_8": (low, high)}
+    frame : MapFrame
     card : dict
     """
 
@@ -104,16 +113,14 @@ class ConvergencePrior:
         log_shift: np.ndarray,
         change: Any,
         network: Any,
-        pixel_scale: float,
-        image_shape: tuple[int, int],
-        cosmology_range: Any,
+        frame: MapFrame,
         card: dict[str, Any],
     ) -> None:
-        self.kind, self.name, self.pixel_scale = kind, name, pixel_scale
-        height, width = image_shape
+        self.kind, self.name, self.pixel_scale = kind, name, frame.pixel_scale
+        height, width = frame.image_shape
         self.image_shape = (int(height), int(width))
         self.cosmology_range = {
-            parameter: tuple(limits) for parameter, limits in cosmology_range.items()
+            parameter: tuple(limits) for parameter, limits in frame.cosmology_range.items()
         }
         self.card, self.network = card, network
         self.theory = Theory(*(np.asarray(part, np.float64) for part in theory))
@@ -431,9 +438,11 @@ def convergence_prior(
         log_shift=spectra["log_shift"],
         change=change,
         network=network,
-        pixel_scale=card["pixel_scale"],
-        image_shape=card["image_shape"],
-        cosmology_range=card["cosmology_range"],
+        frame=MapFrame(
+            pixel_scale=card["pixel_scale"],
+            image_shape=card["image_shape"],
+            cosmology_range=card["cosmology_range"],
+        ),
         card=card,
     )
 

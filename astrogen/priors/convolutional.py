@@ -8,14 +8,14 @@ decoder's derivatives are pushed forward through its layers by hand: it is linea
 activations, so each of them is one more convolution.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from astrogen.priors.galaxy import RAW_ONE, ImagePrior, residual_scale, squash
+from astrogen.priors.galaxy import RAW_ONE, ImagePrior, Population, residual_scale, squash
 from astrogen.priors.networks import ResidualMLP, gelu_and_rate
 from astrogen.types import Tensor
 
@@ -146,8 +146,8 @@ class ConvPrior(ImagePrior):
 
     Parameters
     ----------
-    encoder : ConvEncoder; decoder : ConvDecoder
-    spread : ResidualMLP, latent -> raw scales [k] of the residual, in units of residual_std
+    networks : {"encoder": ConvEncoder, "decoder": ConvDecoder, "spread": ResidualMLP, latent -> raw
+        scales [k] of the residual, in units of residual_std}
     residual_std : array [k], of the population's residual
     floor : float, least residual scale, in units of the (unit-norm) coefficients
     the others : as of `ImagePrior`
@@ -157,34 +157,16 @@ class ConvPrior(ImagePrior):
         self,
         *,
         name: str,
-        basis: np.ndarray,
-        coefficient_mean: np.ndarray,
-        coefficient_std: np.ndarray,
-        encoder: Any,
-        decoder: Any,
-        spread: Any,
+        population: Population,
+        networks: Mapping[str, Any],
         residual_std: np.ndarray,
         whitening: tuple[np.ndarray, np.ndarray],
         floor: float,
-        log_amplitude: Any,
-        tilt: Any,
-        pixel_scale: float,
-        target_fwhm: float,
         card: dict[str, Any],
     ) -> None:
-        super().__init__(
-            name=name,
-            basis=basis,
-            coefficient_mean=coefficient_mean,
-            coefficient_std=coefficient_std,
-            whitening=whitening,
-            log_amplitude=log_amplitude,
-            tilt=tilt,
-            pixel_scale=pixel_scale,
-            target_fwhm=target_fwhm,
-            card=card,
-        )
-        self.encoder, self.decoder, self.spread, self.floor = encoder, decoder, spread, floor
+        super().__init__(name=name, population=population, whitening=whitening, card=card)
+        self.encoder, self.decoder = networks["encoder"], networks["decoder"]
+        self.spread, self.floor = networks["spread"], floor
         self.residual_std = tf.constant(residual_std, tf.float32)
 
     def components(self, latent: Tensor) -> tuple[Tensor, Tensor]:
@@ -243,16 +225,18 @@ def convolutional_prior(
         )
     return ConvPrior(
         name=card["name"],
-        basis=basis["images"],
-        coefficient_mean=basis["mean"],
-        coefficient_std=basis["std"],
-        **networks,
+        population=Population(
+            basis=basis["images"],
+            coefficient_mean=basis["mean"],
+            coefficient_std=basis["std"],
+            log_amplitude=card["log_amplitude"],
+            tilt=card["tilt"],
+            pixel_scale=card["pixel_scale"],
+            target_fwhm=card["target_fwhm"],
+        ),
+        networks=networks,
         residual_std=residual["std"],
         whitening=(residual["whitening_mean"], residual["whitening_factor"]),
         floor=card["floor"],
-        log_amplitude=card["log_amplitude"],
-        tilt=card["tilt"],
-        pixel_scale=card["pixel_scale"],
-        target_fwhm=card["target_fwhm"],
         card=card,
     )

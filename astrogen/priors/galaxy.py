@@ -13,7 +13,7 @@ more fine structure than simulated ones.
 
 from abc import ABC, abstractmethod
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -27,6 +27,28 @@ PIVOT = 50.0  # component whose residual the tilt leaves alone
 GRID = 128  # side on which `basis_transform` is taken: the forward model's padded grid
 
 
+class Population(NamedTuple):
+    """What is known of the galaxies that a prior learned from, before any network.
+
+    basis : array [k, height, width], orthonormal images
+    coefficient_mean, coefficient_std : arrays [k], of the training population
+    log_amplitude : (float, float), mean and standard deviation of the log of the residual's
+        variance factor
+    tilt : float, component n of a real galaxy's residual has its scale times (n / PIVOT)^tilt: what
+        a simulation lacks is fine structure
+    pixel_scale, target_fwhm : float, arcsec: nominal, a prior is scale-free within its range of
+        sizes
+    """
+
+    basis: np.ndarray
+    coefficient_mean: np.ndarray
+    coefficient_std: np.ndarray
+    log_amplitude: Any
+    tilt: Any
+    pixel_scale: float
+    target_fwhm: float
+
+
 class ImagePrior(ABC):
     """What every galaxy prior promises to the posterior: images on a fixed orthonormal basis, their
     residual, and how they move.
@@ -36,16 +58,9 @@ class ImagePrior(ABC):
 
     Parameters
     ----------
-    basis : array [k, height, width], orthonormal images
-    coefficient_mean, coefficient_std : arrays [k], of the training population
+    population : Population
     whitening : (array [d], array [d, d]), mean and lower Cholesky factor of the VAE's aggregate
         posterior
-    log_amplitude : (float, float), mean and standard deviation of the log of the residual's
-        variance factor
-    tilt : float, component n of a real galaxy's residual has its scale times (n / PIVOT)^tilt: what
-        a simulation lacks is fine structure
-    pixel_scale, target_fwhm : float, arcsec, of the training population: nominal, the prior is
-        scale-free within its range of sizes
     """
 
     __setattr__ = refuse_change
@@ -54,29 +69,25 @@ class ImagePrior(ABC):
         self,
         *,
         name: str,
-        basis: np.ndarray,
-        coefficient_mean: np.ndarray,
-        coefficient_std: np.ndarray,
+        population: Population,
         whitening: tuple[np.ndarray, np.ndarray],
-        log_amplitude: Any,
-        tilt: Any,
-        pixel_scale: float,
-        target_fwhm: float,
         card: dict[str, Any],
     ) -> None:
         self.name, self.card = name, card
-        self.pixel_scale, self.target_fwhm = pixel_scale, target_fwhm
-        self.basis = tf.constant(basis, tf.float32)
+        self.pixel_scale, self.target_fwhm = population.pixel_scale, population.target_fwhm
+        self.basis = tf.constant(population.basis, tf.float32)
         self.image_shape = tuple(self.basis.shape[1:])
-        self.coefficient_mean = tf.constant(coefficient_mean, tf.float32)
-        self.coefficient_std = tf.constant(coefficient_std, tf.float32)
+        self.coefficient_mean = tf.constant(population.coefficient_mean, tf.float32)
+        self.coefficient_std = tf.constant(population.coefficient_std, tf.float32)
         self.whitening_mean, self.whitening_factor = (tf.constant(x, tf.float32) for x in whitening)
         self.latent_size = self.whitening_mean.shape[0]
-        self.log_amplitude_mean, self.log_amplitude_std = (float(x) for x in log_amplitude)
-        self.roughness = tf.constant(
-            (np.arange(1, len(self.coefficient_std) + 1) / PIVOT) ** tilt, tf.float32
+        self.log_amplitude_mean, self.log_amplitude_std = (
+            float(x) for x in population.log_amplitude
         )
-        self.move_x, self.move_y = (tf.constant(x) for x in _shift_operators(basis))
+        self.roughness = tf.constant(
+            (np.arange(1, len(self.coefficient_std) + 1) / PIVOT) ** population.tilt, tf.float32
+        )
+        self.move_x, self.move_y = (tf.constant(x) for x in _shift_operators(population.basis))
 
     @abstractmethod
     def components(self, latent: Tensor) -> tuple[Tensor, Tensor]:
@@ -189,31 +200,14 @@ class BasisPrior(ImagePrior):
         self,
         *,
         name: str,
-        basis: np.ndarray,
-        coefficient_mean: np.ndarray,
-        coefficient_std: np.ndarray,
+        population: Population,
         encoder: Any,
         decoder: Any,
         whitening: tuple[np.ndarray, np.ndarray],
         floor: float,
-        log_amplitude: Any,
-        tilt: Any,
-        pixel_scale: float,
-        target_fwhm: float,
         card: dict[str, Any],
     ) -> None:
-        super().__init__(
-            name=name,
-            basis=basis,
-            coefficient_mean=coefficient_mean,
-            coefficient_std=coefficient_std,
-            whitening=whitening,
-            log_amplitude=log_amplitude,
-            tilt=tilt,
-            pixel_scale=pixel_scale,
-            target_fwhm=target_fwhm,
-            card=card,
-        )
+        super().__init__(name=name, population=population, whitening=whitening, card=card)
         self.encoder, self.decoder, self.floor = encoder, decoder, floor
 
     def components(self, latent: Tensor) -> tuple[Tensor, Tensor]:
@@ -256,17 +250,19 @@ def basis_prior(card: dict[str, Any], arrays: dict[str, dict[str, np.ndarray]]) 
         )
     return BasisPrior(
         name=card["name"],
-        basis=basis["images"],
-        coefficient_mean=basis["mean"],
-        coefficient_std=basis["std"],
+        population=Population(
+            basis=basis["images"],
+            coefficient_mean=basis["mean"],
+            coefficient_std=basis["std"],
+            log_amplitude=card["log_amplitude"],
+            tilt=card["tilt"],
+            pixel_scale=card["pixel_scale"],
+            target_fwhm=card["target_fwhm"],
+        ),
         encoder=encoder,
         decoder=decoder,
         whitening=(whitening["whitening_mean"], whitening["whitening_factor"]),
         floor=card["floor"],
-        log_amplitude=card["log_amplitude"],
-        tilt=card["tilt"],
-        pixel_scale=card["pixel_scale"],
-        target_fwhm=card["target_fwhm"],
         card=card,
     )
 

@@ -17,6 +17,7 @@ import numpy as np
 from astrogen.data.frames import sky_to_pixels
 from astrogen.data.images import list_extents, read_psfex, split_path
 from astrogen.data.observation import (
+    NOISE,
     Frame,
     Observation,
     check_frame,
@@ -39,7 +40,6 @@ NAMES = {  # column names that catalogues use, in the order in which they are lo
     "y": ("y", "y_image", "ywin_image", "ycentroid"),
 }
 ONE_BASED = ("x_image", "y_image", "xwin_image", "ywin_image")  # SExtractor counts from 1
-NOISE = ("variance", "sigma", "weight")
 COMPANIONS = ("psf", *NOISE, "mask")  # paths, beside the image's band
 
 

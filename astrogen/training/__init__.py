@@ -1,13 +1,35 @@
 """Training: plain loops that write weights and cards."""
 
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from astrogen.data.files import hold_folder
 from astrogen.errors import InputError, WeightsError
 from astrogen.types import FilePath
 
-NUM_STEPS = {"galaxy": 20000, "galaxy-conv": 4000, "kappa": 3000}  # of the shipped weights
+
+class Recipe(NamedTuple):
+    """How a prior is trained.
+
+    function : "module.function" of this folder, called with records, a Run, and those of `options`
+        that were given
+    num_steps : int, of the shipped weights
+    options : names of the parameters of `train_prior` that it knows
+    """
+
+    function: str
+    num_steps: int
+    options: frozenset[str] = frozenset()
+
+
+RECIPES = {
+    "galaxy": Recipe("galaxy.train_galaxy", 20000, frozenset({"real", "strategy"})),
+    "galaxy-conv": Recipe("convolutional.train_convolutional", 4000),
+    "kappa": Recipe(
+        "kappa.train_kappa", 3000, frozenset({"validation", "spectrum", "loss", "strategy"})
+    ),
+}
 
 
 def train_prior(
@@ -65,39 +87,21 @@ def train_prior(
     with hold_folder(folder, error=WeightsError):
         from astrogen.training.run import Run
 
-        run = Run(
-            folder, num_steps or NUM_STEPS[name], seed, Path(out) if resume else None, strategy
-        )
-        return _train(name, records, run, given)
+        recipe, resume_from = RECIPES[name], Path(out) if resume else None
+        run = Run(folder, num_steps or recipe.num_steps, seed, resume_from, strategy)
+        module, function = recipe.function.split(".")
+        train = getattr(import_module(f"astrogen.training.{module}"), function)
+        return train(records, run, **given)
 
 
 def _check_options(name, given):
-    allowed = {
-        "galaxy": {"real", "strategy"},
-        "galaxy-conv": set(),
-        "kappa": {"validation", "spectrum", "loss", "strategy"},
-    }
-    if name not in allowed:
+    if name not in RECIPES:
         raise InputError(
-            f"train_prior: name must be {', '.join(map(repr, allowed))}, got {name!r}; see"
+            f"train_prior: name must be {', '.join(map(repr, RECIPES))}, got {name!r}; see"
             " `astrogen train --help`"
         )
-    for word in sorted(given.keys() - allowed[name]):
+    for word in sorted(given.keys() - RECIPES[name].options):
         raise InputError(
             f"train_prior: {word} must be None for {name!r}, got {str(given[word])!r}; it is for"
             " another prior"
         )
-
-
-def _train(name, records, run, options):
-    if name == "galaxy":
-        from astrogen.training.galaxy import train_galaxy
-
-        return train_galaxy(records, run, **options)
-    if name == "galaxy-conv":
-        from astrogen.training.convolutional import train_convolutional
-
-        return train_convolutional(records, run)
-    from astrogen.training.kappa import train_kappa
-
-    return train_kappa(records, run, **options)

@@ -12,7 +12,7 @@ from astrogen.data.files import write_whole
 from astrogen.data.reading import open_regular, read_npz
 from astrogen.errors import InputFileError, RecordsError
 from astrogen.priors import load_prior
-from astrogen.priors.galaxy import BasisPrior
+from astrogen.priors.galaxy import BasisPrior, Population
 from astrogen.priors.storage import write_weights
 from astrogen.report import write_contact_sheet
 from astrogen.training.basis import Basis, fit_basis, whiten
@@ -169,17 +169,19 @@ def _real_stamps(real, basis, networks):
     """
     plain = BasisPrior(
         name="basis",
-        basis=basis.images,
-        coefficient_mean=basis.mean,
-        coefficient_std=basis.std,
+        population=Population(
+            basis=basis.images,
+            coefficient_mean=basis.mean,
+            coefficient_std=basis.std,
+            log_amplitude=LOG_AMPLITUDE,
+            tilt=TILT,
+            pixel_scale=PIXEL_SCALE,
+            target_fwhm=TARGET_FWHM,
+        ),
         encoder=networks.encoder,
         decoder=networks.decoder,
         whitening=(np.zeros(LATENT), np.eye(LATENT)),
         floor=FLOOR,
-        log_amplitude=LOG_AMPLITUDE,
-        tilt=TILT,
-        pixel_scale=PIXEL_SCALE,
-        target_fwhm=TARGET_FWHM,
         card={},
     )
     return compress_real(real, plain)

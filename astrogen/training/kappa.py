@@ -13,7 +13,7 @@ from astrogen.data.files import write_whole
 from astrogen.data.reading import parse_json, read_json, read_npz
 from astrogen.errors import InputError, InputFileError
 from astrogen.priors import load_prior
-from astrogen.priors.convergence import TERMS, ConvergencePrior, Theory, stored_arrays
+from astrogen.priors.convergence import TERMS, ConvergencePrior, MapFrame, Theory, stored_arrays
 from astrogen.priors.correction import Correction
 from astrogen.priors.storage import read_weights, weights_hash, write_weights
 from astrogen.training.records import load_maps, read_manifest
@@ -148,9 +148,11 @@ def symmetrise_kappa(teacher, out, *, spectrum, num_steps, seed):
         log_shift=arrays["spectra"]["log_shift"],
         change=no_change(),
         network=None,
-        pixel_scale=card["pixel_scale"],
-        image_shape=card["image_shape"],
-        cosmology_range=card["cosmology_range"],
+        frame=MapFrame(
+            pixel_scale=card["pixel_scale"],
+            image_shape=card["image_shape"],
+            cosmology_range=card["cosmology_range"],
+        ),
         card={},
     )
     prior.network = Teacher(teacher, prior)
@@ -257,9 +259,11 @@ def make_prior(kind, theory, log_shift, network, maps):
         log_shift=log_shift,
         change=no_change() if network else None,
         network=network,
-        pixel_scale=maps["pixel_scale"],
-        image_shape=maps["kappa"].shape[1:],
-        cosmology_range=range_of(maps),
+        frame=MapFrame(
+            pixel_scale=maps["pixel_scale"],
+            image_shape=maps["kappa"].shape[1:],
+            cosmology_range=range_of(maps),
+        ),
         card={},
     )
 
