@@ -20,7 +20,7 @@ from astrogen.data.observation import Observation, as_observations
 from astrogen.data.sky import judge_sky, level_off
 from astrogen.errors import InputError
 from astrogen.galaxies import conditional, posterior
-from astrogen.galaxies.conclude import make_exposure, make_result, make_source
+from astrogen.galaxies.conclude import Drawn, Grid, make_exposure, make_result, make_source
 from astrogen.inference import (
     diagnostics,
     draw_gaussian,
@@ -591,14 +591,14 @@ def _results(plans, stamps, batch, prior, telescopes, method, provenance):
         background = stamp.level + stamp.unit * batch.background[:, row].astype(np.float64)
         source = make_source(
             stamp.recorded,
-            name=stamp.recorded.name,
-            place=(0.0, 0.0),
-            prior_scale=scale,
-            target_fwhm=prior.target_fwhm / prior.pixel_scale * scale,
-            draws=unit * images.numpy()[:, None],
-            flux_draws=unit * flux.numpy()[:, None],
-            latent_draws=latent,
-            shift_draws=plan.centre + shift * scale,
+            stamp.recorded.name,
+            Grid(scale, prior.target_fwhm / prior.pixel_scale * scale),
+            Drawn(
+                unit * images.numpy()[:, None],
+                plan.centre + shift * scale,
+                latent,
+                unit * flux.numpy()[:, None],
+            ),
             residual_amplitude=np.exp(log_amplitude).mean(),
         )
         exposure = make_exposure(
@@ -641,13 +641,11 @@ def _no_data(plan, prior, method, provenance):
     observation = plan.observation
     source = make_source(
         observation,
-        name=observation.name,
-        place=(0.0, 0.0),
-        prior_scale=plan.prior_scale,
-        target_fwhm=prior.target_fwhm / prior.pixel_scale * plan.prior_scale,
-        draws=np.zeros((0, 1, *prior.image_shape), np.float32),
-        latent_draws=np.zeros((0, prior.latent_size), np.float32),
-        shift_draws=np.zeros((0, 2), np.float32),
+        observation.name,
+        Grid(plan.prior_scale, prior.target_fwhm / prior.pixel_scale * plan.prior_scale),
+        Drawn(
+            np.zeros((0, 1, *prior.image_shape)), np.zeros((0, 2)), np.zeros((0, prior.latent_size))
+        ),
         residual_amplitude=np.nan,
     )
     exposure = make_exposure(
