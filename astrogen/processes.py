@@ -10,6 +10,8 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Collection, Iterator
+from typing import Any
 
 GRACE = 5  # seconds after SIGTERM until the process ends in any case
 DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux's prctl
@@ -19,7 +21,7 @@ class Terminated(BaseException):
     """SIGTERM has come: like KeyboardInterrupt, nothing that handles errors may swallow it."""
 
 
-def follow_parent():
+def follow_parent() -> None:
     """To be called first in a worker: it ends at once when its parent is gone, however that ended,
     and leaves Ctrl-C, which reaches the whole process group, to the parent.
     """
@@ -31,7 +33,8 @@ def follow_parent():
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGKILL)
-        if os.getppid() != multiprocessing.parent_process().pid:  # it went before
+        parent: Any = multiprocessing.parent_process()
+        if os.getppid() != parent.pid:  # it went before
             os._exit(1)
 
 
@@ -41,7 +44,7 @@ def _exit_with_parent():
 
 
 @contextlib.contextmanager
-def kill_children_at_interrupt():
+def kill_children_at_interrupt() -> Iterator[None]:
     """Where the block ends by Ctrl-C or SIGTERM, processes that it started are killed, whatever
     they are at; after an error they may finish what they are at.
     """
@@ -55,14 +58,14 @@ def kill_children_at_interrupt():
         raise
 
 
-def kill_children(*, but=()):
+def kill_children(*, but: Collection[Any] = ()) -> None:
     """Kill the child processes of this one."""
     for child in set(multiprocessing.active_children()) - set(but):
         child.kill()
 
 
 @contextlib.contextmanager
-def raise_at_sigterm():
+def raise_at_sigterm() -> Iterator[None]:
     """SIGTERM raises Terminated in the block, in the main thread; elsewhere it is left as it is.
 
     A library may swallow what is raised in the middle of it, or never return: after a few seconds

@@ -28,7 +28,7 @@ class _FreshContext(SpawnContext):
     Process = _FreshProcess
 
 
-def fresh_context(caller):
+def fresh_context(caller: str) -> SpawnContext:
     """The context for pools of processes, never forked (TensorFlow does not survive a fork), which
     import nothing but what they are sent. Functions of the script itself cannot be sent.
 
@@ -68,7 +68,7 @@ def _first():
     return os.getpid()
 
 
-def refuse_fork(caller):
+def refuse_fork(caller: str) -> None:
     """To be called before TensorFlow computes: an InputError in a process that was forked from one
     where it had computed already, since it would wait for threads that a fork does not copy.
     """

@@ -195,6 +195,10 @@ def _parameters(node):
 
 
 ANNOTATED = (
+    "astrogen.errors",
+    "astrogen.processes",
+    "astrogen.quiet",
+    "astrogen.spawn",
     "astrogen.data",
     "astrogen.instruments",
     "astrogen.priors",
