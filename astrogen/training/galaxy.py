@@ -102,9 +102,8 @@ def basis_of_run(records, run):
     out, seed = run.out, run.seed
     kept, coefficients = out / "basis.npz", out / "coefficients.npy"
     origin = f"{read_manifest(records)['sha256']} seed {seed}"
-    if (
-        run.resume_from and kept.is_file()
-    ):  # written last: where it is whole, so are the coefficients
+    # Written last: where it is whole, so are the coefficients.
+    if run.resume_from and kept.is_file():
         stored = read_npz(kept, max_bytes=MAX_BASIS, kinds="fU")
         ranks = [stored[name].ndim for name in ("origin", *Basis._fields) if name in stored]
         if ranks != [0, 3, 1, 1, 0] or len({len(stored[name]) for name in Basis._fields[:3]}) > 1:
