@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
-from astrogen.processes import follow_parent, kill_children_at_interrupt
-from astrogen.spawn import fresh_context
+from astrogen.processes import follow_parent, fresh_context, kill_children_at_interrupt
 
 # NPROC: XLA's
 ONE_THREAD = {

@@ -465,11 +465,9 @@ def _read_joint_result(folder):
 
 
 def _best(folder):
-    from astrogen.data.arrays import npz_bytes
-    from astrogen.training.wgan import TOLD
+    from astrogen.training.wgan import TOLD, write_best
 
-    arrays = {f"arr_{number}": value for number, value in enumerate(_network().get_weights())}
-    (folder / "best.npz").write_bytes(npz_bytes(arrays | dict.fromkeys(TOLD, 0.5)))
+    write_best(folder / "best.npz", _network(), dict.fromkeys(TOLD, 0.5))
     return folder / "best.npz"
 
 

@@ -196,9 +196,9 @@ def _parameters(node):
 
 ANNOTATED = (
     "astrogen.errors",
+    "astrogen.noise",
     "astrogen.processes",
     "astrogen.quiet",
-    "astrogen.spawn",
     "astrogen.data",
     "astrogen.instruments",
     "astrogen.priors",

@@ -664,3 +664,23 @@ def test_learning_rates_fall_at_the_end_of_either_part(index, generator):
 def test_options_of_other_priors_are_refused(tmp_path, name, options, demand):
     with pytest.raises(ValueError, match=demand):
         train_prior(name, records=tmp_path, out=tmp_path, **options)
+
+
+def test_the_best_network_is_read_as_it_was_written_or_refused(tmp_path):
+    """Also where the file was packed again with another number, which the archive's own checksums
+    do not notice.
+    """
+    path, told = tmp_path / "best.npz", dict(zip(wgan.TOLD, (7, 0.25, 1.0, 0.5), strict=True))
+    network = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    wgan.write_best(path, network, told)
+    weights = network.get_weights()
+    network.set_weights([0 * weight for weight in weights])
+    assert wgan.read_best(path, network) == told
+    for one, other in zip(network.get_weights(), weights, strict=True):
+        np.testing.assert_array_equal(one, other)
+    with np.load(path) as found:
+        arrays = dict(found)
+    arrays["arr_0"][0, 0] += 1
+    np.savez(path, **arrays)
+    with pytest.raises(InputFileError, match="sha256 must be that of the arrays"):
+        wgan.read_best(path, network)

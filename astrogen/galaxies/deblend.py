@@ -24,7 +24,7 @@ from astrogen.galaxies.mode import begin, climb_in_turn
 from astrogen.galaxies.plans import check_overlap, plan_alone, plan_several
 from astrogen.galaxies.scene import Scene, light_of, make_galaxy, tensor, whole_light
 from astrogen.priors import load_prior
-from astrogen.spawn import refuse_fork
+from astrogen.processes import refuse_fork
 
 # Scales of exposures of one band that differ by so much, and so many sigma, are no matter of noise
 # or of the PSF.

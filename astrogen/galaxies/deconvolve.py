@@ -9,6 +9,7 @@ it runs once per PSF; everything after it works on small arrays of one shape.
 
 import hashlib
 import importlib.metadata
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +22,7 @@ from astrogen.data.sky import judge_sky, level_off
 from astrogen.errors import InputError
 from astrogen.galaxies import conditional, posterior
 from astrogen.galaxies.conclude import Drawn, Grid, make_exposure, make_result, make_source
+from astrogen.graphs import any_size
 from astrogen.inference import (
     diagnostics,
     draw_gaussian,
@@ -32,7 +34,7 @@ from astrogen.inference import (
 from astrogen.instruments import telescope
 from astrogen.priors import load_prior
 from astrogen.priors.storage import weights_hash
-from astrogen.spawn import refuse_fork
+from astrogen.processes import refuse_fork
 
 METHODS = ("map", "laplace", "hmc", "auto")
 PROPOSALS = 1.5  # draws from the Laplace approximation for each that is kept after weighting
@@ -380,7 +382,9 @@ def _infer(plans, prior, telescopes, *, method, num_draws, background, num_chain
     compressed = tf.nest.map_structure(lambda tensor: tf.gather(tensor, rows), compressed)
     seeds = np.array([plans[row].seed for row in rows], np.int64).astype(np.int32)
     log_density_fn, curvature_fn = posterior.target(prior)
-    climb = find_map(log_density_fn, curvature_fn, compressed, posterior.start(prior, compressed))
+    climb = any_size(find_map)(
+        log_density_fn, curvature_fn, compressed, posterior.start(prior, compressed)
+    )
     here = conditional.focus(prior, compressed, climb.parameters)
     parameters, told, decoded = draw_parameters(
         prior, climb, here, seeds, method=method, num_draws=num_draws, num_chains=num_chains
@@ -481,7 +485,6 @@ def _draw_laplace(prior, climb, here, seeds, *, num_draws):
     )
 
 
-@tf.function(autograph=False)
 def standard_normals(seeds, num_draws, num_coefficients, num_directions):
     """Standard normals [draw, batch, num_coefficients + num_directions + 1] for
     `conditional.draw_coefficients`.
@@ -489,17 +492,20 @@ def standard_normals(seeds, num_draws, num_coefficients, num_directions):
     As many are drawn as there could be directions: how many the batch keeps depends on the objects
     beside this one.
     """
-    folded = tf.map_fn(lambda seed: tf.random.experimental.stateless_fold_in(seed, 1), seeds)
-    size = [num_draws, 2 * num_coefficients + 1]
-    wide = tf.transpose(
-        tf.map_fn(
-            lambda seed: tf.random.stateless_normal(size, seed),
-            folded,
-            fn_output_signature=tf.float32,
-        ),
-        [1, 0, 2],
-    )
+    wide = _wide_normals(seeds, num_draws, 2 * num_coefficients + 1)
     return tf.concat([wide[..., 1 : num_coefficients + num_directions + 1], wide[..., :1]], -1)
+
+
+@any_size
+@tf.function(autograph=False)
+def _wide_normals(seeds, num_draws, num):
+    folded = tf.map_fn(lambda seed: tf.random.experimental.stateless_fold_in(seed, 1), seeds)
+    normals = tf.map_fn(
+        lambda seed: tf.random.stateless_normal([num_draws, num], seed),
+        folded,
+        fn_output_signature=tf.float32,
+    )
+    return tf.transpose(normals, [1, 0, 2])
 
 
 def _compress(plans, prior, telescopes, background):
@@ -528,17 +534,37 @@ class _Telescope(NamedTuple):
 
 
 def _telescope(plan, prior):
-    psf, ratio = plan.observation.psf, prior.target_fwhm / prior.pixel_scale
-    kernel = telescope.kernel_transform(
-        psf.image,
+    psf = plan.observation.psf
+    return _see_through(
+        prior,
+        (psf.image.tobytes(), len(psf.image)),
         psf_scale=psf.pixel_scale,
         pixel_response=psf.pixel_response,
         pixel_scale=plan.observation.pixel_scale,
         prior_scale=plan.prior_scale,
-        target_fwhm=ratio * plan.prior_scale,
+        signal_to_noise=plan.signal_to_noise,
+    )
+
+
+@lru_cache(maxsize=1)
+def _see_through(
+    prior, psf, *, psf_scale, pixel_response, pixel_scale, prior_scale, signal_to_noise
+):
+    """The _Telescope of a PSF, (float64 pixels as bytes, side). The last one is kept, for the next
+    call of a loop over the stamps of an exposure.
+    """
+    content, side = psf
+    ratio = prior.target_fwhm / prior.pixel_scale
+    kernel = telescope.kernel_transform(
+        np.frombuffer(content).reshape(side, side),
+        psf_scale=psf_scale,
+        pixel_response=pixel_response,
+        pixel_scale=pixel_scale,
+        prior_scale=prior_scale,
+        target_fwhm=ratio * prior_scale,
     )
     return _Telescope(
-        kernel[None], posterior.telescope_basis(kernel, prior, signal_to_noise=plan.signal_to_noise)
+        kernel[None], posterior.telescope_basis(kernel, prior, signal_to_noise=signal_to_noise)
     )
 
 
@@ -579,7 +605,7 @@ def _results(plans, stamps, batch, prior, telescopes, method, provenance):
             tf.constant(telescopes[plan.kernel_key].kernel),
             tf.constant(plan.centre, tf.float32),
             *scales,
-            shape=observation.image.shape,
+            tuple(map(tf.constant, observation.image.shape)),
         )
         latent, _, shift, log_amplitude = posterior.split(parameters, prior.latent_size)
         told = {
@@ -620,8 +646,9 @@ def _results(plans, stamps, batch, prior, telescopes, method, provenance):
         )
 
 
+@any_size
 @tf.function(autograph=False)
-def _develop(prior, coefficients, kernel, centre, pixel_scale, prior_scale, *, shape):
+def _develop(prior, coefficients, kernel, centre, pixel_scale, prior_scale, shape):
     """Draws where the galaxy stands [draw, height, width], their fluxes [draw], and what the
     telescope would see of their mean [h, w].
     """

@@ -6,6 +6,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy import special
 
+from astrogen.noise import robust_sigma
+
 R_HAT_MAX = 1.01  # Vehtari et al. 2021, section 4
 K_HAT_MAX = 0.7  # Vehtari et al. 2024, section 3.2.4
 POOR_FIT_P = 1e-3
@@ -55,7 +57,7 @@ def compare(residual, source, observation, *, num_fitted=0.0):
     pixels = (residual[good] / np.sqrt(observation.variance[good])).astype(np.float64)
     freedom = max(pixels.size - num_fitted, 1.0)
     total = float((pixels**2).sum())
-    scatter = (1.4826 * float(np.median(np.abs(pixels - np.median(pixels))))) ** 2
+    scatter = robust_sigma(pixels) ** 2
     weight = np.where(good, 1 / observation.variance.astype(np.float64), 0.0)
     power = math.sqrt(float((weight * source.astype(np.float64) ** 2).sum()))
     detection = float((weight * source * (residual + source)).sum()) / power if power else 0.0

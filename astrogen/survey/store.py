@@ -16,7 +16,7 @@ import io
 import itertools
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -502,9 +502,12 @@ def read_survey(out: FilePath) -> Table:
         return Table.read(io.BytesIO(content), format="parquet")
 
 
-def write_catalogue(out: FilePath, num_chunks: int, lost: Any) -> Any:
-    """The rows of all chunks as one table, the failures as another, and the ledger; returns the
-    numbers of rows, of failures, and of rows that lack something.
+def write_catalogue(
+    out: FilePath, num_chunks: int, lost: Any, words_fn: Callable[[str], str]
+) -> Any:
+    """The rows of all chunks as one table, the failures as another, in the words that `words_fn`
+    makes of theirs, and the ledger; returns the numbers of rows, of failures, and of rows that lack
+    something.
     """
     paths = [chunk_path(out, number) for number in range(num_chunks)]
     for path in set((Path(out) / "chunks").glob("*.npz")) - set(paths):  # of a run that was forced
@@ -522,7 +525,7 @@ def write_catalogue(out: FilePath, num_chunks: int, lost: Any) -> Any:
         write_whole(Path(out) / CATALOGUE, _parquet(catalogue))
     listed = {
         "id": np.array([name for name, _ in failures], str),
-        "reason": np.array([reason for _, reason in failures], str),
+        "reason": np.array([words_fn(reason) for _, reason in failures], str),
     }
     write_table(Path(out) / FAILURES, Table(listed))
     names = [MANIFEST, FAILURES, *([CATALOGUE] if tables else [])]
