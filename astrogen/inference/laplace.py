@@ -132,6 +132,11 @@ def member_seeds(seed, batch):
     )
 
 
+def fold(seeds, index):
+    """Seeds [batch, 2] that differ from those given, and for each index."""
+    return tf.map_fn(lambda seed: tf.random.experimental.stateless_fold_in(seed, index), seeds)
+
+
 @tf.function(autograph=False)
 def member_normals(seeds, num, size):
     """Standard normals [num, batch, size], each object's own from its own seed."""
