@@ -23,7 +23,7 @@ from astrogen.errors import InputError, InputFileError
 from astrogen.field import LensingField, rebin_field
 from astrogen.images import read_plane_wcs, read_planes, write_planes
 from astrogen.inference import diagnostics
-from astrogen.inference.rotation import sample_rotating
+from astrogen.inference.rotation import SETTINGS, sample_rotating
 from astrogen.map_posterior import CENTRE, gaussian_start, make_target
 from astrogen.priors.convergence import ConvergencePrior
 from astrogen.priors.storage import weights_hash
@@ -224,9 +224,8 @@ def massmap(
             white,
             evidence,
             keep_fn=start.draw_fn,
-            num_draws=0,
-            num_burnin=num_burnin,
             seed=(seed, 1),
+            settings=SETTINGS._replace(num_draws=0, num_burnin=num_burnin),
             progress=progress,
         )
         white, step, num_burnin = walk.end, walk.step, num_burnin // 2
@@ -236,9 +235,10 @@ def massmap(
         white,
         evidence,
         keep_fn=target.draw_fn,
-        num_draws=THIN * -(-num_draws // num_chains),
-        num_burnin=num_burnin,
         seed=(seed, 2),
+        settings=SETTINGS._replace(
+            num_draws=THIN * -(-num_draws // num_chains), num_burnin=num_burnin
+        ),
         first_step=step,
         progress=progress,
     )

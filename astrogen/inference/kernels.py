@@ -10,6 +10,7 @@ parameters that the data say nothing about, which are most of those of a map.
 Importing TensorFlow Probability takes half a second: who does not sample does not import this.
 """
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -256,6 +257,56 @@ def adapted(kernel, *, num_steps, target_accept):
         target_accept_prob=target_accept,
         shrinkage_target=kernel.parameters["step_size"],
     )
+
+
+@lru_cache(maxsize=16)
+def stepper(log_density_fn, settings, *, rotating=False):
+    """Single trajectories as graphs, traced once for each shape of the evidence: for loops that do
+    something else between them.
+
+    Parameters
+    ----------
+    log_density_fn : callable of (positions [chain, p], evidence) -> [chain]; hashable
+    settings : Sampling, of which num_burnin steps adapt the step size
+    rotating : as of `Hamiltonian`
+
+    Returns
+    -------
+    first : callable of (positions, evidence, step size) -> results
+    step : callable of (positions, results, evidence, seed) -> positions, results
+    renew : callable of (positions, results, evidence) -> results, for other evidence or positions
+    """
+
+    def kernel(evidence, step_size=1.0):
+        hamiltonian = Hamiltonian(
+            lambda positions: log_density_fn(positions, evidence),
+            step_size,
+            path=settings.path,
+            max_steps=settings.max_steps,
+            rotating=rotating,
+            num_burnin=settings.num_burnin,
+        )
+        return adapted(
+            hamiltonian, num_steps=settings.num_burnin, target_accept=settings.target_accept
+        )
+
+    def first(positions, evidence, step_size):
+        return kernel(evidence, step_size).bootstrap_results(positions)
+
+    def step(positions, results, evidence, seed):
+        return kernel(evidence).one_step(positions, results, seed=seed)
+
+    def renew(positions, results, evidence):
+        value, gradient = value_and_gradient(log_density_fn, positions, evidence)
+        return replaced(results, target_log_prob=value, grads_target_log_prob=gradient)
+
+    return tuple(tf.function(function, autograph=False) for function in (first, step, renew))
+
+
+def acceptance(results):
+    """Mean probability that the last trajectories were accepted."""
+    ratio = innermost(results, "log_accept_ratio")
+    return float(tf.reduce_mean(tf.exp(tf.minimum(ratio, 0.0))))
 
 
 def innermost(results, name):

@@ -219,7 +219,14 @@ def draw_together(scene, galaxies, groups, seeds, *, num_draws):
     """Draws of several galaxies from chains of each blend given the images of the others."""
     rng, prior, alone = _generator(seeds), scene.prior, len(groups) == 1
     chains = [
-        blending.Chains(prior, group.blend, group.climb, rng, num_chains=NUM_CHAINS)
+        blending.Chains(
+            prior,
+            group.blend,
+            group.climb,
+            rng,
+            num_chains=NUM_CHAINS,
+            num_hops=NUM_BURNIN * NUM_HOPS,
+        )
         for group in groups
     ]
     images = [np.repeat(galaxy.coefficients, NUM_CHAINS, 1) for galaxy in galaxies]
