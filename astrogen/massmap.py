@@ -30,15 +30,12 @@ from astrogen.priors.storage import weights_hash
 from astrogen.reading import parse_json
 from astrogen.shear import embed, kaiser_squires, make_grid, observe, shear_kernels
 from astrogen.spawn import refuse_fork
+from astrogen.verdict import R_HAT_DRIFT, R_HAT_MAX
 from astrogen.wiener import ARCMIN, wiener_filter
 
 FORMAT = "astrogen mass map 1"
 SAMPLED = "sampled"  # for `cosmology`
 FIRST_STEP = 0.3
-R_HAT_LIMIT = 1.05  # of the watched pixels and modes
-DRIFT_LIMIT = (
-    1.3  # R-hat of the log-density, which mixes slowest of all: beyond it the burn-in was too short
-)
 BURNIN, SAMPLED_BURNIN = (
     40,
     120,
@@ -339,15 +336,15 @@ def _diagnose(field, walk, *, sampled):
 def _status(found):
     """What is not as it should be, in words."""
     sentences = []
-    if not found["r_hat"] < R_HAT_LIMIT:
+    if not found["r_hat"] < R_HAT_MAX:
         sentences.append(
             f"not converged: R-hat {found['r_hat']:.3f} over the watched pixels and modes is not"
-            f" below {R_HAT_LIMIT}; take more draws (--draws), or a longer burn-in (--burn-in)"
+            f" below {R_HAT_MAX}; take more draws (--draws), or a longer burn-in (--burn-in)"
         )
-    if not found["r_hat_log_density"] < DRIFT_LIMIT:
+    if not found["r_hat_log_density"] < R_HAT_DRIFT:
         sentences.append(
             f"not converged: R-hat {found['r_hat_log_density']:.2f} of the log-density is not below"
-            f" {DRIFT_LIMIT}; take a longer burn-in (--burn-in)"
+            f" {R_HAT_DRIFT}; take a longer burn-in (--burn-in)"
         )
     if found["divergent"]:
         sentences.append(

@@ -97,7 +97,7 @@ class Result:
         arcsec from the stamp's centre;
     background_draws : [num_draws], flux per observed pixel
     chi2, p_value : float, reduced chi-square inside the galaxy, and the probability of a larger one
-    method : str, map, laplace or hmc
+    method : str, by which the draws were made: map, laplace, vi, hmc or a kernel's name
     status : tuple of sentences `word: explanation`, empty where nothing is to be said
     converged : bool, the draws can be taken for the posterior
     diagnostics : dict of str -> float

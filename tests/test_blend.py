@@ -13,9 +13,10 @@ from test_posterior import gaussian_kernel
 
 from astrogen.inference import diagnostics
 from astrogen.inference.climb import Climb
+from astrogen.moments import moment_weights
 from astrogen.joint import bands as tying
 from astrogen.joint import blend as blending
-from astrogen.joint.draws import group_by_light, judge_chains, moment_weights
+from astrogen.joint.draws import group_by_light, judge_chains
 
 SHAPE, PIXEL_SCALE, PRIOR_SCALE = (9, 10), 0.2, 0.1
 PLACES = ((-0.2, 0.05), (0.22, -0.04))  # arcsec: less than a PSF apart

@@ -289,32 +289,6 @@ def test_a_background_that_was_left_in_is_found(prior, stamps):
     assert not fixed.background_draws.any()
 
 
-def test_auto_samples_those_whose_weights_cannot_be_trusted(monkeypatch):
-    """k-hat of 0.7 is the limit up to which an importance-weighted mean of a finite number of
-    draws converges (Vehtari et al. 2024, section 3.2.4); all above it, and no others, are sampled.
-    """
-    k_hats, size, asked = np.array([0.1, 0.72, 0.68, np.inf, 0.69, 3.0]), 2, []
-
-    def weighted(prior, climb, here, seeds, *, num_draws):
-        return np.zeros((num_draws, 6, size)), {"k_hat": k_hats, "ess": np.ones(6)}, ()
-
-    def sampled(prior, climb, here, seeds, *, num_draws, num_chains):
-        asked.extend(climb.parameters.numpy()[:, 0].tolist())
-        batch = len(seeds)
-        return np.ones((num_draws, batch, size)) * climb.parameters, {"r_hat": np.ones(batch)}
-
-    monkeypatch.setattr(deconvolution, "_draw_laplace", weighted)
-    monkeypatch.setattr(deconvolution, "_draw_hmc", sampled)
-    numbers = tf.range(10.0, 16.0)
-    climb = Climb(tf.stack([numbers, numbers], 1), numbers, numbers, numbers > 0, tf.constant(3))
-    draws, told, _ = deconvolution.draw_parameters(
-        None, climb, (numbers,), np.zeros((6, 2)), method="auto", num_draws=8, num_chains=4
-    )
-    assert set(asked) == {11.0, 13.0, 15.0}
-    np.testing.assert_array_equal(draws[0, :, 0], [0, 11, 0, 13, 0, 15])
-    np.testing.assert_array_equal(np.isfinite(told["r_hat"]), k_hats > 0.7)
-
-
 def test_no_data_gives_a_blank_result_and_the_run_goes_on(stamps, results, prior):
     empty = make_observation(
         np.full((32, 32), np.nan), psf=stamps[0].psf, sigma=1.0, pixel_scale=0.2, name="empty"

@@ -20,7 +20,7 @@ from astrogen.inference import (
     resample,
     sample_hmc,
 )
-from astrogen.inference.settings import Sampling
+from astrogen.inference.contracts import Sampling
 from astrogen.inference import hmc as hmc_module
 from astrogen.inference import kernels
 from astrogen.inference.climb import Climb, value_and_gradient

@@ -16,7 +16,7 @@ from astrogen.inference.laplace import (
     laplace,
     resample,
 )
-from astrogen.inference.settings import Sampling
+from astrogen.inference.contracts import Sampling
 
 _HOMES = {"Chains": "hmc", "sample_hmc": "hmc"}
 

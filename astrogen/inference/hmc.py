@@ -16,7 +16,7 @@ from astrogen.inference import diagnostics
 from astrogen.inference.climb import value_and_gradient
 from astrogen.inference.kernels import DIVERGENCE, Hamiltonian, adapted, innermost
 from astrogen.inference.laplace import fold, member_normals, member_seeds, whitening
-from astrogen.inference.settings import Sampling
+from astrogen.inference.contracts import Sampling
 
 OVERDISPERSION = 1.25  # chains start this much wider than the Laplace approximation
 FIRST_STEP = 0.8  # in the whitened space
@@ -168,6 +168,64 @@ def _run(
         tf.reduce_sum(innermost(results, "num_divergent"), 0),
         end,
         innermost(results, "num_leapfrogs"),
+    )
+
+
+def sample_by_kernel(kernel_fn, target, climb, *, seeds, settings):
+    """Chains of any kernel, about the modes, one object after the other.
+
+    TensorFlow Probability draws what is random about a batch from one seed: object by object,
+    draws do not depend on who else is there.
+
+    Parameters
+    ----------
+    kernel_fn : as of `chains.draw_by_kernel`
+    target : Target
+    seeds : int array [batch, 2]
+
+    Returns
+    -------
+    draws array [draw, chain, batch, p], mean acceptance [batch] (nan where the kernel does not say)
+    """
+    _check(settings)
+    matrices = whitening(climb.precision)
+    drawn = [
+        _run_kernel(
+            kernel_fn,
+            target.log_density_fn,
+            climb.parameters[row],
+            matrices[row],
+            tf.nest.map_structure(lambda x, row=row: x[row : row + 1], target.evidence),
+            tf.constant(seed, tf.int32),
+            settings=settings,
+        )
+        for row, seed in enumerate(seeds)
+    ]
+    draws, accept = zip(*drawn, strict=True)
+    return np.stack(draws, 2), np.array(accept)
+
+
+@tf.function(autograph=False)
+def _run_kernel(kernel_fn, log_density_fn, mode, to_parameters, evidence, seed, *, settings):
+    def place(white):
+        return mode + tf.linalg.matvec(to_parameters, white)
+
+    def density(white):
+        return log_density_fn(place(white)[:, None], evidence)[:, 0]
+
+    seeds = tf.random.experimental.stateless_split(seed, 2)
+    noise = tf.random.stateless_normal([settings.num_chains, mode.shape[0]], seeds[0])
+    floor = density(tf.zeros_like(noise)) - DIVERGENCE - 10.0 * mode.shape[0]
+    done = _sample(
+        kernel_fn(density, settings.num_burnin),
+        _inside(density, OVERDISPERSION * noise, floor),
+        num_draws=settings.num_draws,
+        thinning=settings.thinning,
+        num_burnin=settings.num_burnin,
+        seed=seeds[1],
+    )
+    return place(done.all_states), tf.reduce_mean(
+        tf.exp(tf.minimum(done.trace.log_accept_ratio, 0.0))
     )
 
 

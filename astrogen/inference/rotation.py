@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from astrogen.inference.kernels import acceptance, innermost, stepper
-from astrogen.inference.settings import Sampling
+from astrogen.inference.contracts import Sampling
 
 SETTINGS = Sampling(target_accept=0.7, path=1.8, max_steps=40)
 

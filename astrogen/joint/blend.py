@@ -28,7 +28,7 @@ from astrogen import conditional, posterior
 from astrogen.inference import find_map
 from astrogen.inference.kernels import acceptance, stepper
 from astrogen.inference.laplace import whitening
-from astrogen.inference.settings import Sampling
+from astrogen.inference.contracts import Sampling
 from astrogen.joint import bands as tying
 from astrogen.joint.scene import tensor
 
