@@ -4,9 +4,9 @@
     observation = astrogen.read_observation("galaxy.fits", psf=psf)
     result = astrogen.deconvolve(observation, prior=astrogen.load_prior("galaxy"), seed=1)
 
-The modules tell the road in order: observation, forward, priors, posterior, inference, result,
-report. Names are imported on first use, because TensorFlow takes seconds to import and `astrogen
---version` should not.
+The folders tell the road in order: data, priors and instruments, galaxies and darkmatter,
+inference, report. Names are imported on first use, because TensorFlow takes seconds to import and
+`astrogen --version` should not.
 """
 
 from importlib import import_module
@@ -14,42 +14,42 @@ from importlib import import_module
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Observation": "observation",
-    "PSF": "observation",
+    "Observation": "data.observation",
+    "PSF": "data.observation",
     "AstrogenError": "errors",
     "InputError": "errors",
     "InputFileError": "errors",
     "SurveyError": "errors",
     "WeightsError": "errors",
-    "PoorInputWarning": "observation",
-    "make_observation": "observation",
-    "make_psf": "observation",
-    "psf_from_model": "observation",
+    "PoorInputWarning": "data.observation",
+    "make_observation": "data.observation",
+    "make_psf": "data.observation",
+    "psf_from_model": "data.observation",
     "psf_from_galsim": "galsim_objects",
-    "read_observation": "observation",
-    "read_psf": "observation",
-    "mask_neighbours": "detection",
+    "read_observation": "data.observation",
+    "read_psf": "data.observation",
+    "mask_neighbours": "data.detection",
     "load_prior": "priors",
-    "deconvolve": "deconvolution",
-    "deconvolve_jointly": "joint",
-    "deblend": "joint",
-    "JointResult": "joint_result",
-    "Result": "result",
-    "read_result": "joint_result",
-    "results_table": "result",
+    "deconvolve": "galaxies.deconvolve",
+    "deconvolve_jointly": "galaxies.deblend",
+    "deblend": "galaxies.deblend",
+    "Result": "galaxies.result",
+    "read_result": "galaxies.result",
+    "results_table": "galaxies.result",
     "write_report": "report",
     "run_survey": "survey",
     "read_survey": "survey",
     "read_object": "survey",
-    "LensingField": "field",
-    "make_field": "field",
-    "read_field": "field",
-    "MassMap": "massmap",
-    "read_massmap": "massmap",
-    "draw_galaxies": "emulate",
-    "draw_maps": "emulate",
-    "write_galaxies": "emulate",
-    "write_maps": "emulate",
+    "LensingField": "data.field",
+    "make_field": "data.field",
+    "read_field": "data.field",
+    "map_mass": "darkmatter.map_mass",
+    "MassMap": "darkmatter.map_mass",
+    "read_massmap": "darkmatter.map_mass",
+    "draw_galaxies": "galsim_objects.emulate",
+    "draw_maps": "galsim_objects.emulate",
+    "write_galaxies": "galsim_objects.emulate",
+    "write_maps": "galsim_objects.emulate",
     "train_prior": "training",
 }
 

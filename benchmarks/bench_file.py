@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from astrogen.observation import make_observation
-from astrogen.psf import make_psf
+from astrogen.data.observation import make_observation
+from astrogen.data.psf import make_psf
 
 # Case: observed pixel (arcsec), truth pixel (arcsec), array with the PSF. The truth's Gaussian
 # resolution is two of its pixels.

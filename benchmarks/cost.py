@@ -33,7 +33,7 @@ import galsim
 import numpy as np
 from scipy.optimize import least_squares
 
-from astrogen.files import write_whole
+from astrogen.data.files import write_whole
 from benchmarks.bench_file import read_stamps
 
 NUM = 50

@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from astrogen.files import whole_file, write_whole
+from astrogen.data.files import whole_file, write_whole
 from benchmarks.bench_file import CASES, SPLITS, read_stamps
 
 TABLE = {

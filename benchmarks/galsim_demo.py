@@ -31,7 +31,7 @@ import galsim
 import numpy as np
 from galsim import config as galsim_config
 
-from astrogen.files import write_whole
+from astrogen.data.files import write_whole
 from astrogen.galsim_objects import AstrogenCatalog, KappaMap
 
 TILES = 100  # a side, as in the configuration

@@ -5,7 +5,7 @@ seams or a period?
 import numpy as np
 import tensorflow as tf
 
-from astrogen import statistics
+from astrogen.darkmatter import statistics
 from astrogen.priors.convergence import draw_latent
 from benchmarks.map_statistics import L_EDGES
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from astrogen import statistics
+from astrogen.darkmatter import statistics
 
 L_EDGES = np.geomspace(250, 3000, 12)
 # wide, because triangles of long waves are few in a field of 2.45 degrees

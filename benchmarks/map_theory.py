@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from astrogen.emulate import draw_maps
+from astrogen.galsim_objects.emulate import draw_maps
 from astrogen.priors import load_prior
 from data_pipelines.cosmology import Cosmology
 from data_pipelines.theory import ARCMIN, expected_map_power

@@ -17,11 +17,11 @@ from pathlib import Path
 
 import numpy as np
 
-from astrogen.files import write_whole
+from astrogen.darkmatter.statistics import mean_frequency
+from astrogen.darkmatter.statistics.classifier import classify
+from astrogen.data.files import write_whole
 from astrogen.priors import load_prior
 from astrogen.report.statistics import write_statistics
-from astrogen.statistics import mean_frequency
-from astrogen.statistics.classifier import classify
 from astrogen.training.records import load_maps
 from benchmarks import map_statistics as ms
 from benchmarks.map_sizes import compare_sizes, draw_maps

@@ -38,13 +38,13 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from astrogen.field import make_field, rebin_field
-from astrogen.files import write_whole
-from astrogen.images import read_images
-from astrogen.massmap import massmap
+from astrogen.darkmatter.map_mass import map_mass
+from astrogen.darkmatter.statistics import power_spectrum
+from astrogen.data.field import make_field, rebin_field
+from astrogen.data.files import write_whole
+from astrogen.data.images import read_images
+from astrogen.instruments.lensing import Grid, kaiser_squires, make_grid, observe, shear_kernels
 from astrogen.priors import load_prior
-from astrogen.shear import Grid, kaiser_squires, make_grid, observe, shear_kernels
-from astrogen.statistics import power_spectrum
 from astrogen.training.records import load_maps
 
 DENSITY, SIGMA_E = 30.0, 0.26  # galaxies per square arcmin; shape noise per component
@@ -242,11 +242,11 @@ def _posteriors(fields, cosmology, prior, *, num_draws, seed, name):
     """[(MassMap, CPU seconds)]; the first field is mapped twice, because its graphs have to be
     built.
     """
-    massmap(fields[0], prior=prior, cosmology=cosmology[0], num_draws=32, num_burnin=2, seed=seed)
+    map_mass(fields[0], prior=prior, cosmology=cosmology[0], num_draws=32, num_burnin=2, seed=seed)
     found = []
     for index, field in enumerate(tqdm(fields, desc=name, file=sys.stderr, leave=False)):
         began = time.process_time()
-        result = massmap(
+        result = map_mass(
             field, prior=prior, cosmology=cosmology[index], num_draws=num_draws, seed=seed + index
         )
         found.append((result, time.process_time() - began))

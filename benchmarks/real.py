@@ -299,10 +299,10 @@ def richardson_lucy(
 
 def _telescope(observation, prior_scale, target_fwhm, side):
     """What the telescope makes of an image [side, side], and the transpose of that."""
-    from astrogen import forward
+    from astrogen.instruments import telescope
 
     psf = observation.psf
-    kernel = forward.kernel_transform(
+    kernel = telescope.kernel_transform(
         psf.image,
         psf_scale=psf.pixel_scale,
         pixel_response=psf.pixel_response,
@@ -311,13 +311,13 @@ def _telescope(observation, prior_scale, target_fwhm, side):
         target_fwhm=target_fwhm,
     )
     rows, columns = (
-        forward.interpolation_matrix(
+        telescope.interpolation_matrix(
             num, observation.pixel_scale, prior_scale, np.zeros(1, np.float32)
         ).numpy()[0]
         for num in observation.image.shape
     )
     rows = rows * (observation.pixel_scale / prior_scale) ** 2  # flux per pixel
-    grid, first = forward.GRID, (forward.GRID - side) // 2
+    grid, first = telescope.GRID, (telescope.GRID - side) // 2
     stamp = slice(first, first + side)
 
     def see(image):

@@ -57,7 +57,7 @@ def _files(folder):
 def read_exposures(folder):
     """(observations, bands) of decam_exposures."""
     from astrogen import read_observation, read_psf
-    from astrogen.observation import read_frame
+    from astrogen.data.observation import read_frame
 
     rows = _files(folder)
     psfs = [
@@ -73,7 +73,7 @@ def read_exposures(folder):
 
 def survey_exposures(folder, out, *, method, num_draws, prior):
     """The galaxy in the middle of the first exposure through `astrogen survey --joint
-    --mask-neighbours`, as a user would run it: its JointResult.
+    --mask-neighbours`, as a user would run it: its Result.
     """
     from astrogen import read_object
 
@@ -113,7 +113,7 @@ def survey_exposures(folder, out, *, method, num_draws, prior):
 
 
 def fit_exposures(folder, **how):
-    """JointResult of the galaxies of decam_exposures: three exposures of as many bands, by their
+    """Result of the galaxies of decam_exposures: three exposures of as many bands, by their
     WCS.
     """
     from astrogen import deblend
@@ -126,9 +126,9 @@ def fit_exposures(folder, **how):
 
 
 def fit_blend(folder, **how):
-    """JointResult of hsc_blend in five bands: the given peaks, and what sep finds beside them."""
+    """Result of hsc_blend in five bands: the given peaks, and what sep finds beside them."""
     from astrogen import deblend, make_observation, make_psf
-    from astrogen.detection import detect
+    from astrogen.data.detection import detect
 
     with np.load(Path(folder) / "hsc_blend/hsc_cosmos_35.npz") as file:
         bad = file["mask"] & HSC_BAD != 0
@@ -167,9 +167,9 @@ def sky_noise(result):
     the same times the power of the noise at low frequencies over that of white noise.
     """
     rows = []
-    for number, observation in enumerate(result.observations):
-        level = result.background_draws[:, number].mean()
-        light = (result.models[number] - level) / np.sqrt(observation.variance)
+    for exposure in result.exposures:
+        observation = exposure.observation
+        light = (exposure.model - exposure.background[0]) / np.sqrt(observation.variance)
         free = ~observation.mask & ~ndimage.binary_dilation(np.abs(light) > SKY_LIGHT, iterations=1)
         noise = (observation.image - np.median(observation.image[free])) / np.sqrt(
             observation.variance
@@ -209,9 +209,8 @@ def aperture_fluxes(result, *, radius=APERTURE):
     """
     rows = []
     for source in result.sources:
-        for number, (observation, band) in enumerate(
-            zip(result.observations, result.bands, strict=True)
-        ):
+        for number, exposure in enumerate(result.exposures):
+            observation, band = exposure.observation, exposure.band
 
             def circle(plane, var=None):
                 # sep asks for arrays that it might write to.
@@ -233,17 +232,14 @@ def aperture_fluxes(result, *, radius=APERTURE):
             )
             if not inside or observation.mask[int(round(source.y)), int(round(source.x))]:
                 continue
-            level, level_error = (
-                result.background_draws[:, number].mean(),
-                result.background_draws[:, number].std(),
-            )
+            level, level_error = exposure.background
             raw, error = circle(observation.image - level, observation.variance.astype(np.float64))
             beside = sum(
                 circle(other.models[number])[0] for other in result.sources if other is not source
             )
             ours, area = circle(source.models[number])[0], circle(~observation.mask)[0]
             error = float(np.hypot(error, area * level_error))
-            flux, flux_error = (part[source.bands.index(band)] for part in source.flux)
+            flux, flux_error = source.fluxes[source.bands.index(band)]
             rows.append(
                 Flux(
                     source.name.split()[-1],
@@ -297,7 +293,7 @@ def print_fluxes(rows):
 
 
 def fit_bands(folder, pair, **how):
-    """JointResult of hsc_hst_pair in five bands, neighbours fitted with the galaxy; the stamp is
+    """Result of hsc_hst_pair in five bands, neighbours fitted with the galaxy; the stamp is
     that of `pair`, the noise of each band as large as its correlation makes it.
     """
     from astrogen import deblend, make_observation, make_psf
@@ -392,7 +388,7 @@ def fit_together(options):
     """Print and draw the joint fits that are asked for; with `joint`, what a survey run makes of
     the same exposures, neighbours masked.
     """
-    from astrogen.report.joint import write_joint_figure
+    from astrogen.report import write_figure
 
     how = {"method": options.method, "num_draws": options.draws, "prior": options.prior}
     for name in ("joint", "blend", "bands"):
@@ -414,19 +410,21 @@ def fit_together(options):
                 options.shared, options.out / "survey", **how | {"method": "auto"}
             )
             print(alone.summary(), flush=True)
-            write_joint_figure(alone, options.out / "survey.png")
+            write_figure(alone, options.out / "survey.png")
         if name == "blend":
-            for band, (num, ratio, power) in zip(result.bands, sky_noise(result), strict=True):
+            for exposure, (num, ratio, power) in zip(
+                result.exposures, sky_noise(result), strict=True
+            ):
                 print(
                     line(
-                        band,
+                        exposure.band,
                         f"{num} pixels of blank sky",
                         f"variance {ratio:.2f} of the variance plane",
                         f"power at low frequencies {power:.2f} of it",
                     )
                 )
         print_fluxes(aperture_fluxes(result))
-        write_joint_figure(result, options.out / f"{name}.png")
+        write_figure(result, options.out / f"{name}.png")
         result.write_fits(options.out / f"{name}.fits", num_draws_kept=8)
 
 

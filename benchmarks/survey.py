@@ -36,8 +36,9 @@ from astropy.io import fits
 from astropy.table import Table
 from astropy.wcs import WCS
 
-from astrogen import forward, load_prior
-from astrogen.files import write_whole
+from astrogen import load_prior
+from astrogen.data.files import write_whole
+from astrogen.instruments import telescope
 
 TILES, SIZE, SCALE = 64, 48, 0.2  # galaxies a side of an exposure, pixels of each, arcsec/pixel
 FWHM, SPREAD, PSF_SIDE = 0.7, 0.1, 41
@@ -225,7 +226,7 @@ def _stamps(count, *, seed, varying):
         )
         latent = rng.standard_normal([num, prior.latent_size]).astype(np.float32)
         shift = rng.uniform(-0.5, 0.5, [num, 2]).astype(np.float32) * SCALE
-        seen = forward.render(
+        seen = telescope.render(
             prior.decode(tf.constant(latent)),
             kernels,
             shape=(SIZE, SIZE),
@@ -238,10 +239,10 @@ def _stamps(count, *, seed, varying):
 
 
 def _kernels(prior, widths):
-    """What `forward.render` takes for PSFs of these FWHM, arcsec."""
+    """What `telescope.render` takes for PSFs of these FWHM, arcsec."""
     return np.stack(
         [
-            forward.kernel_transform(
+            telescope.kernel_transform(
                 _psf(fwhm),
                 psf_scale=SCALE,
                 pixel_response=SCALE,

@@ -35,9 +35,10 @@ import galsim
 import numpy as np
 import tensorflow as tf
 
-from astrogen import forward, load_prior
-from astrogen.files import write_whole
+from astrogen import load_prior
+from astrogen.data.files import write_whole
 from astrogen.galsim_objects import psf_from_galsim
+from astrogen.instruments import telescope
 
 BATCH, REPEATS = 64, 41
 SHAPE, PIXEL_SCALE = (48, 48), 0.2
@@ -78,7 +79,7 @@ def measure(*, batch, num_repeats):
     """
     prior = load_prior("galaxy")
     psf = psf_from_galsim(PSF, pixel_scale=PIXEL_SCALE)
-    kernel = forward.kernel_transform(
+    kernel = telescope.kernel_transform(
         psf.image,
         psf_scale=psf.pixel_scale,
         pixel_response=psf.pixel_response,
@@ -93,7 +94,7 @@ def measure(*, batch, num_repeats):
     )
     images = prior.decode(latent)
     render = partial(
-        forward.render,
+        telescope.render,
         kernels=kernel,
         shape=SHAPE,
         pixel_scale=PIXEL_SCALE,
@@ -141,16 +142,16 @@ def convolve_bare(images, kernel):
 
     Tensor [batch, GRID, GRID].
     """
-    left, top = ((forward.GRID - side) // 2 for side in images.shape[:0:-1])
+    left, top = ((telescope.GRID - side) // 2 for side in images.shape[:0:-1])
     padded = tf.pad(
         images,
         [
             [0, 0],
-            [top, forward.GRID - images.shape[1] - top],
-            [left, forward.GRID - images.shape[2] - left],
+            [top, telescope.GRID - images.shape[1] - top],
+            [left, telescope.GRID - images.shape[2] - left],
         ],
     )
-    return tf.signal.irfft2d(tf.signal.rfft2d(padded) * kernel, fft_length=[forward.GRID] * 2)
+    return tf.signal.irfft2d(tf.signal.rfft2d(padded) * kernel, fft_length=[telescope.GRID] * 2)
 
 
 def _with_gradient(function, num):

@@ -4,7 +4,7 @@ simulation to simulation.
 
 import numpy as np
 
-from astrogen.images import only_plane, read_images
+from astrogen.data.images import only_plane, read_images
 from data_pipelines.convergence import RANGE
 from data_pipelines.cosmology import Cosmology
 from data_pipelines.pixels import average_pixels

@@ -3,14 +3,14 @@ trained on. Of four, the second scatters most like an average map.
 
 python -m data_pipelines convergence --cosmology 0.3 0.8 --num-cosmologies 1 --maps-per-simulation 4
 --seed 990 --out records python -m data_pipelines.demo_map --records records --index 1 --out
-astrogen/demo_data
+astrogen/demo/data
 """
 
 import argparse
 import sys
 from pathlib import Path
 
-from astrogen.images import write_planes
+from astrogen.data.images import write_planes
 from astrogen.training.records import load_maps, read_manifest
 
 

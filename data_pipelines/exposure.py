@@ -1,7 +1,7 @@
 """The exposure of `astrogen demo`: a dozen simulated galaxies as a ground-based survey would record
 them, and the truth behind them.
 
-    python -m data_pipelines.exposure --seed 987654 --out astrogen/demo_data
+    python -m data_pipelines.exposure --seed 987654 --out astrogen/demo/data
 
 Galaxies come from `data_pipelines.population` under a seed that no prior was trained on. The
 telescope is GalSim's, not astrogen's own forward model.
@@ -18,7 +18,7 @@ from astropy.table import Table
 from astropy.units import nJy
 from astropy.wcs import WCS
 
-from astrogen.images import write_planes
+from astrogen.data.images import write_planes
 from data_pipelines.population import PIXEL_SCALE, SIDE, TARGET_FWHM, draw_galaxy
 
 SHAPE = (156, 204)  # pixels: rows, columns

@@ -70,7 +70,7 @@ def cut_squares(sky, path, *, side, pixel_scale):
 
     Raises
     ------
-    astrogen.images.InputFileError : not a full sky, or too coarse.
+    astrogen.data.images.InputFileError : not a full sky, or too coarse.
     """
     sky = sky.ravel()
     num_side = int(round(np.sqrt(len(sky) / 12)))

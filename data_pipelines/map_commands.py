@@ -7,8 +7,8 @@ import sys
 from functools import partial
 from pathlib import Path
 
+from astrogen.data.files import write_whole
 from astrogen.errors import InputError
-from astrogen.files import write_whole
 from data_pipelines.words import positive, record_options, seed
 
 VERBS = ("convergence", "maps", "check-convergence", "expected-spectrum", "measure-transfer")

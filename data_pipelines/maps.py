@@ -18,9 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
+from astrogen.data.images import only_plane, read_images
+from astrogen.data.reading import read_bytes
 from astrogen.errors import InputError, InputFileError
-from astrogen.images import only_plane, read_images
-from astrogen.reading import read_bytes
 from data_pipelines.healpix import cut_squares
 from data_pipelines.pixels import FIELDS, PIXEL_SCALE, SIDE, average_pixels, cut_maps
 
@@ -107,7 +107,7 @@ def read_maps(path, *, map_format, map_pixel_scale=None):
 
     Raises
     ------
-    astrogen.images.InputFileError : damaged, not of this format, not finite, coarser than the
+    astrogen.data.images.InputFileError : damaged, not of this format, not finite, coarser than the
     pixels wanted, or smaller than one map.
     """
     if not Path(path).is_file():
@@ -156,7 +156,7 @@ def recipe(paths, *, map_format, omega_m, sigma_8, source_redshift, map_pixel_sc
     Raises
     ------
     ValueError : a cosmology or redshift that cannot be.
-    astrogen.images.InputFileError : as `read_maps`, of the first file.
+    astrogen.data.images.InputFileError : as `read_maps`, of the first file.
     """
     for name, value in (
         ("omega_m", omega_m),

@@ -14,8 +14,8 @@ from pathlib import Path
 import galsim
 import numpy as np
 
+from astrogen.data.images import list_extents
 from astrogen.errors import FileError, InputError, InputFileError
-from astrogen.images import list_extents
 from data_pipelines.population import shifted
 
 RECIPE_VERSION = 1

@@ -16,8 +16,8 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
+from astrogen.data.files import hold_folder, whole_file, write_whole
 from astrogen.errors import RecordsError, is_machines
-from astrogen.files import hold_folder, whole_file, write_whole
 from astrogen.training.records import (
     FORMAT,
     MANIFEST,

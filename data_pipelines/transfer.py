@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from astrogen.reading import read_json
+from astrogen.data.reading import read_json
 from data_pipelines.cosmology import Cosmology, linear_spectrum, nonlinear_spectrum
 from data_pipelines.lightcone import grid_window, place_planes, plane_wavenumbers, simulate_planes
 from data_pipelines.particle_mesh import draw_modes

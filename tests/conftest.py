@@ -29,3 +29,44 @@ def seeded_networks():
 def rng():
     """A generator that gives the same numbers in every run."""
     return np.random.default_rng(20240229)
+
+
+def lone_result(
+    observation,
+    *,
+    prior_scale,
+    target_fwhm,
+    draws,
+    model,
+    latent_draws,
+    flux_draws,
+    shift_draws,
+    background_draws,
+    num_fitted=0.0,
+    **told,
+):
+    """The Result of one galaxy in one exposure, from draws [num_draws, h, w] of its image and a
+    model with background; the rest as of `astrogen.galaxies.result.make_result`.
+    """
+    from astrogen.galaxies.result import make_exposure, make_result, make_source
+
+    levels = np.asarray(background_draws, np.float32)
+    source = make_source(
+        observation,
+        name=observation.name,
+        place=(0.0, 0.0),
+        prior_scale=prior_scale,
+        target_fwhm=target_fwhm,
+        draws=np.asarray(draws)[:, None],
+        flux_draws=np.asarray(flux_draws)[:, None],
+        latent_draws=latent_draws,
+        shift_draws=shift_draws,
+        residual_amplitude=1.0,
+    )
+    exposure = make_exposure(
+        observation,
+        light=np.asarray(model) - (levels.mean(dtype=np.float64) if len(levels) else 0.0),
+        background_draws=levels,
+        num_fitted=num_fitted,
+    )
+    return make_result([source], [exposure], **told)

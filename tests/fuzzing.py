@@ -255,7 +255,7 @@ def _wcs(kind="TAN"):
 
 
 def _stamp():
-    from astrogen.observation import make_observation
+    from astrogen.data.observation import make_observation
 
     image = np.random.default_rng(1).normal(size=(24, 24)).astype(np.float32)
     return make_observation(
@@ -264,7 +264,7 @@ def _stamp():
 
 
 def _psf(side=9):
-    from astrogen.observation import make_psf
+    from astrogen.data.observation import make_psf
 
     x = np.arange(side) - side // 2
     image = np.exp(-(x**2 + x[:, None] ** 2) / 4)
@@ -294,14 +294,14 @@ def _compressed(compression):
 
 
 def _observed(folder, name="a.fits", **how):
-    from astrogen.observation import read_observation
+    from astrogen.data.observation import read_observation
 
     seen = read_observation(folder / name, psf=_psf(), pixel_scale=0.198, **how)
     return [seen.image, seen.variance, seen.mask]
 
 
 def _planes(folder):
-    from astrogen.images import read_images
+    from astrogen.data.images import read_images
 
     return [plane.pixels for plane in read_images(folder / "a.fits")]
 
@@ -326,7 +326,7 @@ def _psf_image(folder):
 
 
 def _read_psf(folder):
-    from astrogen.observation import read_psf
+    from astrogen.data.observation import read_psf
 
     return [read_psf(folder / "a.psf", pixel_scale=0.2, position=(9.0, 8.0)).image]
 
@@ -366,7 +366,7 @@ def _read_catalogue(name):
 
 
 def _read_table(folder):
-    from astrogen.tables import read_table
+    from astrogen.data.tables import read_table
 
     return [list(read_table(next(folder.glob("a.*"))).columns)]
 
@@ -388,17 +388,17 @@ def _list_exposures(folder):
 
 
 def _read_field(folder):
-    from astrogen.field import read_field
+    from astrogen.data.field import read_field
 
     return [read_field([f"{folder / 'a.fits'}[SCI]"], noise=[0.1]).maps]
 
 
 def _make_result():
-    from astrogen.result import make_result
+    from conftest import lone_result
 
     rng = np.random.default_rng(4)
     draws = np.abs(rng.normal(size=(8, 32, 32)))
-    return make_result(
+    return lone_result(
         _stamp(), prior_scale=0.1, target_fwhm=0.2, draws=draws, model=np.ones((24, 24)),
         latent_draws=rng.normal(size=(8, 3)), flux_draws=draws.sum((1, 2)),
         shift_draws=np.zeros((8, 2)), background_draws=np.zeros(8), method="laplace",
@@ -421,14 +421,14 @@ def _bare(make):
 
 
 def _read_result(folder):
-    from astrogen.result import read_result
+    from astrogen.galaxies.result import read_result
 
     found = read_result(folder / "a.fits")
     return [found.image, found.draws, found.flux, found.status, found.name, found.model]
 
 
 def _joint_result(folder):
-    from astrogen.joint_result import make_joint_result, make_source
+    from astrogen.galaxies.result import make_exposure, make_result, make_source
 
     rng, stamps = np.random.default_rng(8), [_stamp(), _stamp()]
     planes = [np.ones((24, 24), np.float32)] * 2
@@ -438,10 +438,13 @@ def _joint_result(folder):
         latent_draws=rng.normal(size=(4, 3)), shift_draws=np.zeros((4, 2)), models=planes,
         colour=1.0, residual_amplitude=0.1,
     )  # fmt: skip
-    make_joint_result(
-        stamps, bands=("g", "r"), sources=[source], models=planes,
-        background_draws=np.zeros((4, 2)), num_fitted=[3.0, 3.0], method="laplace",
-        diagnostics={"k_hat": 0.1}, status=(), provenance={"seed": 1},
+    exposures = [
+        make_exposure(stamp, light=plane, background_draws=np.zeros(4), num_fitted=3.0, band=band)
+        for stamp, plane, band in zip(stamps, planes, ("g", "r"), strict=True)
+    ]
+    make_result(
+        [source, source], exposures, method="laplace", diagnostics={"k_hat": 0.1},
+        provenance={"seed": 1},
     ).write_fits(folder / "a.fits")  # fmt: skip
     return folder / "a.fits"
 
@@ -450,13 +453,16 @@ def _read_joint_result(folder):
     from astrogen import read_result
 
     found = read_result(folder / "a.fits")
-    (source,) = found.sources
-    values = [source.images, source.draws, source.flux_draws, source.wcs, found.background_draws]
-    return [*values, *found.models, *found.residuals, found.bands, found.chi2, found.status]
+    values = [found.status]
+    for source in found.sources:
+        values += [source.images, source.draws, source.flux_draws, source.wcs, *source.models]
+    for one in found.exposures:
+        values += [one.model, one.residual, one.background_draws, one.band, one.fit]
+    return values
 
 
 def _best(folder):
-    from astrogen.arrays import npz_bytes
+    from astrogen.data.arrays import npz_bytes
     from astrogen.training.wgan import TOLD
 
     arrays = {f"arr_{number}": value for number, value in enumerate(_network().get_weights())}
@@ -479,8 +485,8 @@ def _read_best(folder):
 
 
 def _massmap(folder):
-    from astrogen.field import make_field
-    from astrogen.massmap import MassMap
+    from astrogen.darkmatter.map_mass import MassMap
+    from astrogen.data.field import make_field
 
     plane = np.random.default_rng(5).normal(size=(8, 8)).astype(np.float32)
     MassMap(
@@ -492,7 +498,7 @@ def _massmap(folder):
 
 
 def _read_massmap(folder):
-    from astrogen.massmap import read_massmap
+    from astrogen.darkmatter.map_mass import read_massmap
 
     found = read_massmap(folder / "a.fits")
     return [found.mean, found.draws, found.cosmology_draws, found.status, found.field.variance]
@@ -717,7 +723,7 @@ def _own_json(folder):
 
 
 def _read_json(folder):
-    from astrogen.reading import read_json
+    from astrogen.data.reading import read_json
 
     return [str(read_json(folder / "a.json"))]
 

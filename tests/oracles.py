@@ -5,8 +5,8 @@ and no compression; and a tiny prior that it can follow.
 import numpy as np
 from scipy import linalg, stats
 
-from astrogen import forward
-from astrogen.posterior import LOG_FLUX_STD, SHIFT_STD
+from astrogen.galaxies.posterior import LOG_FLUX_STD, SHIFT_STD
+from astrogen.instruments import telescope
 from astrogen.priors.galaxy import BasisPrior
 from astrogen.priors.networks import ResidualMLP
 
@@ -82,7 +82,7 @@ def telescope_matrix(images, kernel, *, shape, pixel_scale, prior_scale, shift):
     in float64.
     """
     num, height, width = images.shape
-    grid, top, left = forward.GRID, (forward.GRID - height) // 2, (forward.GRID - width) // 2
+    grid, top, left = telescope.GRID, (telescope.GRID - height) // 2, (telescope.GRID - width) // 2
     padded = np.zeros((num, grid, grid))
     padded[:, top : top + height, left : left + width] = images
     spectrum = np.fft.fft2(padded)

@@ -8,13 +8,15 @@ object then takes STAND_IN_SECONDS of the environment.
 import os
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 from astropy.io import fits
 from astropy.table import Table
 from astropy.wcs import WCS
 
-from astrogen.result import QUANTITIES, Quantities, Result
+from astrogen.galaxies.quantities import QUANTITIES, Quantities
+from astrogen.galaxies.result import make_exposure, make_result, make_source
 from astrogen.survey import run, store, work
 
 NUM, CHUNK, SIZE, SCALE = 12, 2, 16, 0.2
@@ -31,29 +33,32 @@ def _result(stamp, fit):
     rng = np.random.default_rng(sum(map(ord, stamp.name)))
     values = [(float(stamp.image.sum()) + number, 1.0) for number in range(len(QUANTITIES))]
     covariance = np.eye(len(QUANTITIES)).tolist()
-    draws = rng.normal(size=(fit.num_draws, SIZE, SIZE)).astype(np.float32)
-    return Result(
-        observation=stamp,
+    source = make_source(
+        stamp,
+        name=stamp.name,
+        place=(0.0, 0.0),
         prior_scale=SCALE,
         target_fwhm=2 * SCALE,
-        image=draws.mean(0),
-        image_std=draws.std(0),
-        model=np.zeros_like(stamp.image),
-        residual=stamp.image,
-        draws=draws,
-        latent_draws=rng.normal(size=(fit.num_draws, 4)),
-        flux_draws=rng.normal(size=fit.num_draws),
+        draws=rng.normal(size=(fit.num_draws, 1, SIZE, SIZE)),
+        flux_draws=rng.normal(size=(fit.num_draws, 1)),
         shift_draws=rng.normal(size=(fit.num_draws, 2)),
+        latent_draws=rng.normal(size=(fit.num_draws, 4)),
+        residual_amplitude=1.0,
+    )
+    measured = Quantities(*values, num_failed=0, num_no_radius=0, covariance=covariance)
+    exposure = make_exposure(
+        stamp,
+        light=np.zeros_like(stamp.image),
         background_draws=rng.normal(size=fit.num_draws),
-        chi2=1.0,
-        p_value=0.5,
+    )
+    result = make_result(
+        [replace(source, measured=measured)],
+        [exposure],
         method="laplace",
-        status=("stand_in: nothing was fitted",),
-        converged=True,
         diagnostics={"k_hat": 0.1},
         provenance={"seed": fit.seed},
-        measured=Quantities(*values, num_failed=0, num_no_radius=0, covariance=covariance),
     )
+    return replace(result, status=("stand_in: nothing was fitted",), converged=True)
 
 
 def use(patch=setattr):

@@ -19,7 +19,7 @@ from photutils.psf import GriddedPSFModel, ImagePSF
 from test_result import fake_result, observation  # noqa: F401
 
 import astrogen
-from astrogen.observation import as_observations, make_observation
+from astrogen.data.observation import as_observations, make_observation
 
 SCALE, SIDE = 0.2, 40
 PSF = galsim.Moffat(beta=3.5, fwhm=0.7)
@@ -62,6 +62,7 @@ API = {  # function: its parameters, in their order
     "read_object": "out ident image",
     "make_field": "maps noise mask pixel_scale beam wcs flipped max_bad_fraction",
     "read_field": "files noise mask footprint pixel_scale beam flip_second",
+    "map_mass": "field prior cosmology num_draws num_chains num_burnin seed progress",
     "read_massmap": "path",
     "draw_galaxies": "num seed prior",
     "draw_maps": "num omega_m sigma_8 shape seed prior extrapolate",
@@ -73,10 +74,10 @@ CLASSES = {  # class: what a user reads of it
     "Observation": "image variance mask psf pixel_scale name wcs unit notes status",
     "PSF": "image pixel_scale pixel_response fwhm",
     "Result": (
-        "image image_std model residual draws flux half_light_radius e1 e2 quantities status"
-        " converged summary draw_images write_fits to_table to_ccddata to_arviz"
+        "sources exposures image image_std model residual draws flux half_light_radius e1 e2"
+        " quantities flux_covariance deblended status converged summary draw_images write_fits"
+        " to_table exposure_table to_ccddata to_arviz"
     ),
-    "JointResult": "sources flux_covariance models residuals deblended table summary write_fits",
     "LensingField": "",
     "MassMap": "mean std draws",
     "AstrogenError": "",

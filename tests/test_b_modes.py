@@ -7,9 +7,9 @@ import pytest
 from test_field import sky
 from toy_maps import GRID, HOLE, SCALE, SHAPE, SIGMA, draw_kappa, grid_spectrum, toy_prior
 
-from astrogen.b_modes import CLEAR, OTHER_AXES, measure_modes, sentences_of
-from astrogen.field import make_field
-from astrogen.shear import make_grid, observe, shear_kernels
+from astrogen.darkmatter.b_modes import CLEAR, OTHER_AXES, measure_modes, sentences_of
+from astrogen.data.field import make_field
+from astrogen.instruments.lensing import make_grid, observe, shear_kernels
 
 BIG = make_grid((48, 48))
 AREA = (SCALE * np.pi / 180 / 60) ** 2

@@ -14,7 +14,7 @@ from astropy.table import Table
 from astropy.wcs import WCS
 from conftest import ROOT
 
-from astrogen import forward
+from astrogen.instruments import telescope
 from benchmarks import cost, deconvolution, survey, throughput
 from benchmarks.bench_file import CASES, _without_pixel, read_stamps
 
@@ -114,7 +114,7 @@ def test_forward_model_of_the_adapter_is_galsims(case, tmp_path):
     stamps = read_stamps(bench_file(tmp_path / "bench.npz", case), case=case, snr=50)
     observed, truth = draw(case, 0.4, -0.7)
     psf = stamps.observations()[0].psf
-    kernel = forward.kernel_transform(
+    kernel = telescope.kernel_transform(
         psf.image,
         psf_scale=psf.pixel_scale,
         pixel_response=psf.pixel_response,
@@ -123,7 +123,7 @@ def test_forward_model_of_the_adapter_is_galsims(case, tmp_path):
         target_fwhm=2 * stamps.truth_scale,
     )
     seen = (
-        forward.render(
+        telescope.render(
             truth[None].astype(np.float32),
             kernel[None],
             shape=observed.shape,
@@ -247,7 +247,7 @@ def test_throughput_times_the_same_convolution(tmp_path, capsys, rng):
     images = np.exp(
         -0.5 * (np.hypot(*np.mgrid[-31.5:32, -31.5:32]) / rng.uniform(2, 4, (2, 1, 1))) ** 2
     ).astype(np.float32)
-    seen = forward.render(
+    seen = telescope.render(
         images,
         kernel,
         shape=(64, 64),

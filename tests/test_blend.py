@@ -11,12 +11,12 @@ from oracles import PixelPosterior, telescope_matrix, tiny_prior
 from scipy import stats
 from test_posterior import gaussian_kernel
 
+from astrogen.galaxies import bands as tying
+from astrogen.galaxies import blend as blending
+from astrogen.galaxies.draws import group_by_light, judge_chains
+from astrogen.galaxies.moments import moment_weights
 from astrogen.inference import diagnostics
 from astrogen.inference.climb import Climb
-from astrogen.moments import moment_weights
-from astrogen.joint import bands as tying
-from astrogen.joint import blend as blending
-from astrogen.joint.draws import group_by_light, judge_chains
 
 SHAPE, PIXEL_SCALE, PRIOR_SCALE = (9, 10), 0.2, 0.1
 PLACES = ((-0.2, 0.05), (0.22, -0.04))  # arcsec: less than a PSF apart
@@ -426,7 +426,7 @@ def test_the_exact_density_decides_where_a_chain_goes(rng, monkeypatch):
 
     before, white = chains.parameters.numpy(), chains.white
     chains.step = lambda white, results, *_: (white + 1.0, results)
-    monkeypatch.setattr(blending, "acceptance", lambda results: 1.0)
+    chains.acceptance = lambda results: 1.0
     monkeypatch.setattr(
         blending,
         "_surplus",

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from astrogen.data.files import hold_folder
 from astrogen.errors import InputFileError, RecordsError, WeightsError
-from astrogen.files import hold_folder
 from astrogen.training import train_prior
 from astrogen.training.basis import Basis
 from astrogen.training.checkpoints import (

@@ -8,8 +8,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from astrogen import statistics
-from astrogen.statistics.classifier import classify
+from astrogen.darkmatter import statistics
+from astrogen.darkmatter.statistics.classifier import classify
 
 
 def lognormal(num, side, sigma, *, seed):

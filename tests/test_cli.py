@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 from astropy.table import Table
 from astropy.wcs import WCS
+from conftest import lone_result
 
 import astrogen
 from astrogen.cli import main
-from astrogen.result import make_result, read_result
+from astrogen.galaxies.result import read_result
 
 SHAPE = (30, 32)
 
@@ -53,7 +54,7 @@ def fake_deconvolve(
         "num_chains": num_chains,
     }
     return [
-        make_result(
+        lone_result(
             observation,
             prior_scale=prior_scale or 0.1,
             target_fwhm=0.2,
@@ -480,8 +481,8 @@ def test_warnings_of_the_input_are_one_line_each(folder, capsys):
             id="scale",
         ),
         pytest.param(
-            ["deconvolve", "i", "--psf", "p", "--out", "x", "--method", "vi"],
-            "invalid choice: 'vi'",
+            ["deconvolve", "i", "--psf", "p", "--out", "x", "--method", "best"],
+            "invalid choice: 'best'",
             id="method",
         ),
         pytest.param(
@@ -547,7 +548,7 @@ def test_names_of_files_do_nothing_to_a_terminal(folder, capsys):
 
 
 def test_an_image_for_which_memory_does_not_suffice_leaves_the_others(folder, monkeypatch, capsys):
-    from astrogen import observation
+    from astrogen.data import observation
 
     read = observation.read_observation
 
@@ -581,13 +582,16 @@ def test_traceback_option_lets_users_errors_through(folder):
 
 def test_demo_and_train_pass_their_options_on(tmp_path, monkeypatch):
     calls = []
-    demo, training = types.ModuleType("astrogen.demo"), types.ModuleType("astrogen.training")
+    demo, training = (
+        types.ModuleType("astrogen.demo.galaxies"),
+        types.ModuleType("astrogen.training"),
+    )
     demo.run_demo = lambda out, seed: calls.append((out, seed))
     training.train_prior = lambda name, **options: calls.append((name, options))
-    monkeypatch.setitem(sys.modules, "astrogen.demo", demo)
-    maps = types.ModuleType("astrogen.demo_maps")
+    monkeypatch.setitem(sys.modules, "astrogen.demo.galaxies", demo)
+    maps = types.ModuleType("astrogen.demo.maps")
     maps.run_demo_maps = lambda out, seed: calls.append((out, seed))
-    monkeypatch.setitem(sys.modules, "astrogen.demo_maps", maps)
+    monkeypatch.setitem(sys.modules, "astrogen.demo.maps", maps)
     monkeypatch.setitem(sys.modules, "astrogen.training", training)
     assert main(["demo", "--out", str(tmp_path), "--seed", "3"]) == 0
     assert (

@@ -9,9 +9,12 @@ from conftest import ROOT
 from scipy.sparse import linalg
 from test_posterior import make_case, places
 
-from astrogen import conditional, deconvolution, demo, load_prior, posterior
+from astrogen import load_prior
+from astrogen.data.observation import read_planes
+from astrogen.demo import galaxies as demo
+from astrogen.galaxies import conditional, posterior
+from astrogen.galaxies import deconvolve as deconvolution
 from astrogen.inference import diagnostics, draw_gaussian, find_map, gaussian_log_density, resample
-from astrogen.observation import read_planes
 
 NUM_DRAWS = 120
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from astrogen import demo
-from astrogen.observation import make_observation, make_psf, read_planes
+from astrogen.data.observation import make_observation, make_psf, read_planes
+from astrogen.demo import galaxies as demo
 from astrogen.report import write_comparison
 from data_pipelines import exposure
 

@@ -5,8 +5,8 @@ truth.
 import numpy as np
 import pytest
 
-from astrogen import demo_maps
-from astrogen.demo_maps import HOLE, NUM_HOLES, observe_truth, run_demo_maps
+from astrogen.demo import maps as demo_maps
+from astrogen.demo.maps import HOLE, NUM_HOLES, observe_truth, run_demo_maps
 
 
 def test_the_shear_of_one_mode_inside_the_field(monkeypatch):

@@ -10,8 +10,9 @@ from astropy.io import fits
 from map_oracles import PIXEL_SCALE, small_prior
 from oracles import tiny_prior
 
-from astrogen import cli, emulate
-from astrogen.images import stream_cube
+from astrogen import cli
+from astrogen.data.images import stream_cube
+from astrogen.galsim_objects import emulate
 
 COSMOLOGY = {"omega_m": 0.3, "sigma_8": 0.8}
 

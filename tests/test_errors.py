@@ -11,9 +11,9 @@ import pytest
 
 import astrogen
 import data_pipelines
-from astrogen.commands.words import complain
+from astrogen.cli.words import complain
+from astrogen.data.reading import only_input_errors, read_bytes
 from astrogen.errors import AstrogenError, InputError, InputFileError, is_machines, printable
-from astrogen.reading import only_input_errors, read_bytes
 
 EVIL = "galaxy\x1b]0;evil\x07\x1b[2J\n\u202e4711"
 
@@ -88,6 +88,6 @@ def test_a_file_that_the_machine_cannot_open_is_tried_again(tmp_path, monkeypatc
         raise OSError(errno.EMFILE, "Too many open files")
 
     (tmp_path / "a").write_bytes(b"a")
-    monkeypatch.setattr("astrogen.reading.os.open", fail)
+    monkeypatch.setattr("astrogen.data.reading.os.open", fail)
     with pytest.raises(OSError, match="Too many open files"):
         read_bytes(tmp_path / "a", max_bytes=9)

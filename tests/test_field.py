@@ -7,8 +7,8 @@ import pytest
 from astropy.io import fits
 from astropy.wcs import WCS
 
+from astrogen.data.field import make_field, read_field, rebin_field
 from astrogen.errors import InputFileError
-from astrogen.field import make_field, read_field, rebin_field
 
 
 def sky(scale, shape):

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from astropy.table import Table
 
-from astrogen.arrays import npz_bytes, write_array
-from astrogen.files import (
+from astrogen.data.arrays import npz_bytes, write_array
+from astrogen.data.files import (
     TEMPORARY,
     whole_file,
     write_table,

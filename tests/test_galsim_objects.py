@@ -15,9 +15,9 @@ from conftest import ROOT
 from galsim import config as galsim_config
 
 import astrogen
-from astrogen import forward
 from astrogen.galsim_objects import AstrogenCatalog, AstrogenGalaxy, KappaMap, psf_from_galsim
 from astrogen.galsim_objects.galaxies import CHUNK
+from astrogen.instruments import telescope
 from benchmarks import galsim_demo
 
 SEED = 77
@@ -52,7 +52,7 @@ def test_through_a_telescope_it_is_what_the_forward_model_says(catalog, prior, p
     galaxy = catalog.galaxy(5, flux=20, prior_scale=prior_scale)
     drawn = galsim.Convolve(galaxy, PSF).drawImage(nx=40, ny=40, scale=0.2).array
     psf = psf_from_galsim(PSF, pixel_scale=0.2)
-    kernel = forward.kernel_transform(
+    kernel = telescope.kernel_transform(
         psf.image,
         psf_scale=psf.pixel_scale,
         pixel_response=0.0,
@@ -64,7 +64,7 @@ def test_through_a_telescope_it_is_what_the_forward_model_says(catalog, prior, p
         20 * catalog.image(5)[None].astype(np.float32),
         {"pixel_scale": [np.float32(0.2)], "prior_scale": [np.float32(prior_scale)]},
     )
-    expected = forward.render(
+    expected = telescope.render(
         images, kernel[None], shape=(40, 40), shift=np.zeros((1, 2), np.float32), **scales
     )
     np.testing.assert_allclose(drawn, expected[0], atol=1e-3 * drawn.max())

@@ -20,10 +20,16 @@ from toy_maps import (
     toy_prior,
 )
 
-from astrogen.map_posterior import bounded, gaussian_start, make_target
+from astrogen.darkmatter.posterior import bounded, gaussian_start, make_target
+from astrogen.darkmatter.wiener import (
+    from_white,
+    linear_view,
+    posterior_draws,
+    posterior_mean,
+    to_white,
+)
+from astrogen.instruments.lensing import crop, filtered, shear_kernels
 from astrogen.priors.correction import Correction
-from astrogen.shear import crop, filtered, shear_kernels
-from astrogen.wiener import from_white, linear_view, posterior_draws, posterior_mean, to_white
 
 
 @pytest.fixture(scope="module")

@@ -24,11 +24,11 @@ from toy_maps import (
     toy_prior,
 )
 
+from astrogen.darkmatter.map_mass import _status, map_mass, read_massmap, watched
+from astrogen.darkmatter.wiener import wiener_filter
+from astrogen.data.field import make_field
 from astrogen.errors import InputFileError
-from astrogen.field import make_field
-from astrogen.massmap import _status, massmap, read_massmap, watched
-from astrogen.shear import crop
-from astrogen.wiener import wiener_filter
+from astrogen.instruments.lensing import crop
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def gaussian():
     """A field with a hole seen through the Gaussian toy, and its mass map."""
     prior, rng = toy_prior("gaussian"), np.random.default_rng(4)
     field = seen(draw_kappa(prior, rng), rng, sigma=SIGMA, mask=HOLE)
-    return field, massmap(field, prior=prior, num_draws=160, num_burnin=20, seed=3)
+    return field, map_mass(field, prior=prior, num_draws=160, num_burnin=20, seed=3)
 
 
 def test_the_wiener_filter_is_the_mean_of_the_gaussian_posterior(gaussian):
@@ -65,7 +65,7 @@ def test_uncertainty_rises_in_holes_and_falls_with_the_number_of_galaxies(gaussi
     assert result.std[HOLE].mean() > 1.03 * result.std[~HOLE].mean()
     # nine times as many
     many = make_field(field.maps, noise=SIGMA / 3, mask=HOLE, pixel_scale=SCALE)
-    better = massmap(many, prior=toy_prior("gaussian"), num_draws=32, num_burnin=15, seed=3)
+    better = map_mass(many, prior=toy_prior("gaussian"), num_draws=32, num_burnin=15, seed=3)
     assert better.std[~HOLE].mean() < 0.75 * result.std[~HOLE].mean()
     assert better.std[HOLE].mean() > 1.2 * better.std[~HOLE].mean()
 
@@ -73,7 +73,7 @@ def test_uncertainty_rises_in_holes_and_falls_with_the_number_of_galaxies(gaussi
 def test_equal_seeds_give_equal_maps(gaussian):
     field, _ = gaussian
     once, again, other = (
-        massmap(field, prior=toy_prior("gaussian"), num_draws=32, num_burnin=2, seed=seed)
+        map_mass(field, prior=toy_prior("gaussian"), num_draws=32, num_burnin=2, seed=seed)
         for seed in (3, 3, 4)
     )
     assert np.array_equal(once.draws, again.draws)
@@ -85,7 +85,7 @@ def test_without_information_the_draws_are_those_of_the_prior():
     over the range, by a Kolmogorov-Smirnov bound.
     """
     field = make_field(np.zeros((2, *SHAPE)), noise=100.0, pixel_scale=SCALE)
-    result = massmap(field, prior=toy_prior("lognormal"), num_draws=100, num_burnin=10, seed=5)
+    result = map_mass(field, prior=toy_prior("lognormal"), num_draws=100, num_burnin=10, seed=5)
     half = grid_spectrum()
     whole = np.concatenate([half, half[:, -2:0:-1]], 1).mean() / AREA
     variance = np.log1p(whole / SHIFT**2)
@@ -94,7 +94,7 @@ def test_without_information_the_draws_are_those_of_the_prior():
     assert np.quantile(result.draws, 0.5) == pytest.approx(
         SHIFT * np.expm1(-variance / 2), abs=0.03 * SHIFT
     )
-    sampled = massmap(
+    sampled = map_mass(
         field,
         prior=toy_prior("gaussian"),
         cosmology="sampled",
@@ -113,7 +113,7 @@ def test_the_cosmology_is_found():
     """The spectrum grows as sigma_8 squared: a field tells high from low."""
     prior, rng = toy_prior("gaussian"), np.random.default_rng(8)
     field = seen(draw_kappa(prior, rng, (0.3, 0.65)), rng, sigma=SIGMA / 2)
-    result = massmap(field, prior=prior, cosmology="sampled", num_draws=100, seed=1)
+    result = map_mass(field, prior=prior, cosmology="sampled", num_draws=100, seed=1)
     assert result.cosmology_draws[:, 1].mean() == pytest.approx(
         0.65, abs=3 * float(result.cosmology_draws[:, 1].std())
     )
@@ -134,7 +134,7 @@ def test_a_beam_smoothed_map_is_deblurred():
     field = make_field(
         blurred + 0.002 * rng.normal(size=SHAPE), noise=0.002, pixel_scale=SCALE, beam=6.0
     )
-    result = massmap(field, prior=prior, num_draws=64, num_burnin=20, seed=1)
+    result = map_mass(field, prior=prior, num_draws=64, num_burnin=20, seed=1)
     truth = crop(kappa, GRID).numpy()
     assert result.ks is None
     assert ((result.mean - truth) ** 2).mean() < 0.8 * ((field.maps[0] - truth) ** 2).mean()
@@ -152,7 +152,7 @@ def test_intervals_of_the_lognormal_posterior_hold_the_truth_as_often_as_they_sa
     inside = []
     for seed in range(40):
         kappa = draw_kappa(prior, rng)
-        result = massmap(
+        result = map_mass(
             seen(kappa, rng, sigma=SIGMA, mask=HOLE),
             prior=prior,
             num_draws=60,
@@ -212,7 +212,7 @@ def test_the_status_says_what_is_wrong(change, words):
 
 def test_a_wrong_noise_level_is_a_poor_fit(gaussian):
     field, _ = gaussian
-    result = massmap(
+    result = map_mass(
         make_field(field.maps, noise=SIGMA / 4, mask=HOLE, pixel_scale=SCALE),
         prior=toy_prior("gaussian"),
         num_draws=32,
@@ -231,7 +231,7 @@ def test_a_map_survives_its_file(gaussian, tmp_path):
         [6.5, 6.5],
     )
     field = make_field(field.maps, noise=SIGMA, mask=HOLE, pixel_scale=SCALE, wcs=wcs)
-    result = massmap(field, prior=toy_prior("gaussian"), num_draws=32, num_burnin=10, seed=1)
+    result = map_mass(field, prior=toy_prior("gaussian"), num_draws=32, num_burnin=10, seed=1)
     result.write_fits(tmp_path / "map.fits")
     back = read_massmap(tmp_path / "map.fits")
     for name in ("mean", "std", "draws", "cosmology_draws", "ks", "wiener", "signal_to_noise"):
@@ -272,7 +272,7 @@ def test_a_file_that_is_no_mass_map_is_refused(tmp_path):
 )
 def test_what_makes_no_sense_is_refused(gaussian, options, words):
     with pytest.raises(ValueError, match=words):
-        massmap(gaussian[0], prior=toy_prior("gaussian"), seed=1, **options)
+        map_mass(gaussian[0], prior=toy_prior("gaussian"), seed=1, **options)
 
 
 def test_a_prior_of_something_else_is_refused(gaussian):
@@ -280,13 +280,13 @@ def test_a_prior_of_something_else_is_refused(gaussian):
         ValueError,
         match=r"prior must be one of convergence maps, got 'galaxy'; take load_prior\('kappa'\)",
     ):
-        massmap(gaussian[0], prior="galaxy", seed=1)
+        map_mass(gaussian[0], prior="galaxy", seed=1)
 
 
 def test_other_pixels_than_the_priors_are_refused_or_averaged(gaussian):
     field, _ = gaussian
     with pytest.raises(ValueError, match="must be at most those of the prior, 2.3 arcmin, got 4"):
-        massmap(
+        map_mass(
             make_field(field.maps, noise=SIGMA, pixel_scale=4.0),
             prior=toy_prior("gaussian"),
             seed=1,
@@ -297,6 +297,6 @@ def test_other_pixels_than_the_priors_are_refused_or_averaged(gaussian):
         mask=np.kron(HOLE, np.ones((2, 2))),
         pixel_scale=SCALE / 2,
     )
-    result = massmap(finer, prior=toy_prior("gaussian"), num_draws=32, num_burnin=10, seed=1)
+    result = map_mass(finer, prior=toy_prior("gaussian"), num_draws=32, num_burnin=10, seed=1)
     assert result.mean.shape == SHAPE
     np.testing.assert_allclose(result.wiener, gaussian[1].wiener, atol=1e-5)

@@ -77,7 +77,7 @@ def test_the_whole_on_a_toy(tmp_path, monkeypatch, rng, capsys):
         },
     )
     monkeypatch.setattr(benchmark, "EDGES", (500, 1500, 3000))
-    monkeypatch.setattr("astrogen.massmap.BURNIN", 8)
+    monkeypatch.setattr("astrogen.darkmatter.map_mass.BURNIN", 8)
     assert (
         benchmark.main(
             ["--records", "held-out", "--draws", "32", "--out", str(tmp_path / "out.json")]

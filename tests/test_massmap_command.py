@@ -12,12 +12,12 @@ from conftest import ROOT
 from scipy.ndimage import gaussian_filter
 from toy_maps import HOLE, SCALE, draw_kappa, seen, toy_prior
 
-from astrogen.commands import emulate as emulate_verb
-from astrogen.commands import massmap as verb
-from astrogen.field import make_field, read_field, rebin_field
-from astrogen.massmap import massmap, read_massmap
+from astrogen.cli import emulate as emulate_verb
+from astrogen.cli import massmap as verb
+from astrogen.darkmatter.map_mass import map_mass, read_massmap
+from astrogen.data.field import make_field, read_field, rebin_field
+from astrogen.instruments.lensing import kaiser_squires, make_grid
 from astrogen.report.maps import draw_mass_map, write_mass_report
-from astrogen.shear import kaiser_squires, make_grid
 
 
 def run(*arguments):
@@ -31,7 +31,7 @@ def run(*arguments):
 @pytest.fixture(autouse=True)
 def toy(monkeypatch):
     """The toy in the place of the shipped prior, and a short burn-in."""
-    monkeypatch.setattr("astrogen.massmap.BURNIN", 8)
+    monkeypatch.setattr("astrogen.darkmatter.map_mass.BURNIN", 8)
     monkeypatch.setattr(
         "astrogen.priors.load_prior",
         lambda name: toy_prior({"kappa-gaussian": "gaussian", "kappa": "lognormal"}[name]),
@@ -112,7 +112,7 @@ def test_a_footprint_a_convergence_map_and_a_flip(files):
 
 
 def test_strict_tells_by_its_exit_code(files, monkeypatch):
-    monkeypatch.setattr("astrogen.massmap.R_HAT_MAX", 0.5)
+    monkeypatch.setattr("astrogen.darkmatter.map_mass.R_HAT_MAX", 0.5)
     options = (
         "--shear",
         files["e1"],
@@ -161,7 +161,7 @@ def test_the_figure_shows_a_map_that_did_not_converge_and_escapes_names(tmp_path
     field = make_field(
         np.random.default_rng(1).normal(size=(2, 12, 12)), noise=0.1, mask=HOLE, pixel_scale=SCALE
     )
-    result = massmap(field, prior=toy_prior("gaussian"), num_draws=32, num_burnin=4, seed=1)
+    result = map_mass(field, prior=toy_prior("gaussian"), num_draws=32, num_burnin=4, seed=1)
     assert not result.converged or result.status
     figure = draw_mass_map(result, title="<b>$x$</b>")
     assert len([axis for axis in figure.axes if axis.get_title()]) == 8
@@ -247,7 +247,7 @@ def test_the_highest_peaks_of_cosmos_are_those_of_the_published_map(cosmos):
         make_field(np.ascontiguousarray(published[:, ::-1]), noise=1.0, pixel_scale=0.29), SCALE
     )
     reference = gaussian_filter(whole.maps[0], 1.0)
-    result = massmap(coarse, prior=toy_prior("lognormal"), num_draws=32, num_burnin=15, seed=1)
+    result = map_mass(coarse, prior=toy_prior("lognormal"), num_draws=32, num_burnin=15, seed=1)
     for place in highest(np.where(coarse.mask, -1, result.mean), 3):
         rows, columns = (slice(max(0, middle - 2), middle + 3) for middle in place)
         assert reference[rows, columns].max() > np.quantile(reference[~coarse.mask], 0.97)

@@ -30,15 +30,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from astrogen.errors import InputFileError
-from astrogen.images import read_images, read_plane_wcs, read_planes, write_planes
-from astrogen.observation import (
+from astrogen.data.images import read_images, read_plane_wcs, read_planes, write_planes
+from astrogen.data.observation import (
     PoorInputWarning,
     make_observation,
     make_psf,
     read_observation,
     read_psf,
 )
+from astrogen.errors import InputFileError
 
 SCALE = 0.2
 QUICK = settings(max_examples=25, deadline=None, derandomize=True)
@@ -1514,7 +1514,7 @@ def test_decam_exposures(shared, exposure, ccd):
 @pytest.mark.parametrize(
     "exposure", ["131122_030338", "141029_043225", "141029_043420"], ids=["z", "g", "r"]
 )
-@pytest.mark.filterwarnings("ignore::astrogen.observation.PoorInputWarning")
+@pytest.mark.filterwarnings("ignore::astrogen.data.observation.PoorInputWarning")
 def test_decam_psf_has_the_width_that_psfex_states(shared, exposure):
     """PSF_FWHM agrees with twice the half-light radius; the half-maximum of such wings is narrower.
 

@@ -7,10 +7,10 @@ from astropy.coordinates import SkyCoord
 from astropy.io import fits
 from astropy.wcs import WCS, Sip
 
-from astrogen.detection import detect, mask_neighbours, read_positions
+from astrogen.data.detection import detect, mask_neighbours, read_positions
+from astrogen.data.frames import sky_to_pixels
+from astrogen.data.observation import make_observation, make_psf, read_observation
 from astrogen.errors import InputError
-from astrogen.frames import sky_to_pixels
-from astrogen.observation import make_observation, make_psf, read_observation
 from astrogen.survey import inputs
 
 NEAR = np.array([[10.0, 20.0], [90.0, 80.0], [49.0, 49.0]])

@@ -9,8 +9,9 @@ import pytest
 import tensorflow as tf
 from oracles import PixelPosterior, telescope_matrix, tiny_prior
 
-from astrogen import forward, posterior
+from astrogen.galaxies import posterior
 from astrogen.inference import find_map, laplace
+from astrogen.instruments import telescope
 
 SHAPE, PIXEL_SCALE, PRIOR_SCALE, CENTRE = (13, 14), 0.2, 0.1, (0.03, -0.05)
 BACKGROUND_STD = 0.05
@@ -33,7 +34,7 @@ class Case(NamedTuple):
 def gaussian_kernel(fwhm=0.6):
     x = (np.arange(41) - 20) * 0.1
     star = np.exp(-0.5 * (x / (fwhm / 2.3548)) ** 2)
-    return forward.kernel_transform(
+    return telescope.kernel_transform(
         np.outer(star, star) / star.sum() ** 2,
         psf_scale=0.1,
         pixel_response=0.0,
@@ -204,6 +205,26 @@ def test_log_prior_is_a_product_of_normals(case):
         differences(posterior.log_prior(case.prior, tf.constant(parameters, tf.float32)).numpy()),
         differences(expected),
         atol=1e-4,
+    )
+
+
+def test_the_public_distributions_make_up_the_density(case):
+    """Likelihood and latent as distributions, against the density that inference sees."""
+    parameters = places(case)
+    latent, flux, shift, amplitude = posterior.split(parameters, case.prior.latent_size)
+    likelihood = posterior.likelihood(case.prior, case.compressed, parameters)
+    others = -0.5 * (
+        (flux / posterior.LOG_FLUX_STD) ** 2
+        + tf.reduce_sum((shift / posterior.SHIFT_STD) ** 2, -1)
+        + ((amplitude - case.prior.log_amplitude_mean) / case.prior.log_amplitude_std) ** 2
+    )
+    whole = likelihood.log_prob(case.compressed.data) + case.prior.latent.log_prob(latent) + others
+    num = case.compressed.data.shape[1] + case.prior.latent_size
+    np.testing.assert_allclose(
+        posterior.log_density(case.prior, case.compressed, parameters),
+        whole + 0.5 * num * np.log(2 * np.pi),
+        rtol=1e-4,
+        atol=2e-3,
     )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from astropy.io import fits
 
-from astrogen.observation import make_observation, make_psf
+from astrogen.data.observation import make_observation, make_psf
 from benchmarks import real
 
 SCALE = 0.1

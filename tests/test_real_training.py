@@ -12,7 +12,7 @@ from scipy.optimize import minimize_scalar
 from scipy.stats import multivariate_normal
 
 from astrogen.errors import RecordsError
-from astrogen.posterior import LOG_FLUX_STD, Compressed
+from astrogen.galaxies.posterior import LOG_FLUX_STD, Compressed
 from astrogen.priors.galaxy import BasisPrior
 from astrogen.priors.networks import ResidualMLP
 from astrogen.training import real

@@ -16,8 +16,8 @@ import pytest
 from conftest import ROOT
 from test_workers import die
 
+from astrogen.data.files import TEMPORARY
 from astrogen.errors import RecordsError
-from astrogen.files import TEMPORARY
 from astrogen.training.records import (
     digest,
     load_images,

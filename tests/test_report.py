@@ -11,12 +11,12 @@ from html.parser import HTMLParser
 import galsim
 import numpy as np
 import pytest
+from conftest import lone_result
 from matplotlib.image import imread
 
-from astrogen.observation import make_observation
-from astrogen.psf import make_psf
+from astrogen.data.observation import make_observation
+from astrogen.data.psf import make_psf
 from astrogen.report import draw_figure, write_figure, write_report
-from astrogen.result import make_result
 
 ODD_NAME = '<script>alert("1")</script> & $\\frac{'
 VOID = {"meta", "img", "br"}
@@ -78,7 +78,7 @@ def fake_result(
             for f, g in zip(flux, np.linspace(0.1, 0.2, num_draws), strict=True)
         ]
     )
-    return make_result(
+    return lone_result(
         observation,
         prior_scale=0.1,
         target_fwhm=0.2,
@@ -133,12 +133,13 @@ def test_panels_show_surface_brightness_on_one_stretch_and_the_residual_in_sigma
 
 def test_fitted_background_is_taken_off_the_panels():
     result = fake_result()
-    lifted = replace(
-        result,
+    exposure = replace(
+        result.exposures[0],
         observation=replace(result.observation, image=result.observation.image + 7),
         model=result.model + 7,
         background_draws=result.background_draws + 7,
     )
+    lifted = replace(result, exposures=(exposure,))
     for plain, axis in zip(draw_figure(result).axes[:2], draw_figure(lifted).axes[:2], strict=True):
         assert pixels(axis) == pytest.approx(pixels(plain), abs=1e-3)
 

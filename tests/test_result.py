@@ -10,26 +10,26 @@ import galsim
 import numpy as np
 import pytest
 from astropy.wcs import WCS
+from conftest import lone_result
 from scipy import stats
 
 import astrogen
-from astrogen.errors import InputFileError
-from astrogen.galsim_objects import measure_image, psf_from_galsim
-from astrogen.images import read_plane_wcs, read_planes, write_planes
-from astrogen.joint_result import JointResult, make_joint_result, make_source
-from astrogen.observation import make_observation
-from astrogen.psf import make_psf
-from astrogen.result import (
-    Result,
+from astrogen.data.frames import deconvolved_wcs
+from astrogen.data.images import read_plane_wcs, read_planes, write_planes
+from astrogen.data.observation import make_observation
+from astrogen.data.psf import make_psf
+from astrogen.errors import InputError, InputFileError
+from astrogen.galaxies.quantities import format_value, measure
+from astrogen.galaxies.result import (
     all_status,
-    deconvolved_wcs,
     file_names,
-    format_value,
+    make_exposure,
     make_result,
-    measure,
+    make_source,
     read_result,
 )
-from astrogen.verdict import (
+from astrogen.galsim_objects import measure_image, psf_from_galsim
+from astrogen.inference.verdict import (
     compare,
     edge_significance,
     goodness_of_fit,
@@ -113,7 +113,7 @@ def fake_result(observation, **changes):
         "diagnostics": {"k_hat": 0.3},
         "provenance": {"seed": 1, "options": {"draws": 40}},
     }
-    return make_result(observation, **{**arguments, **changes})
+    return lone_result(observation, **{**arguments, **changes})
 
 
 # --- PSFs
@@ -594,13 +594,13 @@ def test_summary_names_every_quantity(observation):
     ("changes", "message"),
     [
         pytest.param(
-            {"draws": np.zeros((64, 64))},
-            r"draws must be \[num_draws, height, width\], got shape \(64, 64\)",
+            {"draws": np.zeros((40, 64))},
+            r"draws must be \[num_draws, 1 bands, height, width\], got shape \(40, 1, 64\)",
             id="draws",
         ),
         pytest.param(
             {"model": np.zeros((5, 5))},
-            r"model must have the observation's shape \(40, 41\), got \(5, 5\)",
+            r"light must have the observation's shape \(40, 41\), got \(5, 5\)",
             id="model",
         ),
         pytest.param(
@@ -740,7 +740,7 @@ def test_kept_draws_are_the_first_and_the_quantities_stay_those_of_all(observati
     result = fake_result(observation)
     result.write_fits(tmp_path / "r.fits", num_draws_kept=5)
     back = read_result(tmp_path / "r.fits")
-    assert len(back.draws) == len(back.flux_draws) == 5 and back.flux == result.flux
+    assert len(back.draws) == 5 and len(back.flux_draws) == NUM_DRAWS and back.flux == result.flux
     result.write_fits(tmp_path / "none.fits", num_draws_kept=0)
     assert read_result(tmp_path / "none.fits").draws.shape == (0, 64, 64)
 
@@ -775,7 +775,7 @@ def test_read_result_refuses_other_files(observation, tmp_path):
     planes, header, tables = read_planes(tmp_path / "r.fits")
     tables["ABOUT"]["value"][list(tables["ABOUT"]["name"]).index("format")] = '"astrogen result 9"'
     write_planes(tmp_path / "later.fits", planes, header=header, tables=tables)
-    with pytest.raises(InputFileError, match="this version reads 'astrogen result 2'"):
+    with pytest.raises(InputFileError, match="this version reads 'astrogen result 3'"):
         read_result(tmp_path / "later.fits")
     (tmp_path / "cut.fits").write_bytes(content[: len(content) // 2])
     with pytest.raises(InputFileError, match="truncated"):
@@ -804,10 +804,11 @@ def test_flipped_bits_are_an_input_error_or_change_nothing(observation, tmp_path
 def test_quantities_are_measured_once(observation, monkeypatch):
     result = fake_result(observation)
     assert result.quantities is result.quantities
-    assert replace(result, measured=result.quantities).quantities is result.quantities
+    source = replace(result.sources[0], measured=result.quantities)
+    assert source.quantities is result.quantities
 
 
-def joint_result(observation):
+def scene_result(observation):
     """Two galaxies in two bands, with numbers as draws."""
     rng = np.random.default_rng(3)
     exposures = [observation, replace(observation, name="second", wcs=None)]
@@ -830,13 +831,19 @@ def joint_result(observation):
         )
         for number in (1, 2)
     ]
-    return make_joint_result(
-        exposures,
-        bands=("g", "G"),
-        sources=sources,
-        models=rng.normal(size=(2, *shape)),
-        background_draws=rng.normal(size=(12, 2)),
-        num_fitted=(3.0, 4.0),
+    fits = [
+        make_exposure(
+            one,
+            light=rng.normal(size=shape),
+            background_draws=rng.normal(size=12),
+            num_fitted=3.0,
+            band=band,
+        )
+        for one, band in zip(exposures, ("g", "G"), strict=True)
+    ]
+    return make_result(
+        sources,
+        fits,
         method="hmc",
         diagnostics={"r_hat": 1.2, "k_hat": math.nan},
         status=["blend: two galaxies share light"],
@@ -859,12 +866,12 @@ def same(one, other):
     return one == other
 
 
-def test_joint_results_survive_the_disk(observation, tmp_path):
+def test_results_of_several_galaxies_survive_the_disk(observation, tmp_path):
     """Bands whose names differ by case alone, exposures with and without WCS."""
-    result = joint_result(observation)
-    result.write_fits(tmp_path / "joint.fits")
-    back = astrogen.read_result(tmp_path / "joint.fits")
-    assert isinstance(back, JointResult) and back.summary() == result.summary()
+    result = scene_result(observation)
+    result.write_fits(tmp_path / "scene.fits")
+    back = astrogen.read_result(tmp_path / "scene.fits")
+    assert back.summary() == result.summary()
     for source, other in zip(result.sources, back.sources, strict=True):
         assert same(replace(source, measured=source.quantities), other)
     for f in fields(result):
@@ -872,19 +879,28 @@ def test_joint_results_survive_the_disk(observation, tmp_path):
             assert same(getattr(result, f.name), getattr(back, f.name)), f.name
 
 
-def test_kept_draws_of_a_joint_result(observation, tmp_path):
-    result = joint_result(observation)
+def test_what_one_galaxy_has_is_refused_of_several(observation):
+    result = scene_result(observation)
+    with pytest.raises(InputError, match=r"Result.image: result must hold one source, got 2; take"):
+        _ = result.image
+    with pytest.raises(InputError, match=r"Result.model: result must hold one exposure, got 2"):
+        _ = result.model
+    assert not result.is_lone and fake_result(observation).is_lone
+
+
+def test_a_table_has_a_row_for_each_galaxy_and_band(observation):
+    table = scene_result(observation).to_table()
+    assert list(table["name"]) == ["galaxy 1"] * 2 + ["galaxy 2"] * 2
+    assert list(table["band"]) == ["g", "G"] * 2 and table["flux"].unit == "nJy"
+    both = astrogen.results_table([scene_result(observation), fake_result(observation)])
+    assert len(both) == 5 and both.colnames == fake_result(observation).to_table().colnames
+
+
+def test_kept_draws_of_several_galaxies(observation, tmp_path):
+    result = scene_result(observation)
     result.write_fits(tmp_path / "some.fits", num_draws_kept=5)
     back = astrogen.read_result(tmp_path / "some.fits").sources[1]
     assert np.array_equal(back.draws, result.sources[1].draws[:5])
     assert back.quantities == result.sources[1].quantities and len(back.flux_draws) == 12
     result.write_fits(tmp_path / "none.fits", num_draws_kept=0)
     assert astrogen.read_result(tmp_path / "none.fits").sources[0].draws.shape == (0, 2, 64, 64)
-
-
-def test_either_kind_of_result_is_recognised(observation, tmp_path):
-    fake_result(observation).write_fits(tmp_path / "one.fits")
-    assert isinstance(astrogen.read_result(tmp_path / "one.fits"), Result)
-    write_planes(tmp_path / "other.fits", {"IMAGE": np.ones((4, 4))})
-    with pytest.raises(InputFileError, match="is no result of astrogen"):
-        astrogen.read_result(tmp_path / "other.fits")

@@ -6,7 +6,7 @@ import galsim
 import numpy as np
 import pytest
 
-from astrogen.shear import (
+from astrogen.instruments.lensing import (
     Grid,
     beam_kernel,
     crop,

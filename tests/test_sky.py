@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from astrogen import deconvolve, deconvolve_jointly, load_prior, make_observation
+from astrogen.data.sky import border_level, judge_sky, level_off
+from astrogen.galaxies.quantities import format_value
 from astrogen.galsim_objects import psf_from_galsim
-from astrogen.result import format_value
-from astrogen.sky import border_level, judge_sky, level_off
 
 SCALE, SIGMA = 0.2, 0.5
 PSF = galsim.Moffat(beta=3.5, fwhm=0.7)
@@ -132,11 +132,12 @@ def test_each_exposure_of_a_joint_fit_has_its_own_sky(psf, prior):
         deconvolve_jointly(some, aligned=True, prior=prior, num_draws=64, seed=1)
         for some in (exposures, covered)
     )
-    (expected,), (error,) = bare.sources[0].flux
-    assert abs(fitted.sources[0].flux[0][0] - expected) < error
-    levels, errors = fitted.background
-    assert np.all(np.abs(levels - skies - bare.background[0]) < errors)
-    table = fitted.exposures()
+    expected, error = bare.flux
+    assert abs(fitted.flux[0] - expected) < error
+    levels, errors = np.transpose([exposure.background for exposure in fitted.exposures])
+    without = np.array([exposure.background[0] for exposure in bare.exposures])
+    assert np.all(np.abs(levels - skies - without) < errors)
+    table = fitted.exposure_table()
     np.testing.assert_array_equal(table["background"], levels)
     assert list(table["name"]) == ["exposure 1", "exposure 2"]
     for level in zip(levels, errors, strict=True):
@@ -155,10 +156,10 @@ def test_joint_fits_scale_with_the_units(psf, prior, scale):
     np.testing.assert_allclose(
         scaled.sources[0].flux_draws / scale, plain.sources[0].flux_draws, rtol=1e-5
     )
-    assert scaled.chi2_all[0] == pytest.approx(plain.chi2_all[0], rel=1e-5)
-    assert scaled.sources[0].image_std.max() / scale == pytest.approx(
-        plain.sources[0].image_std.max(), rel=1e-5
+    assert scaled.exposures[0].fit.chi2_all == pytest.approx(
+        plain.exposures[0].fit.chi2_all, rel=1e-5
     )
+    assert scaled.image_std.max() / scale == pytest.approx(plain.image_std.max(), rel=1e-5)
 
 
 # ---- few pixels ----
@@ -193,7 +194,7 @@ def test_a_tiny_exposure_alone_is_fitted_jointly_as_it_is_singly(prior, side):
     fluxes = joint.sources[0].flux_draws[:, 0]
     assert abs(np.median(fluxes) - single.flux[0]) < 0.5 * single.flux[1]
     assert fluxes.std() == pytest.approx(single.flux[1], rel=0.35)
-    assert joint.chi2[0] == pytest.approx(single.chi2, abs=0.1) and 0.5 < joint.chi2[0] < 1.6
+    assert joint.chi2 == pytest.approx(single.chi2, abs=0.1) and 0.5 < joint.chi2 < 1.6
 
 
 def test_a_stamp_without_sky_beside_the_galaxy_says_so(psf, prior):

@@ -8,7 +8,7 @@ from astropy.stats import jackknife_stats
 from scipy import ndimage, stats
 from skimage.feature import peak_local_max
 
-from astrogen import statistics
+from astrogen.darkmatter import statistics
 
 SCALE = 2.3  # arcmin per pixel
 SIDE = np.deg2rad(SCALE / 60)  # radian per pixel

@@ -22,9 +22,9 @@ from astropy.wcs import WCS
 from conftest import ROOT
 from pyarrow import parquet
 
-from astrogen import files
-from astrogen.arrays import npz_bytes
 from astrogen.cli import main
+from astrogen.data import files
+from astrogen.data.arrays import npz_bytes
 from astrogen.errors import SurveyError
 from astrogen.survey import read_object, read_survey, store, work
 

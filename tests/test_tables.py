@@ -11,8 +11,8 @@ import pytest
 from astropy.io import fits
 from astropy.table import Table
 
+from astrogen.data.tables import read_table
 from astrogen.errors import InputFileError
-from astrogen.tables import read_table
 
 FORMATS = {
     "a.fits": "fits",

@@ -11,14 +11,15 @@ from astropy.io import fits
 from astropy.nddata import CCDData, StdDevUncertainty
 from astropy.table import Table
 from astropy.wcs import WCS
+from conftest import lone_result
 
+from astrogen.data.images import read_planes, write_planes
+from astrogen.data.observation import make_observation, make_psf, read_observation, to_unit
+from astrogen.data.units import flux_unit, read_unit, unit_text
 from astrogen.errors import InputError
-from astrogen.images import read_planes, write_planes
-from astrogen.joint.fit import unlike_scales
-from astrogen.observation import make_observation, make_psf, read_observation, to_unit
-from astrogen.result import make_result, read_result, results_table
+from astrogen.galaxies.deblend import unlike_scales
+from astrogen.galaxies.result import make_exposure, read_result, results_table
 from astrogen.survey.store import Seen, chunk_path, pack, read_object, write_chunk
-from astrogen.units import flux_unit, read_unit, unit_text
 
 SCALE, FINER = 0.2, 0.1  # arcsec, of the observed and of the deconvolved pixel
 ARCSEC2 = (np.pi / 180 / 3600) ** 2  # sr
@@ -45,7 +46,7 @@ def observe(image=STAMP, **options):
 
 def result_of(observation):
     draws = np.random.default_rng(1).uniform(0, 1, (9, 32, 32))
-    return make_result(
+    return lone_result(
         observation,
         prior_scale=FINER,
         target_fwhm=0.2,
@@ -269,7 +270,12 @@ def test_exposures_of_one_band_with_other_zero_points_are_named(factor, bands, s
         observe(light + 3 + noise[0]),
         observe(factor * light - 2 + noise[1], name="B"),
     ]
-    found = unlike_scales(seen, bands, [light + 3, light - 2], [np.full(9, 3.0), np.full(9, -2.0)])
+    found = unlike_scales(
+        [
+            make_exposure(one, light=light, background_draws=np.full(9, level), band=band)
+            for one, level, band in zip(seen, (3.0, -2.0), bands, strict=True)
+        ]
+    )
     assert (len(found) == 1 and re.search(said, found[0])) if said else not found
 
 
@@ -277,7 +283,7 @@ def test_exposures_of_one_band_with_other_zero_points_are_named(factor, bands, s
 def test_an_object_of_a_survey_keeps_its_units(text, tmp_path):
     result = result_of(observe(unit=text))
     seen = Seen("007", ("a.fits",), ("",))
-    packed = pack(result, seen, bands=[""], num_kept=3)
+    packed = pack(result, seen, bands=[], num_kept=3)
     write_chunk(chunk_path(tmp_path, 0), [packed], [])
     again = read_object(tmp_path, "007")
     assert str(again.observation.unit) == str(result.observation.unit)

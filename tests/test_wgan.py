@@ -20,8 +20,8 @@ from map_oracles import (
     true_spectrum,
 )
 
-from astrogen import emulate
 from astrogen.errors import InputFileError
+from astrogen.galsim_objects import emulate
 from astrogen.priors import load_prior
 from astrogen.priors.convergence import MEMBERS, TERMS, multipoles
 from astrogen.priors.correction import Correction

@@ -7,9 +7,9 @@ from functools import lru_cache
 import numpy as np
 import tensorflow as tf
 
-from astrogen.field import make_field
+from astrogen.data.field import make_field
+from astrogen.instruments.lensing import make_grid, observe, shear_kernels
 from astrogen.priors.convergence import TERMS, ConvergencePrior, Theory
-from astrogen.shear import make_grid, observe, shear_kernels
 from astrogen.training.spectra import no_change
 
 SCALE = 2.3  # arcmin per pixel

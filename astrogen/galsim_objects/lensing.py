@@ -31,7 +31,7 @@ class KappaMap:
     """
 
     def __init__(self, kappa, *, pixel_scale, shape=None, centre=galsim.PositionD(0, 0)):
-        from astrogen.shear import shear_kernels
+        from astrogen.instruments.lensing import shear_kernels
 
         kappa = np.asarray(kappa, np.float64)
         if (

@@ -6,8 +6,8 @@ from functools import lru_cache
 import galsim
 import numpy as np
 
+from astrogen.data.psf import make_psf
 from astrogen.errors import InputError
-from astrogen.psf import make_psf
 
 FINENESS = 3  # of the interpolation on which the half-light radius is counted
 REACH = 8  # pixels about the centre in which half of the light is looked for first

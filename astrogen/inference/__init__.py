@@ -9,6 +9,7 @@ from importlib import import_module
 
 from astrogen.inference import diagnostics
 from astrogen.inference.climb import Climb, find_map, find_map_multi
+from astrogen.inference.contracts import Sampling
 from astrogen.inference.laplace import (
     Laplace,
     draw_gaussian,
@@ -16,7 +17,6 @@ from astrogen.inference.laplace import (
     laplace,
     resample,
 )
-from astrogen.inference.contracts import Sampling
 
 _HOMES = {"Chains": "hmc", "sample_hmc": "hmc"}
 

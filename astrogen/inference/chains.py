@@ -13,7 +13,7 @@ from astrogen.inference.contracts import Drawn
 from astrogen.inference.hmc import End, sample_by_kernel, sample_hmc
 from astrogen.inference.laplace import fold
 from astrogen.inference.methods import name_of, padded, take, target_of
-from astrogen.verdict import R_HAT_AIM
+from astrogen.inference.verdict import R_HAT_AIM
 
 # draws of a chain for each that is kept: what R-hat is told from is more than an image needs
 THINNING = 3

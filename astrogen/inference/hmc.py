@@ -14,9 +14,9 @@ import tensorflow_probability as tfp
 from astrogen.errors import InputError
 from astrogen.inference import diagnostics
 from astrogen.inference.climb import value_and_gradient
+from astrogen.inference.contracts import Sampling
 from astrogen.inference.kernels import DIVERGENCE, Hamiltonian, adapted, innermost
 from astrogen.inference.laplace import fold, member_normals, member_seeds, whitening
-from astrogen.inference.contracts import Sampling
 
 OVERDISPERSION = 1.25  # chains start this much wider than the Laplace approximation
 FIRST_STEP = 0.8  # in the whitened space

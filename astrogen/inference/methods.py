@@ -15,7 +15,7 @@ from astrogen.errors import InputError
 from astrogen.inference import diagnostics
 from astrogen.inference.contracts import Drawn
 from astrogen.inference.laplace import draw_gaussian, fold, gaussian_log_density, resample
-from astrogen.verdict import K_HAT_MAX
+from astrogen.inference.verdict import K_HAT_MAX
 
 PROPOSALS = 1.5  # draws from an approximation for each that is kept after weighting
 # proposals from which k-hat is told to .16 where it matters; to .24 from 300, and it is chance on

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from astrogen.inference.kernels import acceptance, innermost, stepper
 from astrogen.inference.contracts import Sampling
+from astrogen.inference.kernels import acceptance, innermost, stepper
 
 SETTINGS = Sampling(target_accept=0.7, path=1.8, max_steps=40)
 

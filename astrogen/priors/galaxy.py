@@ -13,6 +13,7 @@ more fine structure than simulated ones.
 
 from abc import ABC, abstractmethod
 from functools import cached_property
+from importlib import import_module
 
 import numpy as np
 import tensorflow as tf
@@ -87,6 +88,18 @@ class ImagePrior(ABC):
     @abstractmethod
     def guess(self, coefficients):
         """The encoder's latent [batch, d] for coefficients [batch, k] of a unit-norm galaxy."""
+
+    @property
+    def latent(self):
+        """The latent's distribution, N(0, I), one of TensorFlow Probability's."""
+        return _distributions().standard_normals(self.latent_size)
+
+    def coefficients(self, latent, *, log_amplitude=0.0):
+        """The distribution of the coefficients [batch, k] of a unit-norm galaxy given its latent
+        [batch, d] and the log of its residual's variance factor.
+        """
+        mean, scale = self.components(latent)
+        return _distributions().normals(mean, tf.exp(0.5 * log_amplitude) * self.roughness * scale)
 
     @cached_property
     def basis_transform(self):
@@ -267,6 +280,10 @@ def basis_prior(card, arrays):
         target_fwhm=card["target_fwhm"],
         card=card,
     )
+
+
+def _distributions():
+    return import_module("astrogen.priors.distributions")
 
 
 def squash(white):

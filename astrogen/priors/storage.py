@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from astrogen.arrays import npz_bytes
+from astrogen.data.arrays import npz_bytes
+from astrogen.data.files import write_whole
+from astrogen.data.reading import parse_npz, read_bytes, read_json
 from astrogen.errors import InputFileError, WeightsError
-from astrogen.files import write_whole
-from astrogen.reading import parse_npz, read_bytes, read_json
 
 FORMAT, VERSION, CARD = "astrogen prior", 1, "card.json"
 LARGEST = 64 * 2**20  # bytes of one file of arrays

@@ -16,27 +16,42 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter
 
+from astrogen.data.files import write_whole
 from astrogen.errors import printable
-from astrogen.files import write_whole
-from astrogen.report.style import GOOD, INK, LIGHT, QUIET, SIGNED, WARNING
-from astrogen.result import all_status, format_value
-from astrogen.verdict import format_p
+from astrogen.galaxies.quantities import format_value
+from astrogen.galaxies.result import all_status
+from astrogen.inference.verdict import format_p
+from astrogen.report.scene import draw_scene
+from astrogen.report.style import (
+    GOOD,
+    INK,
+    LIGHT,
+    QUIET,
+    RESIDUAL_LIMIT,
+    SIGNED,
+    WARNING,
+    extent_of,
+)
 
 NUM_IMAGINED = 3
-RESIDUAL_LIMIT = 4.0  # standard deviations at the ends of the residual's colours
 
 
 def write_figure(result, path, *, dpi=110):
-    """Draw the figure of one object to a file, PNG or whatever else the ending says.
+    """Draw the figure of a result to a file, PNG or whatever else the ending says.
 
     Parameters
     ----------
     result : Result
     path : path
-    dpi : int, pixels per inch of a figure of 14 x 8.2 inches
+    dpi : int, pixels per inch; of one galaxy in one exposure 14 x 8.2 inches
+
+    Returns
+    -------
+    Path of the file
     """
     path = Path(path)
     write_whole(path, figure_bytes(result, dpi=dpi, kind=path.suffix.lstrip(".") or "png"))
+    return path
 
 
 def figure_bytes(result, *, dpi, kind="png"):
@@ -46,7 +61,11 @@ def figure_bytes(result, *, dpi, kind="png"):
 
 
 def draw_figure(result):
-    """The figure of one object, as a matplotlib Figure of eight panels."""
+    """The figure of a result, as a matplotlib Figure: eight panels of one galaxy in one exposure,
+    or those of `scene`.
+    """
+    if not result.is_lone:
+        return draw_scene(result)
     figure = Figure(figsize=(14, 8.2), layout="constrained")
     figure.get_layout_engine().set(
         w_pad=0.04, h_pad=0.06, wspace=0.02, hspace=0.03, rect=(0.007, 0.092, 0.986, 0.85)
@@ -132,11 +151,6 @@ def _draw_panel(axis, title, brightness, width, norm):
         interpolation="nearest",
         extent=extent_of(brightness.shape, width),
     )
-
-
-def extent_of(shape, width):
-    height = width * shape[0] / max(shape[1], 1)
-    return -width / 2, width / 2, -height / 2, height / 2
 
 
 def _draw_residual(axis, result):
@@ -230,7 +244,7 @@ def _scale_bar(axis):
 
 
 def _colour_bars(figure, axes, result):
-    unit = f"{result.observation.unit}".strip() or "flux"
+    unit = f"{result.unit}".strip() or "flux"
     light = figure.colorbar(
         axes[0].images[0],
         ax=list(axes),
@@ -287,7 +301,7 @@ def _write_words(figure, result):
         parse_math=False,
     )
     method = (
-        f"{result.method} · {len(result.draws)} {'draw' if len(result.draws) == 1 else 'draws'} ·"
+        f"{result.method} · {result.num_draws} {'draw' if result.num_draws == 1 else 'draws'} ·"
         f" resolution {result.target_fwhm:.3g}″ · {result.prior_scale:.3g}″ per pixel"
     )
     figure.text(
@@ -320,7 +334,7 @@ def _write_words(figure, result):
 
 def _labelled_quantities(result):
     """(label, text) of every number of a catalogue."""
-    unit = f" {result.observation.unit}".rstrip()
+    unit = f" {result.unit}".rstrip()
     return [
         ("flux", format_value(result.flux) + unit),
         ("half-light radius", format_value(result.half_light_radius) + "″"),

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from astrogen.files import write_whole
+from astrogen.data.files import write_whole
 from astrogen.report.style import (
     GOOD,
     INK,

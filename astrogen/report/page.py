@@ -11,7 +11,9 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.image import imsave
 
-from astrogen.files import write_whole
+from astrogen.data.files import write_whole
+from astrogen.galaxies.quantities import QUANTITIES, format_value
+from astrogen.galaxies.result import all_status, file_names
 from astrogen.report.figure import (
     common_stretch,
     figure_bytes,
@@ -20,7 +22,6 @@ from astrogen.report.figure import (
     sentences_in_figure,
 )
 from astrogen.report.style import LIGHT, list_of, page_of, picture_of, plain
-from astrogen.result import QUANTITIES, all_status, file_names, format_value
 
 MAX_FIGURES = 24  # figures in one page; about 0.25 MB each
 
@@ -134,7 +135,7 @@ def _row(result, number, has_figure):
         else escape(result.name)
     )
     quantities = [format_value(getattr(result, quantity)) for quantity in QUANTITIES]
-    units = [f" {result.observation.unit}".rstrip(), "″", "", ""]
+    units = [f" {result.unit}".rstrip(), "″", "", ""]
     cells = "".join(
         f'<td>{escape(text)}<span class="unit">{escape(unit if text != "-" else "")}</span></td>'
         for text, unit in zip(quantities, units, strict=True)

@@ -10,10 +10,10 @@ import numpy as np
 from matplotlib.colors import AsinhNorm
 from matplotlib.figure import Figure
 
+from astrogen.data.files import write_whole
 from astrogen.errors import printable
-from astrogen.files import write_whole
-from astrogen.report.figure import extent_of, fitted_background
-from astrogen.report.style import INK, LIGHT, MASKED
+from astrogen.report.figure import fitted_background
+from astrogen.report.style import INK, LIGHT, MASKED, extent_of
 
 
 def write_contact_sheet(rows, path, *, dpi=80):

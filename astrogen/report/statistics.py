@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, ScalarFormatter
 
-from astrogen.files import write_whole
+from astrogen.data.files import write_whole
 from astrogen.report.style import INK, QUIET
 
 STYLES = {

@@ -10,6 +10,7 @@ from astrogen.errors import printable
 
 LIGHT, SIGNED, MASKED = "magma", "RdBu_r", "0.72"
 GOOD, WARNING, INK, QUIET = "#1b7f4b", "#b3261e", "#1a1a24", "#6b6b78"
+RESIDUAL_LIMIT = 4.0  # standard deviations at the ends of the residual's colours
 
 STYLE = """
 :root { color-scheme: light; --ink: #1a1a24; --quiet: #6b6b78; --line: #e3e3ea; --good: #1b7f4b; --warning: #b3261e; }
@@ -67,6 +68,11 @@ PAGE = """<!DOCTYPE html>
 </body>
 </html>
 """
+
+
+def extent_of(shape, width):
+    height = width * shape[0] / max(shape[1], 1)
+    return -width / 2, width / 2, -height / 2, height / 2
 
 
 def page_of(title, *, overview, body, provenance):

@@ -12,10 +12,10 @@ from astropy.table import Column, Table
 from astropy.table.meta import get_header_from_yaml
 from astropy.units import deg, hourangle, pix, rad
 
+from astrogen.data.reading import only_input_errors
+from astrogen.data.tables import open_table, split_text, typed_table
+from astrogen.data.units import read_unit
 from astrogen.errors import InputError
-from astrogen.reading import only_input_errors
-from astrogen.tables import open_table, split_text, typed_table
-from astrogen.units import read_unit
 
 EXACT_INTEGER = 2**53  # beyond, a floating-point number has lost digits
 MISSING = ("", "--", "nan", "null", "none", "n/a")  # as text in a column of numbers
@@ -46,7 +46,7 @@ class Columns(NamedTuple):
 
 
 def read_columns(path, *, text, numbers):
-    """Columns of a table in one of the formats of `astrogen.tables`.
+    """Columns of a table in one of the formats of `astrogen.data.tables`.
 
     Parameters
     ----------

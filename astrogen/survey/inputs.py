@@ -13,13 +13,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from astrogen.data.frames import sky_to_pixels
+from astrogen.data.images import list_extents, read_psfex, split_path
+from astrogen.data.observation import Frame, check_frame, cut_frame, make_psf, read_frame, read_psf
+from astrogen.data.tables import read_table
+from astrogen.data.units import level_or_path
 from astrogen.errors import InputError, InputFileError
-from astrogen.frames import sky_to_pixels
-from astrogen.images import list_extents, read_psfex, split_path
-from astrogen.observation import Frame, check_frame, cut_frame, make_psf, read_frame, read_psf
 from astrogen.survey.columns import read_columns, read_pixels, read_sky
-from astrogen.tables import read_table
-from astrogen.units import level_or_path
 
 NAMES = {  # column names that catalogues use, in the order in which they are looked for
     "id": ("id", "object_id", "objid", "objectid", "source_id", "number", "name", "ident"),

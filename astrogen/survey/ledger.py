@@ -10,9 +10,9 @@ import os
 import stat
 from pathlib import Path
 
+from astrogen.data.files import write_whole
+from astrogen.data.reading import parse_json
 from astrogen.errors import SurveyError
-from astrogen.files import write_whole
-from astrogen.reading import parse_json
 
 DIGEST = "sha256"  # the name in a JSON file of that of the rest
 AGAIN = "run it again with resume=True, which does again what is damaged"

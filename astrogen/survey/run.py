@@ -14,8 +14,8 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from astrogen import __version__
+from astrogen.data.files import hold_folder
 from astrogen.errors import InputError, SurveyError
-from astrogen.files import hold_folder
 from astrogen.processes import follow_parent, kill_children_at_interrupt
 from astrogen.quiet import keep_tensorflow_quiet
 from astrogen.spawn import fresh_context
@@ -165,7 +165,7 @@ def _end(out, num_chunks, lost):
 
 
 def _check_fit(fit, exposures):
-    from astrogen.deconvolution import check_options
+    from astrogen.galaxies.deconvolve import check_options
 
     check_options("run_survey", fit.method, fit.background, fit.num_draws)
     bands = {exposure.band for exposure in exposures}

@@ -25,17 +25,18 @@ import pyarrow
 from astropy.table import Table, meta, vstack
 from pyarrow import parquet
 
-from astrogen.arrays import npz_bytes
+from astrogen.data.arrays import npz_bytes
+from astrogen.data.files import write_table, write_whole
+from astrogen.data.observation import make_observation, make_psf
+from astrogen.data.reading import parse_npz
+from astrogen.data.units import Brightness
 from astrogen.errors import InputFileError, SurveyError, lacks_means
-from astrogen.files import write_table, write_whole
-from astrogen.joint_result import JointResult, Source
-from astrogen.observation import make_observation, make_psf
-from astrogen.reading import parse_npz
-from astrogen.result import QUANTITIES, Quantities, Result, measured_words
+from astrogen.galaxies.quantities import QUANTITIES, Quantities, measured_words
+from astrogen.galaxies.result import ExposureFit, Result, Source
+from astrogen.inference.verdict import Fit
 from astrogen.survey.ledger import read_hashed, read_signed, sha256_of, signed, write_signed
-from astrogen.units import Brightness
 
-FORMAT = "astrogen survey 3"
+FORMAT = "astrogen survey 4"
 MANIFEST, CATALOGUE, FAILURES = "manifest.json", "catalogue.parquet", "failures.ecsv"
 LEDGER = "ledger.json"
 LARGEST = 2**28  # bytes of one object in memory: more is an archive that was made to burst
@@ -51,9 +52,8 @@ NOT_OURS = (
     ValueError,
 )
 SCALES = ("prior_scale", "target_fwhm")
-DIAGNOSTICS = ("k_hat", "ess", "r_hat", "num_divergent", "residual_amplitude")
-JOINT_SOURCE = ("name", "bands", "reference", "place", "x", "y", "colour", "residual_amplitude")
-JOINT_FIT = ("chi2", "p_values", "chi2_all")
+DIAGNOSTICS = ("k_hat", "ess", "r_hat", "num_divergent")
+ABOUT_SOURCE = ("name", "bands", "reference", "place", "x", "y", "colour", "residual_amplitude")
 # between names of images or bands in a row; the word of what an object's fit lacks
 SEPARATOR, INCOMPLETE = ", ", "incomplete"
 COVARIANCE = [
@@ -95,99 +95,101 @@ def pack(result, seen, *, bands, num_kept):
 
     Parameters
     ----------
-    result : Result, or JointResult of one galaxy: its row has the same columns, which hold for the
-        reference band and the first exposure's axes, and the fluxes in each band
+    result : Result of one galaxy; its row holds for the reference band and the first exposure's
+        axes
     seen : Seen, the object and its exposures
-    bands : list of str, all bands of the run
+    bands : list of str, all bands of a joint run, in which the row has the fluxes too; else none
     num_kept : int, imagined solutions that are kept
     """
-    jointly = isinstance(result, JointResult)
-    source, observations, models = (
-        (result.sources[0], result.observations, result.models)
-        if jointly
-        else (result, (result.observation,), (result.model,))
+    (source,) = result.sources
+    status = (*result.status, *seen.missing)
+    return (
+        _row(result, source, seen, bands),
+        _arrays(result, source, num_kept),
+        json.dumps(_about(result, source, status), sort_keys=True),
     )
+
+
+def _row(result, source, seen, bands):
+    """One object in the catalogue."""
+    quantities, first = source.quantities, result.exposures[0]
     row = {
         "id": seen.ident,
         "image": SEPARATOR.join(seen.images),
         "band": SEPARATOR.join(dict.fromkeys(seen.bands)),
-        "unit": str(observations[0].unit),
+        "unit": str(result.unit),
     }
-    quantities, worst = source.quantities, int(np.argmin(result.p_values)) if jointly else None
     for quantity in QUANTITIES:
         row[quantity], row[f"{quantity}_err"] = getattr(quantities, quantity)
     row |= {
         f"cov_{one}_{other}": quantities.covariance[QUANTITIES.index(one)][QUANTITIES.index(other)]
         for one, other in COVARIANCE
     }
-    row["background"], row["background_err"] = (
-        (part[0] for part in result.background) if jointly else result.background
-    )
-    row |= _fluxes(source, bands) if jointly else {}
-    row |= (
-        {"chi2": result.chi2[worst], "p_value": result.p_values[worst]}
-        if jointly
-        else {"chi2": result.chi2, "p_value": result.p_value}
-    )
-    diagnostics = result.diagnostics | (
-        {"residual_amplitude": source.residual_amplitude} if jointly else {}
-    )
-    row |= {name: getattr(source, name) for name in SCALES} | {
-        name: diagnostics.get(name, np.nan) for name in DIAGNOSTICS
-    }
-    row |= {
+    row["background"], row["background_err"] = first.background
+    row |= _fluxes(source, bands) if bands else {}
+    worst = min((exposure.fit for exposure in result.exposures), key=lambda fit: fit.p_value)
+    row |= {"chi2": worst.chi2, "p_value": worst.p_value}
+    row |= {name: getattr(source, name) for name in SCALES}
+    row |= {name: result.diagnostics.get(name, np.nan) for name in DIAGNOSTICS}
+    words = (*result.status, *measured_words(quantities), *seen.missing)
+    return row | {
+        "residual_amplitude": source.residual_amplitude,
         "converged": result.converged,
         "method": result.method,
-        "status": " | ".join((*result.status, *measured_words(quantities), *seen.missing)),
+        "status": " | ".join(words),
     }
-    draws = source.draws
+
+
+def _arrays(result, source, num_kept):
+    """The images and draws that are kept, {name: array}."""
+    draws, observations = source.draws, result.observations
     chosen = (
         draws[np.random.default_rng(0).choice(len(draws), min(num_kept, len(draws)), replace=False)]
         if len(draws)
         else draws
     )
-    image, image_std = (source.images if jointly else source.image), source.image_std
-    arrays = {
-        "image": image,
-        "image_std": image_std,
-        "draws": np.resize(chosen, (num_kept, *image.shape)),
+    return {
+        "images": source.images,
+        "images_std": source.images_std,
+        "draws": np.resize(chosen, (num_kept, *source.images.shape)),
         "latent": source.latent_draws.astype(np.float16),
         "flux": source.flux_draws,
         "shift": source.shift_draws,
-        "background": result.background_draws,
+        "background": np.stack([exposure.background_draws for exposure in result.exposures]),
         "observed": np.stack([observation.image for observation in observations]),
         "variance": np.stack([observation.variance for observation in observations]),
         "mask": np.stack([observation.mask for observation in observations]),
-        "model": np.stack(models),
+        "model": np.stack([exposure.model for exposure in result.exposures]),
         "psf": np.concatenate([observation.psf.image.ravel() for observation in observations]),
     }
-    about = {
-        "exposures": [
-            {
-                "psf": [
-                    len(observation.psf.image),
-                    observation.psf.pixel_scale,
-                    observation.psf.pixel_response,
-                ],
-                "pixel_scale": observation.pixel_scale,
-                "notes": observation.notes,
-                "brightness": observation.brightness,
-            }
-            for observation in observations
-        ],
-        "bands": seen.bands,
-        "status": [*result.status, *seen.missing],
+
+
+def _about(result, source, status):
+    """The rest, as JSON types."""
+    quantities = source.quantities
+    return {
+        "exposures": [_about_exposure(exposure) for exposure in result.exposures],
+        "status": status,
         "diagnostics": result.diagnostics,
         "provenance": result.provenance,
         "num_failed": quantities.num_failed,
         "num_no_radius": quantities.num_no_radius,
         "covariance": quantities.covariance,
+        **{name: getattr(source, name) for name in ABOUT_SOURCE},
     }
-    if jointly:
-        about |= {name: getattr(source, name) for name in JOINT_SOURCE} | {
-            name: getattr(result, name) for name in JOINT_FIT
-        }
-    return row, arrays, json.dumps(about, sort_keys=True)
+
+
+def _about_exposure(exposure):
+    observation = exposure.observation
+    psf = observation.psf
+    return {
+        "band": exposure.band,
+        "psf": [len(psf.image), psf.pixel_scale, psf.pixel_response],
+        "pixel_scale": observation.pixel_scale,
+        "notes": observation.notes,
+        "brightness": observation.brightness,
+        "fit": exposure.fit._asdict(),
+    }
 
 
 def _fluxes(source, bands):
@@ -195,7 +197,8 @@ def _fluxes(source, bands):
     was not seen.
     """
     named = [band for band in bands if band]
-    values, errors, covariance = *source.flux, source.flux_covariance
+    values, errors = zip(*source.fluxes, strict=True)
+    covariance = source.flux_covariance
     place = {band: number for number, band in enumerate(source.bands)}
     columns = {"reference": source.reference}
     for band in named:
@@ -326,7 +329,7 @@ def read_object(out, ident, *, image=None):
 
     Returns
     -------
-    Result, or JointResult of a joint run; observations and images without their WCS
+    Result; observations and images without their WCS
 
     Raises
     ------
@@ -378,60 +381,45 @@ def _unpack(stored, number):
     }
     about = json.loads(stored["about"].tobytes())[number]
     observations = _observations(row, arrays, about)
-    residuals = tuple(
-        np.where(observation.mask, 0, observation.image - model).astype(np.float32)
-        for observation, model in zip(observations, arrays["model"], strict=True)
-    )
-    pairs = [(float(row[name]), float(row[f"{name}_err"])) for name in QUANTITIES]
     measured = Quantities(
-        *pairs,
+        *((float(row[name]), float(row[f"{name}_err"])) for name in QUANTITIES),
         num_failed=about["num_failed"],
         num_no_radius=about["num_no_radius"],
         covariance=tuple(map(tuple, about["covariance"])),
     )
-    source = {name: float(row[name]) for name in SCALES} | {
-        "image_std": arrays["image_std"],
-        "draws": arrays["draws"],
-        "latent_draws": arrays["latent"].astype(np.float32),
-        "flux_draws": arrays["flux"],
-        "shift_draws": arrays["shift"],
-        "measured": measured,
-    }
-    fit = {
-        "background_draws": arrays["background"],
-        "method": row["method"],
-        "status": tuple(about["status"]),
-        "converged": bool(row["converged"]),
-        "diagnostics": about["diagnostics"],
-        "provenance": about["provenance"],
-    }
-    if "reference" not in row:
-        return Result(
-            observation=observations[0],
-            image=arrays["image"],
-            model=arrays["model"][0],
-            residual=residuals[0],
-            chi2=float(row["chi2"]),
-            p_value=float(row["p_value"]),
-            **source,
-            **fit,
-        )
-    light = tuple(arrays["model"] - arrays["background"].mean(0)[:, None, None])
-    joint = Source(
-        images=arrays["image"],
+    source = Source(
+        images=arrays["images"],
+        images_std=arrays["images_std"],
+        draws=arrays["draws"],
+        latent_draws=arrays["latent"].astype(np.float32),
+        flux_draws=arrays["flux"],
+        shift_draws=arrays["shift"],
         wcs=None,
-        models=light,
-        **source,
-        **{name: _tuple(about[name]) for name in JOINT_SOURCE},
+        measured=measured,
+        **{name: float(row[name]) for name in SCALES},
+        **{name: _tuple(about[name]) for name in ABOUT_SOURCE},
     )
-    return JointResult(
-        observations=observations,
-        bands=tuple(about["bands"]),
-        sources=(joint,),
-        models=tuple(arrays["model"]),
-        residuals=residuals,
-        **fit,
-        **{name: _tuple(about[name]) for name in JOINT_FIT},
+    exposures = [
+        ExposureFit(
+            observation,
+            told["band"],
+            model,
+            np.where(observation.mask, 0, observation.image - model).astype(np.float32),
+            levels,
+            Fit(**{name: _tuple(value) for name, value in told["fit"].items()}),
+        )
+        for observation, told, model, levels in zip(
+            observations, about["exposures"], arrays["model"], arrays["background"], strict=True
+        )
+    ]
+    return Result(
+        sources=(source,),
+        exposures=tuple(exposures),
+        method=row["method"],
+        status=tuple(about["status"]),
+        converged=bool(row["converged"]),
+        diagnostics=about["diagnostics"],
+        provenance=about["provenance"],
     )
 
 

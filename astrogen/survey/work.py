@@ -8,7 +8,7 @@ import time
 from functools import partial
 from typing import NamedTuple
 
-from astrogen.detection import mask_neighbours
+from astrogen.data.detection import mask_neighbours
 from astrogen.errors import SurveyError, is_machines
 from astrogen.survey.inputs import cut_out
 from astrogen.survey.store import INCOMPLETE, Seen, pack, write_chunk
@@ -126,7 +126,7 @@ def _note_machines(faults, error):
 def _packed(objects, exposures, fit, known_failures, reason_fn):
     """Results as they are kept, in the order of the objects, and failures."""
     failures = list(known_failures)
-    bands = list(dict.fromkeys(exposure.band for exposure in exposures))
+    bands = list(dict.fromkeys(exposure.band for exposure in exposures)) if fit.joint else []
     keep_fn = partial(pack, bands=bands, num_kept=fit.num_kept)
     cuts = _cut(objects, exposures, fit, failures, reason_fn)
     packed = dict(_infer(cuts, fit, failures, keep_fn, reason_fn))
@@ -240,7 +240,7 @@ def _halving(fit_fn, keep_fn, cuts, failures, reason_fn):
 
 def _fit_each(fit, cuts):
     """(place, Result) of each cut, batch by batch."""
-    from astrogen.deconvolution import deconvolve_each
+    from astrogen.galaxies.deconvolve import deconvolve_each
     from astrogen.priors import load_prior
 
     return deconvolve_each(
@@ -257,8 +257,8 @@ def _fit_each(fit, cuts):
 
 
 def _fit_jointly(fit, cuts):
-    """(place, JointResult) of each cut, one after the other."""
-    from astrogen.joint import deconvolve_jointly
+    """(place, Result) of each cut, one after the other."""
+    from astrogen.galaxies.deblend import deconvolve_jointly
     from astrogen.priors import load_prior
 
     prior = load_prior(fit.prior)

@@ -1,7 +1,7 @@
 """Training: plain loops that write weights and cards."""
 
+from astrogen.data.files import hold_folder
 from astrogen.errors import InputError, WeightsError
-from astrogen.files import hold_folder
 
 
 def train_prior(

@@ -7,13 +7,13 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from astrogen.arrays import npz_bytes, write_array
+from astrogen.data.arrays import npz_bytes, write_array
+from astrogen.data.files import write_whole
+from astrogen.data.reading import open_regular, read_npz
 from astrogen.errors import InputFileError, RecordsError
-from astrogen.files import write_whole
 from astrogen.priors import load_prior
 from astrogen.priors.galaxy import BasisPrior
 from astrogen.priors.storage import write_weights
-from astrogen.reading import open_regular, read_npz
 from astrogen.report import write_contact_sheet
 from astrogen.training.basis import Basis, fit_basis, whiten
 from astrogen.training.real import compress_real

@@ -8,14 +8,14 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from astrogen.arrays import npz_bytes
+from astrogen.data.arrays import npz_bytes
+from astrogen.data.files import write_whole
+from astrogen.data.reading import parse_json, read_json, read_npz
 from astrogen.errors import InputError, InputFileError
-from astrogen.files import write_whole
 from astrogen.priors import load_prior
 from astrogen.priors.convergence import TERMS, ConvergencePrior, Theory, stored_arrays
 from astrogen.priors.correction import Correction
 from astrogen.priors.storage import read_weights, weights_hash, write_weights
-from astrogen.reading import parse_json, read_json, read_npz
 from astrogen.training.records import load_maps, read_manifest
 from astrogen.training.replicas import scope_of, worker_folder
 from astrogen.training.spectra import (

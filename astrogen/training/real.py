@@ -27,9 +27,9 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from astrogen import forward
 from astrogen.errors import RecordsError
-from astrogen.posterior import LOG_FLUX_STD, WEAKEST, Compressed
+from astrogen.galaxies.posterior import LOG_FLUX_STD, WEAKEST, Compressed
+from astrogen.instruments import telescope
 from astrogen.training.records import MANIFEST, read_real_records
 
 CENTRE_SIGMA = (
@@ -69,8 +69,8 @@ def degrading_sigma(psf, *, pixel_scale, prior_scale, target_fwhm):
     pixel_scale, prior_scale : float, arcsec/pixel of the PSF image and of the prior
     target_fwhm : float, arcsec
     """
-    kx, ky = forward.grid_frequencies(prior_scale)
-    power = np.abs(forward.psf_transform(psf, pixel_scale, kx, ky)).ravel()[1:] ** 2
+    kx, ky = telescope.grid_frequencies(prior_scale)
+    power = np.abs(telescope.psf_transform(psf, pixel_scale, kx, ky)).ravel()[1:] ** 2
     squared = (kx**2 + ky[:, None] ** 2).ravel()[1:]
     # |psf|^2 exp(-sigma^2 k^2) <= exp(-sigma_target^2 k^2)
     needed = target_fwhm**2 / (8 * np.log(2)) + np.log(np.maximum(power, 1e-30)) / squared
@@ -186,7 +186,7 @@ def _basis_seen(down, across, psf, prior, pixel_scale, centre):
     of the galaxy from the cut's middle.
     """
     scales = {"pixel_scale": pixel_scale, "prior_scale": prior.pixel_scale}
-    kernel = forward.kernel_transform(
+    kernel = telescope.kernel_transform(
         psf,
         psf_scale=pixel_scale,
         pixel_response=pixel_scale,
@@ -194,19 +194,19 @@ def _basis_seen(down, across, psf, prior, pixel_scale, centre):
         **scales,
     )
     images = tf.signal.irfft2d(
-        prior.basis_transform * kernel, fft_length=[forward.GRID, forward.GRID]
+        prior.basis_transform * kernel, fft_length=[telescope.GRID, telescope.GRID]
     )
     sight = [
         tf.matmul(
             part[None],
-            forward.interpolation_matrix(
+            telescope.interpolation_matrix(
                 part.shape[1], **scales, shift=tf.constant([shift], tf.float64)
             ),
         )
         for part, shift in ((down, centre[1]), (across, centre[0]))
     ]
     area = tf.constant([(pixel_scale / prior.pixel_scale) ** 2], tf.float32)
-    seen = forward.sample(images[None], *(tf.cast(part, tf.float32) for part in sight), area)
+    seen = telescope.sample(images[None], *(tf.cast(part, tf.float32) for part in sight), area)
     return seen.numpy().reshape(len(images), -1).T.astype(float)
 
 

@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
+from astrogen.data.reading import read_json
 from astrogen.errors import InputError, InputFileError, RecordsError
-from astrogen.reading import read_json
 
 FORMAT, VERSION = "astrogen records", 1
 MANIFEST = "manifest.json"

@@ -5,6 +5,7 @@ spectrum), and what a network does to the spectrum of theory, taken out again.
 import numpy as np
 import tensorflow as tf
 
+from astrogen.data.reading import read_json
 from astrogen.errors import InputFileError
 from astrogen.priors.convergence import (
     CHANGE_TERMS,
@@ -19,7 +20,6 @@ from astrogen.priors.convergence import (
     exact_terms,
 )
 from astrogen.priors.grid_power import ARCMIN, mode_counts, pixel_covariance, windowed_power
-from astrogen.reading import read_json
 from astrogen.training.map_features import band_edges, band_matrix
 
 NUM_BANDS, LAST = 20, 6700.0

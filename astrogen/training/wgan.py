@@ -15,12 +15,12 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from astrogen.arrays import npz_bytes
+from astrogen.darkmatter.statistics import diversity
+from astrogen.data.arrays import npz_bytes
+from astrogen.data.files import write_whole
+from astrogen.data.reading import read_npz
 from astrogen.errors import InputFileError
-from astrogen.files import write_whole
 from astrogen.priors.convergence import MARGIN, draw_latent, polynomial_terms, scaled_cosmology
-from astrogen.reading import read_npz
-from astrogen.statistics import diversity
 from astrogen.training.checkpoints import keep_checkpoints
 from astrogen.training.critic import Critic, critic_loss, generator_loss, gradient_penalty
 from astrogen.training.map_features import map_features
@@ -291,7 +291,7 @@ def train_wgan(
     Returns
     -------
     dict : step and statistic of the choice, and the diversity of drawn maps (see
-        `astrogen.statistics.diversity`)
+        `astrogen.darkmatter.statistics.diversity`)
     """
     step = Step(prior, average, target, loss=loss, seed=seed, strategy=strategy)
     manager = keep_checkpoints(step.checkpoint, out, resume_from=resume_from)

@@ -1,0 +1,1 @@
+"""What `astrogen demo` shows: galaxies and maps of its own data."""

@@ -1,0 +1,566 @@
+"""From observations to results: plan the grids, compress the stamps, climb, draw, and put the draws
+back on the sky.
+
+    observation -> (prior, forward) -> posterior -> inference -> result
+
+Objects of any shape, PSF and pixel scale go through together: only the compression sees pixels, and
+it runs once per PSF; everything after it works on small arrays of one shape.
+"""
+
+import hashlib
+import importlib.metadata
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+from tqdm import tqdm
+
+from astrogen import __version__
+from astrogen.data.observation import Observation, as_observations
+from astrogen.data.sky import judge_sky, level_off
+from astrogen.errors import InputError
+from astrogen.galaxies import conditional, posterior
+from astrogen.galaxies.result import make_exposure, make_result, make_source
+from astrogen.inference import find_map
+from astrogen.inference.contracts import Sampling, Settings
+from astrogen.inference.methods import check_method, draw, name_of
+from astrogen.instruments import telescope
+from astrogen.priors import load_prior
+from astrogen.priors.storage import weights_hash
+from astrogen.spawn import refuse_fork
+
+LARGEST_BATCH = 64
+SHARPER = 1.05  # the observed PSF must be at least so much wider than the target
+# the deconvolved stamp must hold so much of the light that rises so many sigma above the noise in
+# rings
+LIGHT_INSIDE, RING_SIGNAL = 0.98, 3.0
+FILLED = 0.85  # within this share of its half side
+LARGEST_RADIUS = 8.0  # prior pixels, half-light radius: the largest of the training population
+CENTRE_SIGMA = 2.5  # prior pixels, of the weight that centred the training population
+MODE_ONLY = (
+    "errors_too_small: the latent was held at its mode and only the residual varies; use the method"
+    " auto for errors",
+)
+
+
+class _Plan(NamedTuple):
+    """What is decided for one observation before anything is computed. centre: (x, y) arcsec;
+    kernel_key: stamps with equal keys share a telescope.
+    """
+
+    observation: Observation
+    seed: tuple
+    prior_scale: float
+    centre: np.ndarray
+    signal_to_noise: float
+    kernel_key: tuple
+
+
+def deconvolve(
+    observations,
+    *,
+    psf=None,
+    pixel_scale=None,
+    prior="galaxy",
+    method="auto",
+    num_draws=200,
+    seed,
+    prior_scale=None,
+    background="fit",
+    num_chains=4,
+    batch_size=None,
+    progress=False,
+):
+    """Infer the unconvolved galaxies behind observations.
+
+    Parameters
+    ----------
+    observations : Observation, NDData, CCDData or array [h, w]; or a sequence of them, of any
+        shapes and PSFs. Units, mask, WCS and uncertainty of an NDData
+        count; an array alone has its noise estimated from its border
+    psf : of what is no Observation: a PSF, or what `psf_from_model` takes; one for all, or a list
+        with one for each
+    pixel_scale : float or None, arcsec/pixel of what is no Observation; None: from its WCS
+    prior : str, path or prior; see `load_prior`
+    method : "auto" (the Laplace approximation where its importance weights can be trusted, else
+        Hamiltonian Monte Carlo until the chains agree on flux, place and shape), "laplace", "hmc",
+        "vi" (a normal fitted to the posterior, importance weighted), or "map" (the latent at its
+        mode; errors are too small). Or a function of (target_log_prob_fn, num_burnin) that makes a
+        `tfp.mcmc.TransitionKernel`: it runs in the space in which the Laplace approximation is a
+        standard normal
+    num_draws : int, posterior draws per object
+    seed : int; equal seeds give equal draws, whatever the batches
+    prior_scale : float or None, arcsec/pixel of the deconvolved image. None: half the observed
+        pixel, or larger where the galaxy would not fit its stamp
+    background : "fit" (a level per stamp that may be anything, marginalised) or "fixed" (the stamps
+        are background-subtracted)
+    num_chains : int, of methods with chains
+    batch_size : int or None, objects inferred at once; memory grows with it. A number is kept to,
+        and the last batch filled up, so that an object's treatment does
+        not depend on how many others there are; None: as many as there are, at most 64
+
+    Returns
+    -------
+    Result, or a list of Results in the order of the observations
+
+    Raises
+    ------
+    ValueError : an option is wrong, or a PSF is sharper than the resolution that is asked for.
+    """
+    refuse_fork("deconvolve")
+    check_options("deconvolve", method, background, num_draws, batch_size)
+    observations, single = as_observations(observations, psf=psf, pixel_scale=pixel_scale)
+    prior = load_prior(prior) if not hasattr(prior, "components") else prior
+    batch_size = batch_size or min(LARGEST_BATCH, max(len(observations), 1))
+    results = [None] * len(observations)
+    with tqdm(total=len(observations), unit=" galaxies", disable=not progress) as bar:
+        for index, result in deconvolve_each(
+            observations,
+            prior=prior,
+            method=method,
+            num_draws=num_draws,
+            seed=seed,
+            prior_scale=prior_scale,
+            background=background,
+            num_chains=num_chains,
+            batch_size=batch_size,
+        ):
+            results[index] = result
+            bar.update()
+    return results[0] if single else results
+
+
+def deconvolve_each(
+    observations, *, prior, method, num_draws, seed, prior_scale, background, num_chains, batch_size
+):
+    """(index, Result) of Observations, batch by batch: who keeps little of each result needs the
+    memory of one batch. Options as of `deconvolve`, not checked here.
+    """
+    stamps = [level_off(observation, background=background) for observation in observations]
+    plans = [
+        plan_of(stamp.observation, word, prior, prior_scale)
+        for stamp, word in zip(stamps, seeds_of(observations, seed), strict=True)
+    ]
+    provenance = provenance_of(prior, method, num_draws, seed, background)
+    telescopes = {}
+    # By seed too, so that neighbours, and with them the last bits, do not depend on the order of
+    # the input.
+    order = sorted(
+        (index for index, plan in enumerate(plans) if plan.observation.status == "ok"),
+        key=lambda index: (plans[index].kernel_key, plans[index].seed),
+    )
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        batch = _infer(
+            [plans[index] for index in chosen],
+            prior,
+            telescopes,
+            method=method,
+            num_draws=num_draws,
+            background=background,
+            num_chains=num_chains,
+            batch_size=batch_size,
+        )
+        yield from zip(
+            chosen,
+            _results(
+                [plans[index] for index in chosen],
+                [stamps[index] for index in chosen],
+                batch,
+                prior,
+                telescopes,
+                method,
+                provenance,
+            ),
+            strict=True,
+        )
+    for index in sorted(set(range(len(plans))) - set(order)):
+        yield index, _no_data(plans[index], prior, method, provenance)
+
+
+def check_options(caller, method, background, num_draws, batch_size=None):
+    """A ValueError in the name of `caller` where an option is wrong."""
+    check_method(caller, method)
+    if background not in ("fit", "fixed"):
+        raise InputError(
+            f"{caller}: background must be one of ('fit', 'fixed'), got {background!r}"
+        )
+    for name, value, least in (
+        ("num_draws", num_draws, 8),
+        ("batch_size", 1 if batch_size is None else batch_size, 1),
+    ):
+        if value < least:
+            raise InputError(f"{caller}: {name} must be at least {least}, got {value}")
+
+
+# Plans
+
+
+def seeds_of(observations, seed):
+    """A pair of integers for each object, from the run's seed and the object's name, so that its
+    draws do not depend on its neighbours.
+    """
+    seen, pairs = {}, []
+    for observation in observations:
+        count = seen[observation.name] = seen.get(observation.name, 0) + 1
+        digest = hashlib.sha256(f"{seed}/{observation.name}/{count}".encode()).digest()
+        pairs.append(
+            tuple(
+                int.from_bytes(digest[4 * word : 4 * word + 4], "little", signed=True)
+                for word in range(2)
+            )
+        )
+    return pairs
+
+
+def plan_of(observation, seed, prior, prior_scale):
+    """The _Plan of one observation: where its galaxy is, on which grid it is deconvolved, how
+    bright it is.
+    """
+    psf = observation.psf
+    ratio = prior.target_fwhm / prior.pixel_scale
+    if observation.status != "ok":
+        return _Plan(
+            observation, seed, prior_scale or observation.pixel_scale / 2, np.zeros(2), 0.0, ()
+        )
+    seen_fwhm = seen_fwhm_of(psf, observation.pixel_scale)
+    sigma_psf = seen_fwhm / np.sqrt(8 * np.log(2))
+    if prior_scale is None:
+        prior_scale = _choose_scale(
+            *_extent(observation, sigma_psf),
+            observation.pixel_scale,
+            seen_fwhm / (ratio * SHARPER),
+            prior.image_shape[0],
+        )
+    if seen_fwhm < ratio * prior_scale:
+        raise InputError(
+            f"deconvolve: prior_scale must leave the target PSF (FWHM {ratio * prior_scale:.3f}"
+            f" arcsec) sharper than the observed PSF, got {prior_scale:.4g} arcsec for"
+            f" {observation.name!r}, whose PSF has FWHM {seen_fwhm:.3f} arcsec; deconvolution"
+            f" beyond the target is not defined: give a prior_scale below {seen_fwhm / ratio:.3f},"
+            " or an oversampled PSF"
+        )
+    centre = _centroid(observation, np.hypot(sigma_psf, CENTRE_SIGMA * prior_scale))
+    good = ~observation.mask
+    power = (
+        float((observation.image[good].astype(float) ** 2 / observation.variance[good]).sum())
+        - good.sum()
+    )
+    # Buckets, not the number itself: an object's treatment must not depend on those beside it.
+    signal_to_noise = 30.0 * 2.0 ** (
+        0.5 * np.ceil(2 * np.log2(max(np.sqrt(max(power, 1.0)) / 30.0, 1.0)))
+    )
+    psf_hash = hashlib.sha256(psf.image.tobytes()).hexdigest()
+    key = (
+        psf_hash,
+        psf.pixel_scale,
+        psf.pixel_response,
+        observation.pixel_scale,
+        float(prior_scale),
+        signal_to_noise,
+        observation.image.shape,
+    )
+    return _Plan(observation, seed, float(prior_scale), centre, signal_to_noise, key)
+
+
+def seen_fwhm_of(psf, pixel_scale):
+    """FWHM (arcsec) of the PSF with the observation's pixel response, about."""
+    extra = max(pixel_scale**2 - psf.pixel_response**2, 0.0) / 12 * 8 * np.log(2)
+    return float(np.sqrt(psf.fwhm**2 + extra))
+
+
+def _choose_scale(extent, half_light_radius, pixel_scale, coarsest, side):
+    """Half the observed pixel; in steps of a quarter of an octave larger until the galaxy fits its
+    stamp and the sizes that the prior knows, as long as the
+    target stays sharper than the PSF."""
+    scale = min(pixel_scale / 2, coarsest)
+    while (
+        extent > FILLED * side / 2 * scale or half_light_radius > LARGEST_RADIUS * scale
+    ) and scale * 2**0.25 <= coarsest:
+        scale *= 2**0.25
+    return scale
+
+
+def _grids(observation):
+    height, width = observation.image.shape
+    return (np.arange(width) - (width - 1) / 2) * observation.pixel_scale, (
+        np.arange(height) - (height - 1) / 2
+    ) * observation.pixel_scale
+
+
+def _weight(x, y, centre, sigma):
+    return np.exp(-0.5 * ((y[:, None] - centre[1]) / sigma) ** 2) * np.exp(
+        -0.5 * ((x - centre[0]) / sigma) ** 2
+    )
+
+
+def _centroid(observation, sigma):
+    """Gaussian-weighted centroid (x, y) in arcsec from the stamp's centre; the weight follows it.
+
+    A start only: the position is a parameter.
+    """
+    x, y = _grids(observation)
+    good = ~observation.mask
+    centre, limit = np.zeros(2), 0.25 * np.array([np.ptp(x), np.ptp(y)])
+    for _ in range(12):
+        weight = _weight(x, y, centre, sigma) * good
+        light = observation.image * weight
+        total, coverage = light.sum(), weight.sum()
+        if total <= 0 or coverage <= 0:
+            return np.zeros(2)
+        # What the mask hides on one side would pull the centroid to the other: subtract the
+        # centroid of the weight itself.
+        offset = np.array(
+            [
+                (light * (x - centre[0])).sum() / total
+                - (weight * (x - centre[0])).sum() / coverage,
+                (light * (y[:, None] - centre[1])).sum() / total
+                - (weight * (y[:, None] - centre[1])).sum() / coverage,
+            ]
+        )
+        centre = np.clip(centre + 1.5 * offset, -limit, limit)
+    return centre
+
+
+def _extent(observation, sigma_psf):
+    """Radius that holds LIGHT_INSIDE of the galaxy's light, and its half-light radius without the
+    PSF, about (arcsec): from the rings about its centroid
+    that rise above the noise and the surrounding level."""
+    x, y = _grids(observation)
+    centre = _centroid(observation, 2 * sigma_psf)
+    radius = np.hypot(x - centre[0], y[:, None] - centre[1])
+    good = ~observation.mask
+    ring = np.minimum(
+        (radius / observation.pixel_scale).astype(int), min(observation.image.shape) // 2
+    )[good]
+    count = np.maximum(np.bincount(ring), 1)
+    level = np.bincount(ring, observation.image[good]) / count
+    error = np.sqrt(np.bincount(ring, observation.variance[good])) / count
+    level = level - np.median(level[-max(len(level) // 5, 1) :])
+    faint = np.flatnonzero((level < RING_SIGNAL * error) | (level < 1e-4 * level[0]))
+    edge = faint[0] if len(faint) else len(level)
+    if not edge:
+        return 0.0, 0.0
+    # whole rings: what the mask hides counts as its neighbours do
+    light = np.cumsum(level[:edge] * (2 * np.arange(edge) + 1))
+    outer = (np.arange(edge) + 1) * observation.pixel_scale
+    extent, half = np.interp([LIGHT_INSIDE * light[-1], 0.5 * light[-1]], light, outer)
+    # Half the light of a round Gaussian lies within 1.18 sigma.
+    return float(extent), float(np.sqrt(max(half**2 - (1.18 * sigma_psf) ** 2, 0.0)))
+
+
+# Inference
+
+
+class _Batch(NamedTuple):
+    """Draws of one batch, as arrays: coefficients [draw, batch, k] of flux * a, parameters [draw,
+    batch, p], background [draw, batch], num_fitted [batch], diagnostics {name: [batch]}, methods
+    [batch], by which the draws were made.
+    """
+
+    coefficients: np.ndarray
+    parameters: np.ndarray
+    background: np.ndarray
+    num_fitted: np.ndarray
+    diagnostics: dict
+    methods: np.ndarray
+
+
+def _infer(plans, prior, telescopes, *, method, num_draws, background, num_chains, batch_size):
+    compressed = _compress(plans, prior, telescopes, background)
+    # The last batch is filled up with its first object: a new shape would cost a new trace.
+    rows = np.r_[np.arange(len(plans)), np.zeros(max(batch_size - len(plans), 0), int)]
+    compressed = tf.nest.map_structure(lambda tensor: tf.gather(tensor, rows), compressed)
+    seeds = np.array([plans[row].seed for row in rows], np.int64).astype(np.int32)
+    log_density_fn, curvature_fn = posterior.target(prior)
+    climb = find_map(log_density_fn, curvature_fn, compressed, posterior.start(prior, compressed))
+    target = conditional.make_target(prior, compressed, climb.parameters)
+    settings = Settings(num_draws, Sampling(num_chains=num_chains))
+    drawn = draw(method, target, climb, seeds, settings)
+    coefficients, level, num_fitted = (
+        tensor.numpy()
+        for tensor in conditional.draw_galaxies(
+            prior, target.evidence, tf.constant(drawn.draws), seeds, drawn.made
+        )
+    )
+    told = {"map_converged": climb.converged.numpy().astype(float), **drawn.diagnostics}
+    count = len(plans)
+    return _Batch(
+        coefficients[:, :count],
+        drawn.draws[:, :count],
+        level[:, :count],
+        num_fitted[:count],
+        {name: value[:count] for name, value in told.items()},
+        drawn.methods[:count],
+    )
+
+
+def _compress(plans, prior, telescopes, background):
+    """Compressed stamps in the order of the plans, which are sorted by telescope; telescopes that
+    no longer occur are forgotten.
+    """
+    keys = sorted({plan.kernel_key for plan in plans})
+    for key in set(telescopes) - set(keys):
+        del telescopes[key]
+    parts = []
+    for key in keys:
+        group = [plan for plan in plans if plan.kernel_key == key]
+        if key not in telescopes:
+            telescopes[key] = _telescope(group[0], prior)
+        parts.append(_compress_group(group, prior, telescopes[key].basis, background))
+    return posterior.stack(parts)
+
+
+class _Telescope(NamedTuple):
+    """kernel [1, GRID, GRID // 2 + 1], and the prior's basis seen through it
+    (`posterior.telescope_basis`).
+    """
+
+    kernel: np.ndarray
+    basis: tuple
+
+
+def _telescope(plan, prior):
+    psf, ratio = plan.observation.psf, prior.target_fwhm / prior.pixel_scale
+    kernel = telescope.kernel_transform(
+        psf.image,
+        psf_scale=psf.pixel_scale,
+        pixel_response=psf.pixel_response,
+        pixel_scale=plan.observation.pixel_scale,
+        prior_scale=plan.prior_scale,
+        target_fwhm=ratio * plan.prior_scale,
+    )
+    return _Telescope(
+        kernel[None], posterior.telescope_basis(kernel, prior, signal_to_noise=plan.signal_to_noise)
+    )
+
+
+def _compress_group(group, prior, basis, background):
+    size = 1 << (len(group) - 1).bit_length()  # powers of two: few shapes, few traces
+    filled = group + group[:1] * (size - len(group))
+    good = np.stack([~plan.observation.mask for plan in filled])
+    sigma = np.sqrt(np.stack([plan.observation.variance for plan in filled]))
+    inverse = np.where(good, 1 / sigma, 0).astype(np.float32)
+    image = np.stack([plan.observation.image for plan in filled])
+    compressed = posterior.compress(
+        *basis,
+        prior,
+        whitened=image * inverse,
+        inverse_sigma=inverse,
+        centre=np.stack([plan.centre for plan in filled]),
+        pixel_scale=[plan.observation.pixel_scale for plan in filled],
+        prior_scale=[plan.prior_scale for plan in filled],
+        background_precision=[np.inf if background == "fixed" else 0.0] * size,
+    )
+    return tf.nest.map_structure(lambda tensor: tensor[: len(group)], compressed)
+
+
+# Results
+
+
+def _results(plans, stamps, batch, prior, telescopes, method, provenance):
+    for row, (plan, stamp) in enumerate(zip(plans, stamps, strict=True)):
+        observation, scale, parameters = (
+            plan.observation,
+            plan.prior_scale,
+            batch.parameters[:, row],
+        )
+        scales = (tf.constant(number, tf.float32) for number in (observation.pixel_scale, scale))
+        images, flux, light = _develop(
+            prior,
+            tf.constant(batch.coefficients[:, row]),
+            tf.constant(telescopes[plan.kernel_key].kernel),
+            tf.constant(plan.centre, tf.float32),
+            *scales,
+            shape=observation.image.shape,
+        )
+        latent, _, shift, log_amplitude = posterior.split(parameters, prior.latent_size)
+        told = {
+            name: float(value[row])
+            for name, value in batch.diagnostics.items()
+            if not np.isnan(value[row])
+        }
+        light, unit = light.numpy(), np.float32(stamp.unit)
+        background = stamp.level + stamp.unit * batch.background[:, row].astype(np.float64)
+        source = make_source(
+            stamp.recorded,
+            name=stamp.recorded.name,
+            place=(0.0, 0.0),
+            prior_scale=scale,
+            target_fwhm=prior.target_fwhm / prior.pixel_scale * scale,
+            draws=unit * images.numpy()[:, None],
+            flux_draws=unit * flux.numpy()[:, None],
+            latent_draws=latent,
+            shift_draws=plan.centre + shift * scale,
+            residual_amplitude=np.exp(log_amplitude).mean(),
+        )
+        exposure = make_exposure(
+            stamp.recorded,
+            light=unit * light,
+            background_draws=background,
+            num_fitted=float(batch.num_fitted[row]),
+        )
+        yield make_result(
+            [source],
+            [exposure],
+            method=batch.methods[row],
+            diagnostics=told,
+            provenance=provenance,
+            status=judge_sky(
+                stamp, light, provenance["background"], error=background.std() / stamp.unit
+            )
+            + (MODE_ONLY if method == "map" else ()),
+        )
+
+
+@tf.function(autograph=False)
+def _develop(prior, coefficients, kernel, centre, pixel_scale, prior_scale, *, shape):
+    """Draws where the galaxy stands [draw, height, width], their fluxes [draw], and what the
+    telescope would see of their mean [h, w].
+    """
+    centred = prior.images(coefficients)
+    light = telescope.render(
+        tf.reduce_mean(centred, 0, keepdims=True),
+        kernel,
+        shape=shape,
+        pixel_scale=pixel_scale,
+        prior_scale=prior_scale,
+        shift=centre[None],
+    )
+    return telescope.move(centred, centre, prior_scale), tf.reduce_sum(centred, [1, 2]), light[0]
+
+
+def _no_data(plan, prior, method, provenance):
+    observation = plan.observation
+    source = make_source(
+        observation,
+        name=observation.name,
+        place=(0.0, 0.0),
+        prior_scale=plan.prior_scale,
+        target_fwhm=prior.target_fwhm / prior.pixel_scale * plan.prior_scale,
+        draws=np.zeros((0, 1, *prior.image_shape), np.float32),
+        latent_draws=np.zeros((0, prior.latent_size), np.float32),
+        shift_draws=np.zeros((0, 2), np.float32),
+        residual_amplitude=np.nan,
+    )
+    exposure = make_exposure(
+        observation, light=np.zeros_like(observation.image), background_draws=np.zeros(0)
+    )
+    return make_result(
+        [source], [exposure], method=name_of(method), diagnostics={}, provenance=provenance
+    )
+
+
+def provenance_of(prior, method, num_draws, seed, background):
+    """What made a result, as JSON types."""
+    versions = {name: importlib.metadata.version(name) for name in ("tensorflow", "numpy")}
+    return {
+        "astrogen": __version__,
+        **versions,
+        "prior": prior.name,
+        "weights": weights_hash(prior.card),
+        "method": name_of(method),
+        "num_draws": num_draws,
+        "seed": seed,
+        "background": background,
+    }

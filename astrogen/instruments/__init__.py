@@ -1,0 +1,3 @@
+"""What an instrument makes of the sky: `telescope` of galaxies (PSF, pixels), `lensing` of
+convergence (shear).
+"""
