@@ -121,7 +121,7 @@ def galaxies():
     """Shipped prior and stamps of the demonstration, the approximation in earnest: (prior,
     compressed, climb, proposals, seeds).
     """
-    folder = ROOT / "astrogen" / "demo_data"
+    folder = ROOT / "astrogen" / "demo" / "data"
     prior = load_prior("galaxy")
     stamps = demo._cut_out(
         folder / "exposure.fits", read_planes(folder / "truth.fits")[2]["CATALOGUE"]

@@ -14,7 +14,7 @@ from astrogen.demo import galaxies as demo
 from astrogen.report import write_comparison
 from data_pipelines import exposure
 
-SHIPPED = ROOT / "astrogen" / "demo_data"
+SHIPPED = ROOT / "astrogen" / "demo" / "data"
 
 
 @pytest.fixture(scope="module")

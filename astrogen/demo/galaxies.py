@@ -43,7 +43,7 @@ def run_demo(out, seed):
     pixels, `flux_chi` (root mean square of flux errors in sigma)
     """
     began, out = time.perf_counter(), Path(out)
-    with as_file(files("astrogen") / "demo_data") as folder:
+    with as_file(files("astrogen") / "demo/data") as folder:
         planes, header, tables = read_planes(folder / "truth.fits")
         catalogue, truth = tables["CATALOGUE"], planes["TRUTH"]
         observations = _cut_out(folder / "exposure.fits", catalogue)

@@ -52,7 +52,7 @@ def run_demo_maps(out, seed, *, num_draws=128):
     ]
     out.mkdir(parents=True, exist_ok=True)
     write_map_sheet(rows, out / "emulated.png", pixel_scale=prior.pixel_scale)
-    with as_file(files("astrogen") / "demo_data") as folder:
+    with as_file(files("astrogen") / "demo/data") as folder:
         planes, header, _ = read_planes(folder / "kappa.fits")
     truth = planes["KAPPA"] - planes["KAPPA"].mean()  # shear says nothing of the mean
     result = map_mass(
