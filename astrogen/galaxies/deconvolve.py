@@ -89,7 +89,8 @@ def deconvolve(
         `tfp.mcmc.TransitionKernel`: it runs in the space in which the Laplace approximation is a
         standard normal
     num_draws : int, posterior draws per object
-    seed : int; equal seeds give equal draws, whatever the batches
+    seed : int; equal seeds give equal draws, in any order. With other batches they differ by
+        rounding; those of chains, which amplify it, by the error of their means
     prior_scale : float or None, arcsec/pixel of the deconvolved image. None: half the observed
         pixel, or larger where the galaxy would not fit its stamp
     background : "fit" (a level per stamp that may be anything, marginalised) or "fixed" (the stamps
