@@ -239,7 +239,7 @@ def aperture_fluxes(result, *, radius=APERTURE):
             )
             ours, area = circle(source.models[number])[0], circle(~observation.mask)[0]
             error = float(np.hypot(error, area * level_error))
-            flux, flux_error = source.fluxes[source.bands.index(band)]
+            flux, flux_error = (part[source.bands.index(band)] for part in source.flux)
             rows.append(
                 Flux(
                     source.name.split()[-1],

@@ -46,9 +46,9 @@ def lone_result(
     **told,
 ):
     """The Result of one galaxy in one exposure, from draws [num_draws, h, w] of its image and a
-    model with background; the rest as of `astrogen.galaxies.result.make_result`.
+    model with background; the rest as of `astrogen.galaxies.conclude.make_result`.
     """
-    from astrogen.galaxies.result import make_exposure, make_result, make_source
+    from astrogen.galaxies.conclude import make_exposure, make_result, make_source
 
     levels = np.asarray(background_draws, np.float32)
     source = make_source(

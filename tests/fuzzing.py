@@ -428,7 +428,7 @@ def _read_result(folder):
 
 
 def _joint_result(folder):
-    from astrogen.galaxies.result import make_exposure, make_result, make_source
+    from astrogen.galaxies.conclude import make_exposure, make_result, make_source
 
     rng, stamps = np.random.default_rng(8), [_stamp(), _stamp()]
     planes = [np.ones((24, 24), np.float32)] * 2

@@ -15,8 +15,8 @@ from astropy.io import fits
 from astropy.table import Table
 from astropy.wcs import WCS
 
+from astrogen.galaxies.conclude import make_exposure, make_result, make_source
 from astrogen.galaxies.quantities import QUANTITIES, Quantities
-from astrogen.galaxies.result import make_exposure, make_result, make_source
 from astrogen.survey import run, store, work
 
 NUM, CHUNK, SIZE, SCALE = 12, 2, 16, 0.2

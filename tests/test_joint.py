@@ -24,8 +24,8 @@ from astrogen.galaxies.bands import (
     tie_bands,
     tied_moment,
 )
+from astrogen.galaxies.conclude import make_source
 from astrogen.galaxies.plans import plan_alone
-from astrogen.galaxies.result import make_source
 from astrogen.galaxies.scene import Scene
 
 SCALE, SIDE = 0.2, 40
@@ -111,7 +111,9 @@ def test_equal_exposures_are_their_stack():
     joint, single = (
         deconvolve_jointly(some, prior=_prior(), seed=1).sources[0] for some in (exposures, [stack])
     )
-    (flux, error), (expected, expected_error) = (source.fluxes[0] for source in (joint, single))
+    (flux, error), (expected, expected_error) = (
+        tuple(part[0] for part in source.flux) for source in (joint, single)
+    )
     assert flux == pytest.approx(expected, abs=0.3 * expected_error) and error == pytest.approx(
         expected_error, rel=0.3
     )
@@ -282,7 +284,7 @@ def test_bands_of_other_depth_scale_and_mask_have_their_own_fluxes():
         for exposures in seen
     )
     source = result.sources[0]
-    fluxes, errors = np.transpose(source.fluxes)
+    fluxes, errors = source.flux
     assert (np.abs(fluxes - [105, 150]) < 3.5 * errors).all() and (errors < [4, 9]).all()
     assert max(abs(exposure.fit.chi2_all - 1) for exposure in result.exposures) < 0.12
     np.testing.assert_allclose(np.sqrt(np.diag(source.flux_covariance)), errors, rtol=0.02)
@@ -385,7 +387,7 @@ def test_the_mode_of_a_pair_is_found_from_a_catalogue_on_the_sky():
     sky = pair.wcs.pixel_to_world(*_pair_places().T)
     np.testing.assert_allclose(read_positions(pair, sky), _pair_places(), atol=1e-6)
     result = deblend(pair, sources=sky, prior=_prior(), method="map", num_draws=8, seed=1)
-    fluxes = [source.fluxes[0][0] for source in result.sources]
+    fluxes = [source.flux[0][0] for source in result.sources]
     # they share light
     assert fluxes == pytest.approx([100, 60], abs=15) and sum(fluxes) == pytest.approx(
         160, rel=0.04
@@ -409,7 +411,9 @@ def test_a_galaxy_far_from_others_is_drawn_as_if_alone():
     other = _exposure(GALAXY.shift(-1.8, 1.8) * 100, fwhm=0.6, sigma=0.15, seed=1)
     ours = deblend(field, sources=[[10.5, 28.5], [29.5, 9.5]], prior=_prior(), seed=1).sources[0]
     alone = deblend(other, sources=[[10.5, 28.5]], prior=_prior(), method="hmc", seed=1).sources[0]
-    (flux, error), (expected, expected_error) = (source.fluxes[0] for source in (ours, alone))
+    (flux, error), (expected, expected_error) = (
+        tuple(part[0] for part in source.flux) for source in (ours, alone)
+    )
     assert flux == pytest.approx(expected, abs=0.4 * expected_error) and error == pytest.approx(
         expected_error, rel=0.35
     )

@@ -191,8 +191,14 @@ def test_wrong_axes_stand_in_summary_figure_and_page(files, capsys, tmp_path):
 @pytest.mark.parametrize(
     "modules, options_of",
     [
-        (("field", "massmap", "b_modes", "map_posterior"), verb.add_options),
-        (("emulate", "priors/convergence"), emulate_verb.add_options),
+        (
+            (
+                "data/field",
+                *(f"darkmatter/{name}" for name in ("map_mass", "b_modes", "posterior")),
+            ),
+            verb.add_options,
+        ),
+        (("galsim_objects/emulate", "priors/convergence"), emulate_verb.add_options),
     ],
     ids=["massmap", "emulate"],
 )

@@ -19,15 +19,9 @@ from astrogen.data.images import read_plane_wcs, read_planes, write_planes
 from astrogen.data.observation import make_observation
 from astrogen.data.psf import make_psf
 from astrogen.errors import InputError, InputFileError
+from astrogen.galaxies.conclude import make_exposure, make_result, make_source
 from astrogen.galaxies.quantities import format_value, measure
-from astrogen.galaxies.result import (
-    all_status,
-    file_names,
-    make_exposure,
-    make_result,
-    make_source,
-    read_result,
-)
+from astrogen.galaxies.result import all_status, file_names, read_result
 from astrogen.galsim_objects import measure_image, psf_from_galsim
 from astrogen.inference.verdict import (
     compare,

@@ -17,8 +17,9 @@ from astrogen.data.images import read_planes, write_planes
 from astrogen.data.observation import make_observation, make_psf, read_observation, to_unit
 from astrogen.data.units import flux_unit, read_unit, unit_text
 from astrogen.errors import InputError
+from astrogen.galaxies.conclude import make_exposure
 from astrogen.galaxies.deblend import unlike_scales
-from astrogen.galaxies.result import make_exposure, read_result, results_table
+from astrogen.galaxies.result import read_result, results_table
 from astrogen.survey.store import Seen, chunk_path, pack, read_object, write_chunk
 
 SCALE, FINER = 0.2, 0.1  # arcsec, of the observed and of the deconvolved pixel

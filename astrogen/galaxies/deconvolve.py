@@ -20,7 +20,7 @@ from astrogen.data.observation import Observation, as_observations
 from astrogen.data.sky import judge_sky, level_off
 from astrogen.errors import InputError
 from astrogen.galaxies import conditional, posterior
-from astrogen.galaxies.result import make_exposure, make_result, make_source
+from astrogen.galaxies.conclude import make_exposure, make_result, make_source
 from astrogen.inference import find_map
 from astrogen.inference.contracts import Sampling, Settings
 from astrogen.inference.methods import check_method, draw, name_of

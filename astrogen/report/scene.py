@@ -80,7 +80,7 @@ def _cards(result):
         for band in (
             range(len(source.bands)) if len(result.sources) == 1 else [source.reference_band]
         ):
-            flux = format_value(source.fluxes[band])
+            flux = format_value(tuple(part[band] for part in source.flux))
             title = (
                 f"{source.bands[band] or 'flux'} {flux}"
                 if len(result.sources) == 1

@@ -197,8 +197,7 @@ def _fluxes(source, bands):
     was not seen.
     """
     named = [band for band in bands if band]
-    values, errors = zip(*source.fluxes, strict=True)
-    covariance = source.flux_covariance
+    values, errors, covariance = *source.flux, source.flux_covariance
     place = {band: number for number, band in enumerate(source.bands)}
     columns = {"reference": source.reference}
     for band in named:
