@@ -23,7 +23,7 @@ REPORT = 3  # folds seeds
 
 def draw_hmc(target, climb, seeds, settings):
     """Draws by Hamiltonian Monte Carlo, in rounds, until R-hat of what a catalogue reports is below
-    its aim.
+    its aim and no trajectory of a round diverges, for which steps become smaller.
 
     Returns
     -------
@@ -59,7 +59,8 @@ def draw_hmc(target, climb, seeds, settings):
         ):
             told[name][left] = values[:num]
         # what never moves does not move later
-        again = ~(r_hat[:num] <= R_HAT_AIM) & np.isfinite(r_hat[:num])
+        diverged = chains.divergent[:num] > 0
+        again = (~(r_hat[:num] <= R_HAT_AIM) | diverged) & np.isfinite(r_hat[:num])
         if not again.any():
             break
         left, places = left[again], padded(np.flatnonzero(again))
@@ -67,8 +68,14 @@ def draw_hmc(target, climb, seeds, settings):
             tf.gather(chains.end.white, places, axis=1),
             tf.gather(chains.end.step_size, places),
             chains.end.count,
+            tf.gather(_careful(chains.end.target_accept, chains.divergent), places),
         )
     return Drawn(draws, told, np.full(batch, "hmc", dtype=object))
+
+
+def _careful(target_accept, divergent):
+    """The target with half as many refusals where trajectories diverged: smaller steps."""
+    return tf.where(divergent > 0, 0.5 * (1 + target_accept), target_accept)
 
 
 _TOLD = ("r_hat", "ess", "num_divergent", "accept_rate", "rounds", "num_gradients")

@@ -23,11 +23,14 @@ FIRST_STEP = 0.8  # in the whitened space
 
 
 class End(NamedTuple):
-    """Where chains ended, to go on from: white [chain, batch, p], step_size [batch], count."""
+    """Where chains ended, to go on from: white [chain, batch, p], step_size [batch], count, and
+    target_accept [batch], the mean acceptance that the step size is adapted to.
+    """
 
     white: tf.Tensor
     step_size: tf.Tensor
     count: tf.Tensor
+    target_accept: tf.Tensor
 
 
 class Chains(NamedTuple):
@@ -87,7 +90,12 @@ def sample_hmc(log_density_fn, climb, evidence, *, seed, settings=Sampling(), be
     seeds = member_seeds(seed, batch)
     if begin is None:
         white = OVERDISPERSION * member_normals(fold(seeds, -1), settings.num_chains, size)
-        begin = End(white, tf.fill([batch], FIRST_STEP), tf.constant(0))
+        begin = End(
+            white,
+            tf.fill([batch], FIRST_STEP),
+            tf.constant(0),
+            tf.fill([batch], settings.target_accept),
+        )
     draws, values, accept, divergent, end, num_gradients = _run(
         log_density_fn,
         climb.parameters,
@@ -97,7 +105,7 @@ def sample_hmc(log_density_fn, climb, evidence, *, seed, settings=Sampling(), be
         begin,
         tf.constant(settings.num_draws),
         tf.constant(settings.thinning),
-        settings=settings._replace(num_draws=None, thinning=None),
+        settings=settings._replace(num_draws=None, thinning=None, target_accept=None),
     )
     return Chains(draws, values, accept.numpy(), divergent.numpy(), end, int(num_gradients))
 
@@ -146,7 +154,7 @@ def _run(
             num_burnin=settings.num_burnin,
         ),
         num_steps=settings.num_burnin,
-        target_accept=settings.target_accept,
+        target_accept=begin.target_accept,
     )
     done = _sample(
         kernel,
@@ -160,6 +168,7 @@ def _run(
         done.all_states[-1],
         innermost(results, "step_size")[:, 0],
         innermost(results, "count"),
+        begin.target_accept,
     )
     return (
         tf.map_fn(place, done.all_states, parallel_iterations=1),
