@@ -6,8 +6,7 @@ Only what is light is imported here, so that a worker holds nothing but what it 
 import os
 from concurrent.futures import ProcessPoolExecutor
 
-from astrogen.processes import follow_parent, kill_children_at_interrupt
-from astrogen.spawn import fresh_context
+from astrogen.processes import follow_parent, fresh_context, kill_children_at_interrupt
 
 # NPROC: XLA's
 ONE_THREAD = {

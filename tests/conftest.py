@@ -48,19 +48,15 @@ def lone_result(
     """The Result of one galaxy in one exposure, from draws [num_draws, h, w] of its image and a
     model with background; the rest as of `astrogen.galaxies.conclude.make_result`.
     """
-    from astrogen.galaxies.conclude import make_exposure, make_result, make_source
+    from astrogen.galaxies.conclude import Drawn, Grid, make_exposure, make_result, make_source
 
     levels = np.asarray(background_draws, np.float32)
+    fluxes = np.asarray(flux_draws)[:, None]
     source = make_source(
         observation,
-        name=observation.name,
-        place=(0.0, 0.0),
-        prior_scale=prior_scale,
-        target_fwhm=target_fwhm,
-        draws=np.asarray(draws)[:, None],
-        flux_draws=np.asarray(flux_draws)[:, None],
-        latent_draws=latent_draws,
-        shift_draws=shift_draws,
+        observation.name,
+        Grid(prior_scale, target_fwhm),
+        Drawn(np.asarray(draws)[:, None], shift_draws, latent_draws, fluxes),
         residual_amplitude=1.0,
     )
     exposure = make_exposure(

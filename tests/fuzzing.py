@@ -428,21 +428,24 @@ def _read_result(folder):
 
 
 def _joint_result(folder):
-    from astrogen.galaxies.conclude import make_exposure, make_result, make_source
+    from astrogen.galaxies import conclude
 
     rng, stamps = np.random.default_rng(8), [_stamp(), _stamp()]
     planes = [np.ones((24, 24), np.float32)] * 2
-    source = make_source(
-        stamps[0], name="a", bands=("g", "r"), reference="r", place=(0.0, 0.0), prior_scale=0.1,
-        target_fwhm=0.2, draws=np.abs(rng.normal(size=(4, 2, 16, 16))),
-        latent_draws=rng.normal(size=(4, 3)), shift_draws=np.zeros((4, 2)), models=planes,
-        colour=1.0, residual_amplitude=0.1,
+    source = conclude.make_source(
+        stamps[0], "a", conclude.Grid(0.1, 0.2),
+        conclude.Drawn(
+            np.abs(rng.normal(size=(4, 2, 16, 16))), np.zeros((4, 2)), rng.normal(size=(4, 3))
+        ),
+        colours=conclude.Colours(("g", "r"), "r", 1.0), models=planes, residual_amplitude=0.1,
     )  # fmt: skip
     exposures = [
-        make_exposure(stamp, light=plane, background_draws=np.zeros(4), num_fitted=3.0, band=band)
+        conclude.make_exposure(
+            stamp, light=plane, background_draws=np.zeros(4), num_fitted=3.0, band=band
+        )
         for stamp, plane, band in zip(stamps, planes, ("g", "r"), strict=True)
     ]
-    make_result(
+    conclude.make_result(
         [source, source], exposures, method="laplace", diagnostics={"k_hat": 0.1},
         provenance={"seed": 1},
     ).write_fits(folder / "a.fits")  # fmt: skip
@@ -462,11 +465,9 @@ def _read_joint_result(folder):
 
 
 def _best(folder):
-    from astrogen.data.arrays import npz_bytes
-    from astrogen.training.wgan import TOLD
+    from astrogen.training.wgan import TOLD, write_best
 
-    arrays = {f"arr_{number}": value for number, value in enumerate(_network().get_weights())}
-    (folder / "best.npz").write_bytes(npz_bytes(arrays | dict.fromkeys(TOLD, 0.5)))
+    write_best(folder / "best.npz", _network(), dict.fromkeys(TOLD, 0.5))
     return folder / "best.npz"
 
 

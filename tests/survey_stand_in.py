@@ -15,7 +15,7 @@ from astropy.io import fits
 from astropy.table import Table
 from astropy.wcs import WCS
 
-from astrogen.galaxies.conclude import make_exposure, make_result, make_source
+from astrogen.galaxies.conclude import Drawn, Grid, make_exposure, make_result, make_source
 from astrogen.galaxies.quantities import QUANTITIES, Quantities
 from astrogen.survey import run, store, work
 
@@ -35,14 +35,14 @@ def _result(stamp, fit):
     covariance = np.eye(len(QUANTITIES)).tolist()
     source = make_source(
         stamp,
-        name=stamp.name,
-        place=(0.0, 0.0),
-        prior_scale=SCALE,
-        target_fwhm=2 * SCALE,
-        draws=rng.normal(size=(fit.num_draws, 1, SIZE, SIZE)),
-        flux_draws=rng.normal(size=(fit.num_draws, 1)),
-        shift_draws=rng.normal(size=(fit.num_draws, 2)),
-        latent_draws=rng.normal(size=(fit.num_draws, 4)),
+        stamp.name,
+        Grid(SCALE, 2 * SCALE),
+        Drawn(
+            rng.normal(size=(fit.num_draws, 1, SIZE, SIZE)),
+            rng.normal(size=(fit.num_draws, 2)),
+            rng.normal(size=(fit.num_draws, 4)),
+            rng.normal(size=(fit.num_draws, 1)),
+        ),
         residual_amplitude=1.0,
     )
     measured = Quantities(*values, num_failed=0, num_no_radius=0, covariance=covariance)

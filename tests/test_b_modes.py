@@ -9,7 +9,7 @@ from toy_maps import GRID, HOLE, SCALE, SHAPE, SIGMA, draw_kappa, grid_spectrum,
 
 from astrogen.darkmatter.b_modes import CLEAR, OTHER_AXES, measure_modes, sentences_of
 from astrogen.data.field import make_field
-from astrogen.instruments.lensing import make_grid, observe, shear_kernels
+from astrogen.instruments.lensing import crop, embed, make_grid, observe, shear_kernels
 
 BIG = make_grid((48, 48))
 AREA = (SCALE * np.pi / 180 / 60) ** 2
@@ -91,3 +91,20 @@ def test_noise_that_is_stated_too_small_is_no_matter_of_axes(rng):
     modes = modes_of(rng.normal(0, 0.02, (2, 48, 48)), noise=0.002)
     (sentence,) = sentences_of(modes, None)
     assert "noise that is too small" in sentence and max(modes.better) < CLEAR
+
+
+def test_mass_outside_of_the_field_is_no_alarm():
+    """20 fields with hardly any noise, cut out of a larger sky; what is expected knows the mass
+    inside alone, as the draws of a mass map do.
+    """
+    prior, rng = toy_prior("gaussian"), np.random.default_rng(4)
+    kernels = shear_kernels(GRID.n, GRID.m)
+    for _ in range(20):
+        kappa = draw_kappa(prior, rng)
+        seen = observe(kappa, kernels, GRID).numpy()
+        inside = observe(embed(crop(kappa, GRID), GRID), kernels, GRID).numpy()
+        field = make_field(
+            seen + rng.normal(0, 5e-4, seen.shape), noise=5e-4, mask=HOLE, pixel_scale=SCALE
+        )
+        modes = measure_modes(field, GRID, grid_spectrum() / AREA, [inside] * 32, seed=(1, 2))
+        assert sentences_of(modes, None) == []

@@ -12,10 +12,11 @@ from oracles import tiny_prior
 from scipy import stats
 
 from astrogen.data.observation import make_observation
+from astrogen.galaxies import conditional, posterior
 from astrogen.galaxies import deconvolve as deconvolution
 from astrogen.galaxies.deconvolve import deconvolve
 from astrogen.galsim_objects import psf_from_galsim
-from astrogen.inference.climb import Climb
+from astrogen.inference.climb import Climb, find_map
 from astrogen.instruments import telescope
 from astrogen.priors import load_prior
 
@@ -424,3 +425,51 @@ def test_fluxes_of_galaxies_from_the_prior_are_calibrated(prior):
         ]
     )
     assert 0.4 < np.median(pull) < 1.1  # of a normal: 0.67
+
+
+def traces():
+    """How often each graph of a posterior has been traced."""
+    return [
+        find_map.experimental_get_tracing_count(),
+        *(
+            graph.num_traces()
+            for graph in (
+                posterior._normal_equations,
+                posterior._factorise,
+                conditional.turned,
+                *conditional._evaluators(load_prior("galaxy")),
+                deconvolution._develop,
+                deconvolution._wide_normals,
+            )
+        ),
+    ]
+
+
+def test_stamps_of_other_sizes_are_not_traced_anew(stamps, results):
+    """Sides, signal-to-noise ratios and numbers of stamps that were not met before: what a loop
+    over galaxies meets.
+    """
+    before = traces()
+    for row, (side, signal_to_noise) in enumerate([(35, 15.0), (64, 200.0), (47, 90.0)]):
+        some, _ = observed(
+            load_prior("galaxy"),
+            row + 1,
+            20 + row,
+            shape=(side, side + row),
+            signal_to_noise=signal_to_noise,
+        )
+        deconvolve(some, prior="galaxy", num_draws=NUM_DRAWS, seed=1)
+    assert traces() == before
+
+
+def test_a_loop_over_the_stamps_of_an_exposure_sees_the_basis_through_its_psf_once(stamps, prior):
+    """The PSF is known by its pixels: whoever makes it anew for each stamp gains as well."""
+    deconvolution._see_through.cache_clear()
+    first = run([stamps[0]], prior)[0]
+    again = dataclasses.replace(stamps[0], psf=dataclasses.replace(stamps[0].psf))
+    assert again.psf is not stamps[0].psf
+    np.testing.assert_array_equal(run([again], prior)[0].draws, first.draws)
+    told = deconvolution._see_through.cache_info()
+    assert (told.misses, told.hits) == (1, 1)
+    run([stamps[2]], prior)
+    assert deconvolution._see_through.cache_info().misses == 2

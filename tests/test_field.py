@@ -389,3 +389,41 @@ def test_a_damaged_file_is_an_input_error(files, tmp_path):
     (tmp_path / "junk.fits").write_bytes(b"junk")
     with pytest.raises(InputFileError, match="junk.fits: is no FITS file"):
         read_field([paths["e1"], str(tmp_path / "junk.fits")], noise=[0.1])
+
+
+@pytest.mark.parametrize("value", [-1.0, 0.5, 1e-30, 2.0], ids=["-1", "half", "tiny", "2, noisy"])
+@pytest.mark.parametrize("planes", [[0, 1], [1]], ids=["both", "gamma2"])
+def test_a_value_that_repeats_is_no_shear(value, planes, rng):
+    """Constants that shear could have, where nothing was observed; noise so large that 2 could be
+    shear.
+    """
+    shear = rng.normal(0, 0.4, (2, 20, 20))
+    shear[np.ix_(planes, range(20), range(3))] = value
+    field = make_field(shear, noise=0.4, pixel_scale=2.3)
+    assert np.array_equal(field.mask, np.arange(20) < np.full((20, 1), 3))
+    names = " and ".join(f"gamma{index + 1}" for index in planes)
+    (note,) = field.notes
+    assert note.startswith(f"60 pixels that share one value of {names} exactly ({value:g}")
+
+
+def test_what_remains_outside_of_a_footprint_is_refused(rng):
+    """All that the mask leaves is one value: the mask is the other one."""
+    observed = np.hypot(*(np.mgrid[:20, :20] - 9.5)) < 7
+    shear = np.where(observed, rng.normal(0, 0.02, (2, 20, 20)), -1.0)
+    with pytest.raises(ValueError, match="share one value .*observed in a footprint"):
+        make_field(shear, noise=0.02, mask=observed, pixel_scale=2.3)
+
+
+@pytest.mark.parametrize("digits", [2, 3, 8], ids=lambda digits: f"{digits} digits")
+def test_shear_of_few_digits_is_left_alone(digits, rng):
+    shear = np.round(rng.normal(0, 0.02, (2, 32, 32)), digits) + 1e-6
+    field = make_field(shear, noise=0.02, pixel_scale=2.3)
+    assert not field.mask.any() and not field.notes
+
+
+def test_a_mask_that_takes_the_middle_alone_looks_like_a_footprint(rng):
+    shear = rng.normal(0, 0.02, (2, 40, 40))
+    middle = np.hypot(*(np.mgrid[:40, :40] - 19.5)) < 14
+    (note,) = make_field(shear, noise=0.02, mask=middle, pixel_scale=2.3).notes
+    assert note.startswith("the mask leaves 62% of the pixels, 100% along the edges")
+    assert make_field(shear, noise=0.02, mask=~middle, pixel_scale=2.3).notes == ()

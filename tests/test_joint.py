@@ -24,7 +24,7 @@ from astrogen.galaxies.bands import (
     tie_bands,
     tied_moment,
 )
-from astrogen.galaxies.conclude import make_source
+from astrogen.galaxies.conclude import Colours, Drawn, Grid, make_source
 from astrogen.galaxies.plans import plan_alone
 from astrogen.galaxies.scene import Scene
 
@@ -304,17 +304,14 @@ def test_a_source_is_measured_where_its_draws_stand(shift):
     )
     source = make_source(
         _exposure(GALAXY * 100, fwhm=0.7, sigma=0.15, seed=1),
-        name="one",
-        bands=("g", "r"),
-        reference="r",
-        place=place,
-        prior_scale=0.1,
-        target_fwhm=0.2,
-        draws=np.tile([np.zeros_like(image), image], (10, 1, 1, 1)),
-        latent_draws=np.zeros((10, 2)),
-        shift_draws=np.tile(place + shift, (10, 1)),
-        models=(),
-        colour=1.0,
+        "one",
+        Grid(0.1, 0.2, place),
+        Drawn(
+            np.tile([np.zeros_like(image), image], (10, 1, 1, 1)),
+            np.tile(place + shift, (10, 1)),
+            np.zeros((10, 2)),
+        ),
+        colours=Colours(("g", "r"), "r", 1.0),
         residual_amplitude=1.0,
     )
     assert source.quantities.half_light_radius[0] == pytest.approx(1.177 * sigma, rel=0.01)

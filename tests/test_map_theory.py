@@ -69,4 +69,12 @@ def test_the_command_writes_json_and_tells_by_its_exit_code(tmp_path, monkeypatc
     code = map_theory.main(options)
     stored = json.loads((tmp_path / "f.json").read_text())["64"]
     assert code == (0 if stored["met"] else 1) and stored["num_maps"] == 64
-    assert "P_x/P_y within the same" in capsys.readouterr().out
+    worst = stored["band of worst x over y"]
+    assert abs(stored["x over y"][worst] - 1) == pytest.approx(
+        np.nanmax(np.abs(np.array(stored["x over y"]) - 1))
+    )
+    within = stored["x over y within tolerance"]
+    assert within == (abs(stored["x over y"][worst] - 1) <= 0.02)
+    printed = capsys.readouterr().out
+    assert f"{stored['x over y'][worst]:.3f} +- {stored['error of x over y'][worst]:.3f}" in printed
+    assert f"all within 2%: {'met' if within else 'NOT met'}; all within 3 errors or 2%" in printed

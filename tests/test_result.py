@@ -19,7 +19,7 @@ from astrogen.data.images import read_plane_wcs, read_planes, write_planes
 from astrogen.data.observation import make_observation
 from astrogen.data.psf import make_psf
 from astrogen.errors import InputError, InputFileError
-from astrogen.galaxies.conclude import make_exposure, make_result, make_source
+from astrogen.galaxies.conclude import Colours, Drawn, Grid, make_exposure, make_result, make_source
 from astrogen.galaxies.quantities import format_value, measure
 from astrogen.galaxies.result import all_status, file_names, read_result
 from astrogen.galsim_objects import measure_image, psf_from_galsim
@@ -810,17 +810,15 @@ def scene_result(observation):
     sources = [
         make_source(
             observation,
-            name=f"galaxy {number}",
-            bands=("g", "G"),
-            reference="G",
-            place=(0.3 * number, -0.1),
-            prior_scale=0.1,
-            target_fwhm=0.2,
-            draws=rng.uniform(1, 1.1, (12, 2, 1, 1)) * draw_galaxy(1.0),
-            latent_draws=rng.normal(size=(12, 3)),
-            shift_draws=[0.3 * number, -0.1] + 0.01 * rng.normal(size=(12, 2)),
+            f"galaxy {number}",
+            Grid(0.1, 0.2, (0.3 * number, -0.1)),
+            Drawn(
+                rng.uniform(1, 1.1, (12, 2, 1, 1)) * draw_galaxy(1.0),
+                [0.3 * number, -0.1] + 0.01 * rng.normal(size=(12, 2)),
+                rng.normal(size=(12, 3)),
+            ),
+            colours=Colours(("g", "G"), "G", 0.5),
             models=rng.normal(size=(2, *shape)),
-            colour=0.5,
             residual_amplitude=1.5,
         )
         for number in (1, 2)

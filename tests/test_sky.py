@@ -8,7 +8,13 @@ import galsim
 import numpy as np
 import pytest
 
-from astrogen import deconvolve, deconvolve_jointly, load_prior, make_observation
+from astrogen import (
+    deblend,
+    deconvolve,
+    deconvolve_jointly,
+    load_prior,
+    make_observation,
+)
 from astrogen.data.sky import border_level, judge_sky, level_off
 from astrogen.galaxies.quantities import format_value
 from astrogen.galsim_objects import psf_from_galsim
@@ -142,6 +148,46 @@ def test_each_exposure_of_a_joint_fit_has_its_own_sky(psf, prior):
     assert list(table["name"]) == ["exposure 1", "exposure 2"]
     for level in zip(levels, errors, strict=True):
         assert f"background {format_value(level)} a pixel" in fitted.summary()
+
+
+def deblended(psf, prior, sky, **options):
+    """(fit of two galaxies whose light meets under a sky, their fluxes as drawn)."""
+    fluxes, places = (3000.0, 1500.0), ((-1.1, 0.3), (1.2, -0.4))  # arcsec from the middle
+    drawn = galsim.Add(
+        [
+            galsim.Exponential(half_light_radius=0.4, flux=flux).shear(g1=0.1, g2=0.0).shift(*place)
+            for flux, place in zip(fluxes, places, strict=True)
+        ]
+    )
+    seen = galsim.Convolve(drawn, PSF).drawImage(nx=41, ny=41, scale=SCALE, dtype=float).array
+    image = seen + np.random.default_rng(4).normal(0, SIGMA, seen.shape)
+    sources = np.array(places) / SCALE + 20
+    fit = deblend(observed(image + sky, psf), sources=sources, prior=prior, seed=1, **options)
+    return fit, fluxes
+
+
+def test_a_sky_left_in_is_no_galaxys_of_a_blend(psf, prior):
+    """The level is the sky's, and the fluxes at the mode are those without it, and as drawn."""
+    bare, covered = (
+        deblended(psf, prior, sky, method="map", num_draws=32) for sky in (0.0, 1000 * SIGMA)
+    )
+    for source, other, flux in zip(bare[0].sources, covered[0].sources, bare[1], strict=True):
+        value = other.flux_draws.mean()
+        assert value == pytest.approx(source.flux_draws.mean(), rel=0.01)
+        assert value == pytest.approx(flux, rel=0.1)
+    level, error = covered[0].exposures[0].background
+    assert abs(level - 1000 * SIGMA - bare[0].exposures[0].background[0]) < error < SIGMA
+    assert not any(words.startswith("sky") for words in covered[0].status)
+
+
+@pytest.mark.slow
+def test_errors_of_a_blend_hold_under_a_sky(psf, prior):
+    fit, fluxes = deblended(psf, prior, 1000 * SIGMA, num_draws=64)
+    for source, flux in zip(fit.sources, fluxes, strict=True):
+        value, error = source.flux_draws.mean(), source.flux_draws.std()
+        assert abs(value - flux) < 3 * error < 0.15 * flux, source.name
+    level, error = fit.exposures[0].background
+    assert abs(level - 1000 * SIGMA) < 4 * error < SIGMA
 
 
 @pytest.mark.parametrize("scale", [2.0**-58, 2.0**58], ids=["tiny_units", "huge_units"])

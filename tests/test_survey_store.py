@@ -26,7 +26,7 @@ from astrogen.cli import main
 from astrogen.data import files
 from astrogen.data.arrays import npz_bytes
 from astrogen.errors import SurveyError
-from astrogen.survey import read_object, read_survey, store, work
+from astrogen.survey import read_object, read_survey, run, store, work
 
 NUM_CHUNKS = stand_in.NUM // stand_in.CHUNK
 
@@ -154,7 +154,7 @@ def test_chunks_without_a_manifest_are_no_new_run(folder, whole, tmp_path, here,
     for name in (store.MANIFEST, store.LEDGER):
         (out / name).unlink()
     assert _command(folder, out) == 4
-    assert "file must be there and readable, got No such file" in capsys.readouterr().err
+    assert "file must be there and readable, got no such file" in capsys.readouterr().err
 
 
 def test_a_chunk_of_another_place_is_not_read(whole, tmp_path):
@@ -562,3 +562,27 @@ def test_an_object_that_failed_in_another_exposure_is_read(tmp_path, here, capsy
     assert "folder must hold a survey run, got no chunks" in capsys.readouterr().err
     chosen = [str(tmp_path / "run"), "o9", "--image", "half.fits", "--out", picture]
     assert main(["show", *chosen]) == 0
+
+
+# Words
+
+
+def test_failures_are_told_in_the_words_of_who_ran_it(folder, here, tmp_path):
+    """An even PSF is advised to be recentred: by Python's argument, and not on a command line that
+    has no option for it.
+    """
+    even = np.ones((6, 6)) / 36
+    np.save(tmp_path / "even.npy", even)
+    out = {name: tmp_path / name for name in ("command", "python")}
+    assert _command(folder, out["command"], "--psf", str(tmp_path / "even.npy")) == 4
+    done = run.run_survey(
+        folder / "objects.ecsv",
+        [str(folder / "exposure.fits")],
+        psf=[str(tmp_path / "even.npy")],
+        out=out["python"],
+        fit=work.Fit(size=stand_in.SIZE),
+    )
+    assert (done.num, done.num_failed) == (0, stand_in.NUM)
+    told = {name: (path / store.FAILURES).read_text() for name, path in out.items()}
+    assert all("must have odd sides, got (6, 6)" in text for text in told.values())
+    assert "recentre=True" in told["python"] and "recentre=" not in told["command"]

@@ -2,6 +2,7 @@
 again, and a run that goes on where it was stopped.
 """
 
+import itertools
 import json
 
 import keras
@@ -245,19 +246,22 @@ def test_without_theory_the_spectrum_is_that_of_the_simulations():
 
 
 def test_what_a_network_does_to_the_spectrum_is_taken_out():
-    """A network that adds to the field and breaks its isotropy: afterwards the maps have the
-    spectrum of the lognormal field in all directions, and mean zero.
+    """A network that adds to the field and whose kernels reach 1 and 4 pixels along the axes and
+    the diagonals: afterwards the maps have the spectrum of the lognormal field, in bands and all
+    over the plane of waves, and mean zero.
     """
     prior = small_prior("network", scale=0.0)
+
+    def around(field, width, *axes):
+        return sum(
+            tf.roll(field, [sign * width for sign in signs], axes)
+            for signs in itertools.product((1, -1), repeat=len(axes))
+        )
+
     prior.network = lambda field, cosmology: (
         0.2 * field
-        + 0.03
-        * (
-            tf.roll(field, 1, 1)
-            + tf.roll(field, -1, 1)
-            + tf.roll(field, 1, 2)
-            + tf.roll(field, -1, 2)
-        )
+        + 0.03 * (around(field, 1, 1) + around(field, 1, 2))
+        - 0.02 * around(field, 4, 1, 2)
     )
     spectra.match_theory(prior, num_maps=10, num_rounds=5, seed=1, side=96)
     cosmology, latent = (
@@ -268,6 +272,9 @@ def test_what_a_network_does_to_the_spectrum_is_taken_out():
     ours, theirs = (spectra.measured_bands(kappa.numpy(), PIXEL_SCALE).mean(0) for kappa in maps)
     np.testing.assert_allclose(ours[:-1], theirs[:-1], rtol=0.02)
     assert abs(float(tf.reduce_mean(maps[0] - maps[1]))) < 1e-4
+    power = [np.mean(np.abs(np.fft.rfft2(kappa)[:, :, :64]) ** 2, 0) for kappa in maps]
+    blocks = [one.reshape(16, 8, 8, 8).mean((1, 3)) for one in power]
+    np.testing.assert_allclose(blocks[0] / blocks[1], 1, atol=0.04)
 
 
 def theory_file(path, **changes):
@@ -657,3 +664,23 @@ def test_learning_rates_fall_at_the_end_of_either_part(index, generator):
 def test_options_of_other_priors_are_refused(tmp_path, name, options, demand):
     with pytest.raises(ValueError, match=demand):
         train_prior(name, records=tmp_path, out=tmp_path, **options)
+
+
+def test_the_best_network_is_read_as_it_was_written_or_refused(tmp_path):
+    """Also where the file was packed again with another number, which the archive's own checksums
+    do not notice.
+    """
+    path, told = tmp_path / "best.npz", dict(zip(wgan.TOLD, (7, 0.25, 1.0, 0.5), strict=True))
+    network = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    wgan.write_best(path, network, told)
+    weights = network.get_weights()
+    network.set_weights([0 * weight for weight in weights])
+    assert wgan.read_best(path, network) == told
+    for one, other in zip(network.get_weights(), weights, strict=True):
+        np.testing.assert_array_equal(one, other)
+    with np.load(path) as found:
+        arrays = dict(found)
+    arrays["arr_0"][0, 0] += 1
+    np.savez(path, **arrays)
+    with pytest.raises(InputFileError, match="sha256 must be that of the arrays"):
+        wgan.read_best(path, network)

@@ -4,6 +4,7 @@ import argparse
 import glob
 import re
 import sys
+from functools import partial
 from pathlib import Path
 
 from astrogen.cli.words import (
@@ -13,6 +14,7 @@ from astrogen.cli.words import (
     add_inference,
     complain,
     count,
+    in_options,
     number_or_name,
     say,
     short_warnings,
@@ -181,6 +183,7 @@ def _run(options):
         resume=options.resume,
         force=options.force,
         progress=sys.stderr.isatty(),
+        words_fn=partial(in_options, options=options),
         **{
             kind: _expanded(getattr(options, kind))
             for kind in ("psf", "variance", "sigma", "weight", "mask")

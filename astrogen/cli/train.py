@@ -84,7 +84,7 @@ def run(options):
             options.teacher,
             options.out,
             spectrum=options.spectrum,
-            num_steps=options.steps or 3000,
+            num_steps=options.steps or 5000,
             seed=options.seed,
         )
         return DONE

@@ -17,7 +17,13 @@ from astrogen.instruments.lensing import shear_kernels
 
 NUM_NOISE = 48  # realisations of the noise
 CLEAR = 3.5  # standard deviations of the noise, by which other axes must be better
+# and by how many times the largest of NUM_NOISE by chance: fields of a dozen pixels a side have few
+# modes, and chance goes further there than a Gaussian's
+BEYOND_CHANCE = 1.2
 EXCESS = 5.0  # standard deviations, of B modes above those of noise and holes
+# Share of the E modes' power that is no certain excess of B modes: mass outside of the field, which
+# the expected maps do not have, leaks that much into them where noise is small.
+LEAK = 0.05
 
 OTHER_AXES = (
     (
@@ -37,9 +43,10 @@ OTHER_AXES = (
 
 
 class Modes(NamedTuple):
-    """excess: of the power in B modes over what is expected, in standard deviations; b_over_e:
-    ratio of the powers; better: by how many standard deviations each of OTHER_AXES has more E and
-    less B modes than the axes of the field; -inf where they do not explain the B modes.
+    """excess: of the power in B modes over what is expected, in standard deviations, of which LEAK
+    is a part; b_over_e: ratio of the powers; better: by how many standard deviations each of
+    OTHER_AXES has more E and less B modes than the axes of the field; -inf where they do not
+    explain the B modes, or no better than chance does.
     """
 
     excess: float
@@ -76,14 +83,15 @@ def measure_modes(field, grid, power, expected_shear, *, seed):
     # Where noise is stated too small it is so for all axes: the right ones have the least B modes.
     louder = max(1.0, found[:, 1].min() / by_chance[0, :, 1].mean())
     more, more_by_chance = (x[..., 0] - x[..., 1] for x in (found, by_chance))
-    scatter = louder * np.std(more_by_chance[1:] - more_by_chance[0], axis=1)
+    gain, chance = more[1:] - more[0], louder * (more_by_chance[1:] - more_by_chance[0])
     # Axes that are right leave at most half of the B modes that are more than noise.
     rest = found[:, 1] - by_chance[0, :, 1].mean()
-    better = np.where(rest[1:] < 0.5 * rest[0], (more[1:] - more[0]) / scatter, -np.inf)
+    explained = (rest[1:] < 0.5 * rest[0]) & (gain > BEYOND_CHANCE * chance.max(1))
+    better = np.where(explained, gain / np.std(chance, axis=1), -np.inf)
     possible = [modes((one + noise()) * good, np.eye(2))[1] for one in expected_shear]
     e_mode, b_mode = found[0]
     return Modes(
-        float((b_mode - np.mean(possible)) / np.std(possible, ddof=1)),
+        float((b_mode - np.mean(possible)) / np.hypot(np.std(possible, ddof=1), LEAK * e_mode)),
         float(b_mode / max(e_mode, np.finfo(float).tiny)),
         tuple(map(float, better)),
     )

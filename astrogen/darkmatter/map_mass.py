@@ -34,7 +34,7 @@ from astrogen.instruments.lensing import embed, kaiser_squires, make_grid, obser
 from astrogen.priors import load_prior
 from astrogen.priors.convergence import ConvergencePrior
 from astrogen.priors.storage import weights_hash
-from astrogen.spawn import refuse_fork
+from astrogen.processes import refuse_fork
 
 FORMAT = "astrogen mass map 1"
 SAMPLED = "sampled"  # for `cosmology`

@@ -27,7 +27,12 @@ MAX_BAD_FRACTION = 0.5
 # What no shear and no convergence of pixels of an arcminute reaches: beyond, and five standard
 # deviations of the noise, stands the word of some program for "nothing here" (-1.6e30, -99, 999).
 LARGEST = {"shear": 1.0, "kappa": 5.0}
+# A value of one plane that at least so many pixels share exactly, and so many times as many as
+# share any other, is no shear but stands for "nothing here" (-1, .5, 1e-30). Measured shear hardly
+# ever repeats; shear of few digits repeats everywhere.
+FEWEST_ALIKE = 5
 FEW_LEFT, MANY_LOST = 0.2, 0.5  # shares of a field at which a mask looks like its opposite
+SOME_LOST, FREE_EDGE = 0.25, 0.9  # and the same where it leaves the edges and takes the middle
 KINDS = {2: "shear", 1: "kappa"}
 
 
@@ -81,7 +86,7 @@ def make_field(
     """Check the maps of a field and everything that belongs to them.
 
     Bad pixels (NaN or infinite in a map or in its noise, values that cannot be, shear of exactly
-    zero, noise not positive, masked) are masked in all planes and counted in `notes`, which also
+    zero or of one value far too often, noise not positive, masked) are masked in all planes and counted in `notes`, which also
     say where a mask looks like a footprint, and where right ascension runs to the left.
 
     Parameters
@@ -207,7 +212,7 @@ def _mask_bad(planes, noise, bad, kind, max_bad_fraction):
 
 def _useless(planes, noise, kind):
     """What makes pixels useless, in words, and where [height, width]: NaN, more than can be, and
-    shear of exactly zero where not all of it is.
+    shear of exactly zero, or of one value far too often, where not all of it is.
     """
     with np.errstate(over="ignore", invalid="ignore"):
         lost = ~np.isfinite(planes.astype(np.float32)).all(0)
@@ -223,6 +228,26 @@ def _useless(planes, noise, kind):
     if kind == "shear":
         empty = (planes == 0).all(0)
         yield "pixels of exactly zero shear", empty & ~(empty | lost | impossible).all()
+        usable = ~(lost | impossible | empty)
+        values = [_repeated(plane[usable]) for plane in planes]
+        same = [f"gamma{index}" for index, value in enumerate(values, 1) if value is not None]
+        yield (
+            f"pixels that share one value of {' and '.join(same)} exactly"
+            f" ({', '.join(f'{value:g}' for value in values if value is not None)})",
+            usable
+            & np.any([plane == value for plane, value in zip(planes, values, strict=True)], 0),
+        )
+
+
+def _repeated(values):
+    """The value, not zero, that far too many of `values` share exactly, or None; None too where
+    there are hardly any others.
+    """
+    found, counts = np.unique(values, return_counts=True)
+    if len(found) < 2 * FEWEST_ALIKE:
+        return None
+    value, (second, most) = float(found[np.argmax(counts)]), np.sort(counts)[-2:]
+    return value if value and most >= FEWEST_ALIKE * second else None
 
 
 def _advice(lost, was_masked):
@@ -240,7 +265,11 @@ def _looks_inverted(bad):
     border = np.ones(bad.shape, bool)
     border[1:-1, 1:-1] = False
     left, at_border = 1 - bad.mean(), 1 - bad[border].mean()
-    if bad.all() or not (left < FEW_LEFT or left < 1 - MANY_LOST and at_border > left):
+    if bad.all() or not (
+        left < FEW_LEFT
+        or (left < 1 - MANY_LOST and at_border > left)
+        or (left < 1 - SOME_LOST and at_border > FREE_EDGE)
+    ):
         return []
     return [
         f"the mask leaves {left:.0%} of the pixels, {at_border:.0%} along the edges: nonzero means"

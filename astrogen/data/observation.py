@@ -45,6 +45,7 @@ from astrogen.data.psf import (
 )
 from astrogen.data.units import Brightness, convert, flux_unit, is_known, read_unit, unit_text
 from astrogen.errors import InputError
+from astrogen.noise import outermost_eighth, robust_sigma
 
 __all__ = [
     "PSF",
@@ -401,15 +402,8 @@ def _to_variance(kind, plane):
 
 def _border_variance(pixels, bad):
     """Robust variance (median absolute deviation) of the stamp's outermost eighth."""
-    width = max(1, min(pixels.shape) // 8)
-    border = np.ones(pixels.shape, bool)
-    border[width:-width, width:-width] = False
-    values = pixels[border & ~bad].astype(np.float64)
-    variance = (
-        (1.4826 * np.median(np.abs(values - np.median(values)))) ** 2
-        if len(values) >= MIN_BORDER_PIXELS
-        else 0.0
-    )
+    values = pixels[outermost_eighth(pixels.shape) & ~bad].astype(np.float64)
+    variance = robust_sigma(values) ** 2 if len(values) >= MIN_BORDER_PIXELS else 0.0
     if not variance >= np.finfo(np.float32).tiny:
         raise InputError(
             f"make_observation: variance must be given for this stamp, got none and {len(values)}"

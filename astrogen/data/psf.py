@@ -18,6 +18,7 @@ from astrogen.data.images import (
     take_plane,
 )
 from astrogen.errors import InputError, printable
+from astrogen.noise import robust_sigma
 
 SUM_TOLERANCE = 0.01
 CENTRE_TOLERANCE = 0.02  # pixels of the observation
@@ -235,7 +236,7 @@ def _weighted_centroid(image, sigma, centre):
         if np.abs(step).max() < SETTLED:
             break
     border = np.concatenate([image[:2].ravel(), image[-2:].ravel(), image[:, :2].ravel()])
-    noise = 1.4826 * float(np.median(np.abs(border - np.median(border))))
+    noise = robust_sigma(border)
     return place, 2 * noise * math.sqrt((weight**2 * x**2).sum()) / float(light.sum())
 
 

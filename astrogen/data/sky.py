@@ -9,6 +9,7 @@ import numpy as np
 from scipy import special
 
 from astrogen.data.observation import Observation
+from astrogen.noise import outermost_eighth, robust_sigma
 
 CLIP = 3.0  # sigma, of the level
 MIN_BORDER_PIXELS = 16  # good ones; with fewer at the border the whole stamp is looked at
@@ -86,11 +87,7 @@ def border_level(observation):
 
 def _border(observation):
     """The good pixels [h, w] bool of the outermost eighth; all of them where those are too few."""
-    height, width = observation.image.shape
-    depth = max(1, min(height, width) // 8)
-    border = np.ones((height, width), bool)
-    border[depth : height - depth, depth : width - depth] = False
-    chosen = border & ~observation.mask
+    chosen = outermost_eighth(observation.image.shape) & ~observation.mask
     return chosen if chosen.sum() >= MIN_BORDER_PIXELS else ~observation.mask
 
 
@@ -98,9 +95,7 @@ def clipped_median(pixels):
     """Median of pixels [n], clipped from above and below until nothing changes; float64."""
     pixels = pixels.astype(np.float64)
     for _ in range(20):
-        middle = np.median(pixels)
-        spread = 1.4826 * np.median(np.abs(pixels - middle))
-        kept = pixels[np.abs(pixels - middle) <= CLIP * spread]
+        kept = pixels[np.abs(pixels - np.median(pixels)) <= CLIP * robust_sigma(pixels)]
         if len(kept) == len(pixels):
             break
         pixels = kept
@@ -163,14 +158,10 @@ def _plane(observation, light):
     y, x = np.mgrid[-0.5 : 0.5 : height * 1j, -0.5 : 0.5 : width * 1j]
     columns = np.stack([np.ones_like(x), x, y], -1)[chosen] / sigma[chosen, None]
     white = rest / sigma[chosen]
-    near = np.abs(white - np.median(white)) < CLIP * max(1.4826 * _mad(white), 1.0)
+    near = np.abs(white - np.median(white)) < CLIP * max(robust_sigma(white), 1.0)
     columns, white = columns[near], white[near]
     slopes, *_ = np.linalg.lstsq(columns, white, rcond=None)
     flat = columns[:, 0] * (columns[:, 0] @ white) / (columns[:, 0] @ columns[:, 0])
     gain = np.sum((white - flat) ** 2) - np.sum((white - columns @ slopes) ** 2)
-    spread = max(1.0, (1.4826 * _mad(white - columns @ slopes)) ** 2)
+    spread = max(1.0, robust_sigma(white - columns @ slopes) ** 2)
     return float(np.abs(slopes[1:]).sum()), float(special.chdtrc(2, gain / spread / CORRELATED))
-
-
-def _mad(values):
-    return np.median(np.abs(values - np.median(values)))

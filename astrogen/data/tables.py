@@ -313,10 +313,10 @@ def _find_names(path, text):
         return list(found.values()), " ", lines
     named = comments[-1][1:] if comments else ""
     delimiter = _delimiter(lines[0])
-    width = len(next(_rows([lines[0]], delimiter)))
-    if named and any(map(_is_number, next(_rows([lines[0]], delimiter)))):
+    first = next(_rows([lines[0]], delimiter))
+    if named and any(is_number(text) or text.lower() == "nan" for text in first):
         names = next(_rows([named], _delimiter(named)), [])
-        if len(names) == width:
+        if len(names) == len(first):
             return names, delimiter, lines
     return None, delimiter, lines
 
@@ -325,12 +325,9 @@ def _delimiter(line):
     return next((delimiter for delimiter in DELIMITERS if delimiter in line), " ")
 
 
-def _is_number(text):
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+def is_number(text):
+    """Whether a text is a finite number as people write it."""
+    return bool(re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", text))
 
 
 def _rows(lines, delimiter):

@@ -1,6 +1,7 @@
 """From draws to a Result: means, goodness of fit, and the verdict."""
 
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,32 +22,47 @@ from astrogen.inference.verdict import (
 CENTRE_SIGMA = 2.5  # deconvolved pixels, of the weight that says where a galaxy is
 
 
-def make_source(
-    first,
-    *,
-    name,
-    place,
-    prior_scale,
-    target_fwhm,
-    draws,
-    latent_draws,
-    shift_draws,
-    residual_amplitude,
-    flux_draws=None,
-    models=(),
-    bands=("",),
-    reference="",
-    colour=0.0,
-):
+class Grid(NamedTuple):
+    """Where deconvolved images lie: arcsec per pixel, their Gaussian resolution (FWHM, arcsec), and
+    (x, y) arcsec of their middle from the middle of the first stamp.
+    """
+
+    prior_scale: float
+    target_fwhm: float
+    place: tuple = (0.0, 0.0)
+
+
+class Drawn(NamedTuple):
+    """Draws of one galaxy: images [num_draws, band, height, width], flux per deconvolved pixel;
+    shifts [num_draws, 2], arcsec from the middle of the first stamp; latents [num_draws, d]; fluxes
+    [num_draws, band] of all the light, or None: of what the images hold.
+    """
+
+    images: np.ndarray
+    shifts: np.ndarray
+    latents: np.ndarray
+    fluxes: np.ndarray | None = None
+
+
+class Colours(NamedTuple):
+    """The bands of a galaxy, the one whose image the prior describes, and the strength of its
+    colour gradients.
+    """
+
+    bands: tuple = ("",)
+    reference: str = ""
+    colour: float = 0.0
+
+
+def make_source(first, name, grid, drawn, *, residual_amplitude, colours=None, models=()):
     """One galaxy, from draws of its images.
 
     Parameters
     ----------
     first : Observation, the first exposure
-    place : (x, y) arcsec of the images' middle from the middle of the first stamp
-    draws : array [num_draws, band, height, width], flux per deconvolved pixel
-    flux_draws : array [num_draws, band] or None, of all the light; None: of what the images hold
-    the others : as in `Source`
+    name : str
+    grid : Grid; drawn : Drawn; colours : Colours, or None: one band without a name
+    residual_amplitude, models : as in `Source`
 
     Returns
     -------
@@ -56,25 +72,27 @@ def make_source(
     ------
     InputError : shapes that do not belong together.
     """
-    draws = np.asarray(draws, np.float32)
-    flux_draws = draws.sum((2, 3), np.float64) if flux_draws is None else flux_draws
+    bands, reference, colour = colours or Colours()
+    draws = np.asarray(drawn.images, np.float32)
+    fluxes = draws.sum((2, 3), np.float64) if drawn.fluxes is None else drawn.fluxes
     of_draws = {
-        "flux_draws": np.asarray(flux_draws, np.float32),
-        "shift_draws": np.asarray(shift_draws, np.float32),
-        "latent_draws": np.asarray(latent_draws, np.float32),
+        "flux_draws": np.asarray(fluxes, np.float32),
+        "shift_draws": np.asarray(drawn.shifts, np.float32),
+        "latent_draws": np.asarray(drawn.latents, np.float32),
     }
     _check_draws(draws, len(bands), of_draws)
     images, deviations = _mean_and_deviation(draws)
+    place, prior_scale = tuple(map(float, grid.place)), float(grid.prior_scale)
     x, y = _pixel_of(first, place, prior_scale, images[list(bands).index(reference)])
     return Source(
         name=name,
         bands=tuple(bands),
         reference=reference,
-        place=tuple(map(float, place)),
+        place=place,
         x=x,
         y=y,
-        prior_scale=float(prior_scale),
-        target_fwhm=float(target_fwhm),
+        prior_scale=prior_scale,
+        target_fwhm=float(grid.target_fwhm),
         wcs=_wcs_of(first, place, prior_scale, draws.shape[2:]),
         images=images,
         images_std=deviations,

@@ -18,6 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from astrogen.galaxies import moments, posterior
+from astrogen.graphs import any_size
 from astrogen.inference.contracts import Target
 from astrogen.inference.laplace import fold, member_normals
 
@@ -62,6 +63,7 @@ def focus(prior, compressed, mode):
     )
 
 
+@any_size
 @tf.function(autograph=False)
 def turned(compressed, directions, *, num, num_followed):
     """The fields of a Focus on given directions [batch, r, r]."""
@@ -104,7 +106,7 @@ def decode(prior, parameters):
     """
     latent, _, shift, _ = posterior.split(parameters, prior.latent_size)
     mean, scale = (
-        tf.reshape(x, [*parameters.shape[:2], x.shape[-1]])
+        tf.reshape(x, [*tf.unstack(tf.shape(parameters)[:2]), x.shape[-1]])
         for x in prior.components(tf.reshape(latent, [-1, prior.latent_size]))
     )
     return prior.move_coefficients(mean, shift), scale
@@ -127,11 +129,11 @@ def seen_in(prior, here, parameters, mean, scale):
 def spread(here, mean, scale, seen):
     """The covariance of the data for residuals of some scale, as _Draws."""
     residual = (
-        here.forward[:, None, : here.forward.shape[1] - here.squared.shape[1]]
+        here.forward[:, None, : tf.shape(here.forward)[1] - tf.shape(here.squared)[1]]
         * scale[:, :, None, :]
     )
     factor = tf.linalg.cholesky(
-        tf.matmul(residual, residual, transpose_b=True) + tf.eye(residual.shape[-2])
+        tf.matmul(residual, residual, transpose_b=True) + tf.eye(tf.shape(residual)[-2])
     )
     return _Draws(
         mean, scale, seen, factor, 1 + tf.matmul(scale**2, here.squared, transpose_b=True)
@@ -165,7 +167,7 @@ def _solve_nearly(draws, right):
     """C^-1 right [batch, draw, r], but for C's elements off the diagonal in the directions that are
     not followed whole.
     """
-    followed = draws.factor.shape[-1]
+    followed = tf.shape(draws.factor)[-1]
     solved = tf.linalg.cholesky_solve(draws.factor, right[..., :followed, None])[..., 0]
     return tf.concat([solved, right[..., followed:] / draws.variance], -1)
 
@@ -203,19 +205,24 @@ def _by_chunks(function, *arrays, num_results):
     """`function` of arrays [draw, batch, ...], taken as [batch, CHUNK, ...] at a time; the last
     chunk is filled up. A tuple of results [draw, batch, ...].
     """
-    num = arrays[0].shape[0]
+    num = tf.shape(arrays[0])[0]
     chunks = -(-num // CHUNK)
     filled = [
         tf.concat([array, tf.repeat(array[:1], chunks * CHUNK - num, 0)], 0) for array in arrays
     ]
-    stacked = tuple(tf.reshape(array, [chunks, CHUNK, *array.shape[1:]]) for array in filled)
+    stacked = tuple(tf.reshape(array, _shape(array, [chunks, CHUNK])) for array in filled)
     done = tf.map_fn(
         lambda parts: tuple(map(_draw_first, function(*map(_batch_first, parts)))),
         stacked,
         fn_output_signature=(tf.float32,) * num_results,
         parallel_iterations=1,
     )
-    return tuple(tf.reshape(part, [chunks * CHUNK, *part.shape[2:]])[:num] for part in done)
+    return tuple(tf.reshape(part, _shape(part[0], [chunks * CHUNK]))[:num] for part in done)
+
+
+def _shape(array, leading):
+    """That of `array`, with other numbers in place of its first."""
+    return [*leading, *tf.unstack(tf.shape(array)[1:])]
 
 
 def _batch_first(array):
@@ -229,6 +236,7 @@ _draw_first = _batch_first
 def _evaluators(prior):
     """The traced functions of a prior."""
 
+    @any_size
     @tf.function(autograph=False)
     def log_densities(here, parameters):
         def one(some):
@@ -237,6 +245,7 @@ def _evaluators(prior):
 
         return _by_chunks(one, parameters, num_results=3)
 
+    @any_size
     @tf.function(autograph=False)
     def coefficients(here, parameters, decoded, wild, noise):
         if decoded is None:

@@ -17,14 +17,14 @@ from astrogen.data.sky import judge_sky
 from astrogen.data.units import is_known
 from astrogen.errors import InputError
 from astrogen.galaxies import posterior
-from astrogen.galaxies.conclude import make_exposure, make_result, make_source
+from astrogen.galaxies.conclude import Colours, Drawn, Grid, make_exposure, make_result, make_source
 from astrogen.galaxies.deconvolve import check_options, provenance_of, seeds_of
 from astrogen.galaxies.draws import climb_together, draw_alone, draw_mode, draw_together
 from astrogen.galaxies.mode import begin, climb_in_turn
 from astrogen.galaxies.plans import check_overlap, plan_alone, plan_several
 from astrogen.galaxies.scene import Scene, light_of, make_galaxy, tensor, whole_light
 from astrogen.priors import load_prior
-from astrogen.spawn import refuse_fork
+from astrogen.processes import refuse_fork
 
 # Scales of exposures of one band that differ by so much, and so many sigma, are no matter of noise
 # or of the PSF.
@@ -217,15 +217,8 @@ def _result(scene, galaxies, draws, provenance):
         light_of(scene, galaxy, coefficients)
         for galaxy, coefficients in zip(galaxies, draws.coefficients, strict=True)
     ]
-    levels, followed = [], []
-    for exposure, (stamp, inverse) in enumerate(zip(scene.stamps, scene.inverse, strict=True)):
-        seen = sum(light[exposure] for light in lights)  # [draw, n]
-        precision = scene.precision[exposure]
-        level = (scene.white[exposure] - seen) @ inverse / precision + draws.rng.standard_normal(
-            len(seen)
-        ) / np.sqrt(precision)
-        followed.append(float(scene.levelled(exposure, seen).var(0).sum()))
-        levels.append(stamp.level + stamp.unit * level)
+    seen = [sum(light[exposure] for light in lights) for exposure in range(len(scene.stamps))]
+    levels = [_levels(scene, exposure, light, draws.rng) for exposure, light in enumerate(seen)]
     unmasked = [
         [
             stamp.unit * whole_light(scene, galaxy, coefficients.mean(1), exposure)
@@ -233,60 +226,75 @@ def _result(scene, galaxies, draws, provenance):
         ]
         for galaxy, coefficients in zip(galaxies, draws.coefficients, strict=True)
     ]
-    light = [sum(ours) for ours in zip(*unmasked, strict=True)]
+    together = [sum(ours) for ours in zip(*unmasked, strict=True)]
     exposures = [
-        make_exposure(stamp.recorded, light=seen, background_draws=level, num_fitted=num, band=band)
-        for stamp, seen, level, num, band in zip(
-            scene.stamps, light, levels, followed, scene.bands, strict=True
+        make_exposure(
+            stamp.recorded,
+            light=light,
+            background_draws=level,
+            # what the model follows of the data
+            num_fitted=float(scene.levelled(exposure, seen[exposure]).var(0).sum()),
+            band=band,
+        )
+        for exposure, (stamp, light, level, band) in enumerate(
+            zip(scene.stamps, together, levels, scene.bands, strict=True)
         )
     ]
     sky = [
         f"{stamp.recorded.name}: {words}"
-        for stamp, seen, level in zip(scene.stamps, light, levels, strict=True)
+        for stamp, light, level in zip(scene.stamps, together, levels, strict=True)
         for words in judge_sky(
-            stamp, seen / stamp.unit, scene.background, error=level.std() / stamp.unit
+            stamp, light / stamp.unit, scene.background, error=level.std() / stamp.unit
         )
     ]
-    recorded, unit = [stamp.recorded for stamp in scene.stamps], scene.stamps[0].unit
-    first = recorded[0]
-    names = (
-        [first.name]
-        if len(galaxies) == 1
-        else [f"{first.name} {number}" for number in range(1, len(galaxies) + 1)]
-    )
-    sources = []
-    for name, galaxy, coefficients, parameters, models_alone in zip(
-        names, galaxies, draws.coefficients, draws.parameters, unmasked, strict=True
-    ):
-        latent, _, shift, log_amplitude = posterior.split(parameters, scene.prior.latent_size)
-        images = np.float32(unit) * scene.prior.images(tensor(coefficients)).numpy()
-        sources.append(
-            make_source(
-                first,
-                name=name,
-                bands=scene.order,
-                reference=scene.order[galaxy.reference],
-                place=galaxy.plan.place,
-                prior_scale=galaxy.plan.prior_scale,
-                target_fwhm=scene.prior.target_fwhm
-                / scene.prior.pixel_scale
-                * galaxy.plan.prior_scale,
-                draws=np.moveaxis(images, 0, 1),
-                latent_draws=latent,
-                shift_draws=galaxy.plan.place + shift * galaxy.plan.prior_scale,
-                models=models_alone if len(galaxies) > 1 else (),
-                colour=galaxy.colour if len(scene.order) > 1 else 0.0,
-                residual_amplitude=float(np.exp(log_amplitude).mean()),
-            )
-        )
     return make_result(
-        sources,
+        _sources(scene, galaxies, draws, unmasked),
         exposures,
         method=draws.method,
         diagnostics=draws.told,
         provenance=provenance,
         status=(*unlike_scales(exposures), *draws.status, *sky),
     )
+
+
+def _levels(scene, exposure, light, rng):
+    """Draws [num_draws] of an exposure's background given those of all light [num_draws, n]."""
+    stamp, precision = scene.stamps[exposure], scene.precision[exposure]
+    level = (scene.white[exposure] - light) @ scene.inverse[exposure] / precision
+    noise = rng.standard_normal(len(light)) / np.sqrt(precision)
+    return stamp.level + stamp.unit * (level + noise)
+
+
+def _sources(scene, galaxies, draws, unmasked):
+    """The Source of each galaxy; unmasked [galaxy][exposure] : its light in each exposure."""
+    first, unit, prior = scene.stamps[0].recorded, scene.stamps[0].unit, scene.prior
+    alone, sources = len(galaxies) == 1, []
+    for number, galaxy in enumerate(galaxies):
+        plan = galaxy.plan
+        latent, _, shift, log_amplitude = posterior.split(
+            draws.parameters[number], prior.latent_size
+        )
+        images = np.float32(unit) * prior.images(tensor(draws.coefficients[number])).numpy()
+        sources.append(
+            make_source(
+                first,
+                first.name if alone else f"{first.name} {number + 1}",
+                Grid(
+                    plan.prior_scale,
+                    prior.target_fwhm / prior.pixel_scale * plan.prior_scale,
+                    plan.place,
+                ),
+                Drawn(np.moveaxis(images, 0, 1), plan.place + shift * plan.prior_scale, latent),
+                colours=Colours(
+                    tuple(scene.order),
+                    scene.order[galaxy.reference],
+                    galaxy.colour if len(scene.order) > 1 else 0.0,
+                ),
+                models=() if alone else unmasked[number],
+                residual_amplitude=np.exp(log_amplitude).mean(),
+            )
+        )
+    return sources
 
 
 def unlike_scales(exposures):

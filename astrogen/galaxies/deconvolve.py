@@ -9,6 +9,7 @@ it runs once per PSF; everything after it works on small arrays of one shape.
 
 import hashlib
 import importlib.metadata
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -20,14 +21,15 @@ from astrogen.data.observation import Observation, as_observations
 from astrogen.data.sky import judge_sky, level_off
 from astrogen.errors import InputError
 from astrogen.galaxies import conditional, posterior
-from astrogen.galaxies.conclude import make_exposure, make_result, make_source
+from astrogen.galaxies.conclude import Drawn, Grid, make_exposure, make_result, make_source
+from astrogen.graphs import any_size
 from astrogen.inference import find_map
 from astrogen.inference.contracts import Sampling, Settings
 from astrogen.inference.methods import check_method, draw, name_of
 from astrogen.instruments import telescope
 from astrogen.priors import load_prior
 from astrogen.priors.storage import weights_hash
-from astrogen.spawn import refuse_fork
+from astrogen.processes import refuse_fork
 
 LARGEST_BATCH = 64
 SHARPER = 1.05  # the observed PSF must be at least so much wider than the target
@@ -374,7 +376,9 @@ def _infer(plans, prior, telescopes, *, method, num_draws, background, num_chain
     compressed = tf.nest.map_structure(lambda tensor: tf.gather(tensor, rows), compressed)
     seeds = np.array([plans[row].seed for row in rows], np.int64).astype(np.int32)
     log_density_fn, curvature_fn = posterior.target(prior)
-    climb = find_map(log_density_fn, curvature_fn, compressed, posterior.start(prior, compressed))
+    climb = any_size(find_map)(
+        log_density_fn, curvature_fn, compressed, posterior.start(prior, compressed)
+    )
     target = conditional.make_target(prior, compressed, climb.parameters)
     settings = Settings(num_draws, Sampling(num_chains=num_chains))
     drawn = draw(method, target, climb, seeds, settings)
@@ -422,17 +426,37 @@ class _Telescope(NamedTuple):
 
 
 def _telescope(plan, prior):
-    psf, ratio = plan.observation.psf, prior.target_fwhm / prior.pixel_scale
-    kernel = telescope.kernel_transform(
-        psf.image,
+    psf = plan.observation.psf
+    return _see_through(
+        prior,
+        (psf.image.tobytes(), len(psf.image)),
         psf_scale=psf.pixel_scale,
         pixel_response=psf.pixel_response,
         pixel_scale=plan.observation.pixel_scale,
         prior_scale=plan.prior_scale,
-        target_fwhm=ratio * plan.prior_scale,
+        signal_to_noise=plan.signal_to_noise,
+    )
+
+
+@lru_cache(maxsize=1)
+def _see_through(
+    prior, psf, *, psf_scale, pixel_response, pixel_scale, prior_scale, signal_to_noise
+):
+    """The _Telescope of a PSF, (float64 pixels as bytes, side). The last one is kept, for the next
+    call of a loop over the stamps of an exposure.
+    """
+    content, side = psf
+    ratio = prior.target_fwhm / prior.pixel_scale
+    kernel = telescope.kernel_transform(
+        np.frombuffer(content).reshape(side, side),
+        psf_scale=psf_scale,
+        pixel_response=pixel_response,
+        pixel_scale=pixel_scale,
+        prior_scale=prior_scale,
+        target_fwhm=ratio * prior_scale,
     )
     return _Telescope(
-        kernel[None], posterior.telescope_basis(kernel, prior, signal_to_noise=plan.signal_to_noise)
+        kernel[None], posterior.telescope_basis(kernel, prior, signal_to_noise=signal_to_noise)
     )
 
 
@@ -473,7 +497,7 @@ def _results(plans, stamps, batch, prior, telescopes, method, provenance):
             tf.constant(telescopes[plan.kernel_key].kernel),
             tf.constant(plan.centre, tf.float32),
             *scales,
-            shape=observation.image.shape,
+            tuple(map(tf.constant, observation.image.shape)),
         )
         latent, _, shift, log_amplitude = posterior.split(parameters, prior.latent_size)
         told = {
@@ -485,14 +509,14 @@ def _results(plans, stamps, batch, prior, telescopes, method, provenance):
         background = stamp.level + stamp.unit * batch.background[:, row].astype(np.float64)
         source = make_source(
             stamp.recorded,
-            name=stamp.recorded.name,
-            place=(0.0, 0.0),
-            prior_scale=scale,
-            target_fwhm=prior.target_fwhm / prior.pixel_scale * scale,
-            draws=unit * images.numpy()[:, None],
-            flux_draws=unit * flux.numpy()[:, None],
-            latent_draws=latent,
-            shift_draws=plan.centre + shift * scale,
+            stamp.recorded.name,
+            Grid(scale, prior.target_fwhm / prior.pixel_scale * scale),
+            Drawn(
+                unit * images.numpy()[:, None],
+                plan.centre + shift * scale,
+                latent,
+                unit * flux.numpy()[:, None],
+            ),
             residual_amplitude=np.exp(log_amplitude).mean(),
         )
         exposure = make_exposure(
@@ -514,8 +538,9 @@ def _results(plans, stamps, batch, prior, telescopes, method, provenance):
         )
 
 
+@any_size
 @tf.function(autograph=False)
-def _develop(prior, coefficients, kernel, centre, pixel_scale, prior_scale, *, shape):
+def _develop(prior, coefficients, kernel, centre, pixel_scale, prior_scale, shape):
     """Draws where the galaxy stands [draw, height, width], their fluxes [draw], and what the
     telescope would see of their mean [h, w].
     """
@@ -535,13 +560,11 @@ def _no_data(plan, prior, method, provenance):
     observation = plan.observation
     source = make_source(
         observation,
-        name=observation.name,
-        place=(0.0, 0.0),
-        prior_scale=plan.prior_scale,
-        target_fwhm=prior.target_fwhm / prior.pixel_scale * plan.prior_scale,
-        draws=np.zeros((0, 1, *prior.image_shape), np.float32),
-        latent_draws=np.zeros((0, prior.latent_size), np.float32),
-        shift_draws=np.zeros((0, 2), np.float32),
+        observation.name,
+        Grid(plan.prior_scale, prior.target_fwhm / prior.pixel_scale * plan.prior_scale),
+        Drawn(
+            np.zeros((0, 1, *prior.image_shape)), np.zeros((0, 2)), np.zeros((0, prior.latent_size))
+        ),
         residual_amplitude=np.nan,
     )
     exposure = make_exposure(

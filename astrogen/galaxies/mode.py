@@ -18,6 +18,7 @@ from astrogen.galaxies.scene import (
     seen_by,
     tensor,
 )
+from astrogen.graphs import any_size
 from astrogen.inference import find_map
 
 WEAKEST = 0.03  # signal-to-noise squared below which directions of the data are dropped
@@ -191,7 +192,7 @@ def _improve(scene, galaxy, moments, *, first, colour):
             ],
             1,
         )
-    galaxy.climb = find_map(*posterior.target(prior), galaxy.compressed, start)
+    galaxy.climb = any_size(find_map)(*posterior.target(prior), galaxy.compressed, start)
     normals = tf.zeros([1, len(std) + galaxy.compressed.data.shape[1] + 1])
     coefficients = _exact(prior, galaxy.compressed, galaxy.climb.parameters, normals)
     galaxy.coefficients = tying.draw_bands(galaxy.tie, coefficients, moments, None)
@@ -219,7 +220,7 @@ def _compress(scene, galaxy, known, moment):
     compressed = posterior.Compressed(
         data=tensor(moment @ project.T),
         forward=tensor(matrix[None]),
-        visible=tf.range(len(std))[None],
+        visible=tf.range(len(std), dtype=tf.int64)[None],
         flux0=tensor([flux]),
         coefficients=tensor(known[None]),
         background_data=blank,
@@ -234,12 +235,13 @@ def _compress(scene, galaxy, known, moment):
 @lru_cache
 def _exact_draws(prior):
     """`posterior.draw_coefficients` of a prior, traced once."""
-    return tf.function(
-        lambda compressed, parameters, normals: posterior.draw_coefficients(
-            prior, compressed, parameters, normals
-        )[0],
-        autograph=False,
-    )
+
+    @any_size
+    @tf.function(autograph=False)
+    def draw(compressed, parameters, normals):
+        return posterior.draw_coefficients(prior, compressed, parameters, normals)[0]
+
+    return draw
 
 
 def _exact(prior, compressed, parameters, normals):

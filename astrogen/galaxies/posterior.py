@@ -21,6 +21,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from astrogen.graphs import any_size
 from astrogen.instruments import telescope
 
 # log flux, shift x, shift y, log amplitude: they follow the latent in the vector of parameters
@@ -114,6 +115,7 @@ def _rounded(num, most):
     return int(min(max(-(-int(num) // 16) * 16, 32), most))
 
 
+@any_size
 @tf.function(autograph=False)
 def _normal_equations(
     images, whitened, inverse_sigma, centre, pixel_scale, prior_scale, background_precision
@@ -124,15 +126,14 @@ def _normal_equations(
     good pixels than directions A'A is singular and must be so to more digits than the jitter of
     `_factorise`, or it has no Cholesky factor.
     """
-    height, width = whitened.shape[1:]
+    batch, height, width = tf.unstack(tf.shape(whitened))
     rows = telescope.interpolation_matrix(height, pixel_scale, prior_scale, centre[:, 1])
     columns = telescope.interpolation_matrix(width, pixel_scale, prior_scale, centre[:, 0])
     seen = (
         telescope.sample(images[None], rows, columns, (pixel_scale / prior_scale) ** 2)
         * inverse_sigma[:, None]
     )
-    batch, num = whitened.shape[0], images.shape[0]
-    seen = tf.reshape(seen, [batch, num, height * width])
+    seen = tf.reshape(seen, [batch, tf.shape(images)[0], height * width])
     y, flat = tf.reshape(whitened, [batch, -1]), tf.reshape(inverse_sigma, [batch, -1])
 
     def products(stamp):
@@ -152,6 +153,7 @@ def _normal_equations(
     return gram, moment, cross, level, precision
 
 
+@any_size
 @tf.function(autograph=False)
 def _factorise(gram, moment, rotation, visible, mean_white, std):
     """Unit-noise data and forward matrix from the normal equations, and the linear estimate of flux
@@ -160,10 +162,10 @@ def _factorise(gram, moment, rotation, visible, mean_white, std):
     The estimate assumes c ~ N(flux * mean, flux^2 I) and finds the flux as the norm that it then
     has, since images have unit norm.
     """
-    num = gram.shape[-1]
+    num = tf.shape(gram)[-1]
     rotation64 = tf.cast(rotation, tf.float64)
     mean_white, std = tf.cast(mean_white, tf.float64), tf.cast(std, tf.float64)
-    jitter = 1e-9 * tf.linalg.trace(gram) / num
+    jitter = 1e-9 * tf.linalg.trace(gram) / tf.cast(num, tf.float64)
     factor = tf.linalg.cholesky(gram + jitter[:, None, None] * tf.eye(num, dtype=tf.float64))
     data = tf.linalg.triangular_solve(factor, moment[..., None])[..., 0]
     matrix = tf.matmul(
@@ -176,7 +178,7 @@ def _factorise(gram, moment, rotation, visible, mean_white, std):
         / tf.linalg.matvec(seen_mean[:, None], mean_rotated)[:, 0],
         1e-30,
     )
-    noise = 1.0 / tf.sqrt(tf.linalg.trace(gram) / num)
+    noise = 1.0 / tf.sqrt(tf.linalg.trace(gram) / tf.cast(num, tf.float64))
     for _ in range(4):
         flux = tf.maximum(flux, noise)
         system = gram + tf.eye(num, dtype=tf.float64) / flux[:, None, None] ** 2
@@ -184,8 +186,8 @@ def _factorise(gram, moment, rotation, visible, mean_white, std):
         solved = tf.linalg.cholesky_solve(tf.linalg.cholesky(system), rest[..., None])[..., 0]
         white = flux[:, None] * mean_white + _scattered(
             tf.linalg.matvec(rotation64, solved),
-            tf.tile(visible[None], [gram.shape[0], 1]),
-            std.shape[0],
+            tf.tile(visible[None], [tf.shape(gram)[0], 1]),
+            tf.shape(std)[0],
         )
         flux = tf.linalg.norm(white * std, axis=1)
     return (
@@ -313,10 +315,9 @@ def _visible(compressed, values):
 
 def _scattered(values, visible, num):
     """Values [batch, v] at their places among `num` zeros: [batch, num]."""
-    rows = tf.tile(tf.range(tf.shape(values)[0])[:, None], [1, values.shape[1]])
-    return tf.scatter_nd(
-        tf.stack([rows, tf.cast(visible, tf.int32)], -1), values, [tf.shape(values)[0], num]
-    )
+    batch, visibles = tf.unstack(tf.shape(values))
+    rows = tf.tile(tf.range(batch)[:, None], [1, visibles])
+    return tf.scatter_nd(tf.stack([rows, tf.cast(visible, tf.int32)], -1), values, [batch, num])
 
 
 def seen_by(compressed, coefficients):
@@ -327,7 +328,7 @@ def seen_by(compressed, coefficients):
 def _factor(residual):
     """Cholesky factor [batch, r, r] of I + residual residual'."""
     return tf.linalg.cholesky(
-        tf.matmul(residual, residual, transpose_b=True) + tf.eye(residual.shape[-2])
+        tf.matmul(residual, residual, transpose_b=True) + tf.eye(tf.shape(residual)[-2])
     )
 
 
@@ -477,7 +478,8 @@ def draw_coefficients(prior, compressed, parameters, normals):
     normals : Tensor [batch, k + r + 1], standard normals
     """
     mean, scale, seen, residual = predict(prior, compressed, parameters)
-    wild, noise, level_noise = tf.split(normals, [scale.shape[-1], residual.shape[-2], 1], -1)
+    sizes = [scale.shape[-1], tf.shape(residual)[-2], 1]
+    wild, noise, level_noise = tf.split(normals, sizes, -1, num=3)
     update = matheron_update(compressed.data - seen, residual, _visible(compressed, wild), noise)
     coefficients = mean + scale * (wild + _scattered(update, compressed.visible, scale.shape[-1]))
     level = (

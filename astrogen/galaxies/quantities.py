@@ -99,9 +99,16 @@ def measure(draws, *, pixel_scale, places=None, fluxes=None):
 
 
 def _covariance(rows):
-    whole = rows[np.isfinite(rows).all(1)]
-    matrix = np.cov(whole.T) if len(whole) >= MIN_DRAWS else np.full((4, 4), np.nan)
+    matrix = covariance_of(rows[np.isfinite(rows).all(1)])
     return tuple(tuple(float(value) for value in line) for line in matrix)
+
+
+def covariance_of(draws):
+    """Covariance [n, n] of draws [num_draws, n], in float64; nan of fewer than 8."""
+    num = draws.shape[1]
+    if len(draws) < MIN_DRAWS:
+        return np.full((num, num), np.nan)
+    return np.cov(draws.T.astype(float)).reshape(num, num)
 
 
 def _median_and_error(values):

@@ -23,16 +23,13 @@ from astrogen.galaxies import result_files
 from astrogen.galaxies.quantities import (
     QUANTITIES,
     Quantities,
+    covariance_of,
     format_value,
     mean_and_error,
     measure,
     measured_words,
 )
-from astrogen.inference.verdict import (
-    Fit,
-    format_p,
-    name_in,
-)
+from astrogen.inference.verdict import Fit, format_p, name_in
 
 TABLE_UNITS = {
     "half_light_radius": "arcsec",
@@ -107,7 +104,7 @@ class Source:
     @property
     def flux_covariance(self):
         """Covariance [band, band] of the fluxes."""
-        return np.atleast_2d(np.cov(self.flux_draws.T.astype(float)))
+        return covariance_of(self.flux_draws)
 
     @cached_property
     def quantities(self):
@@ -303,8 +300,7 @@ class Result:
         """Covariance [source * band, source * band] of all fluxes, the bands of a source
         together.
         """
-        draws = np.concatenate([source.flux_draws for source in self.sources], 1)
-        return np.atleast_2d(np.cov(draws.T.astype(float)))
+        return covariance_of(np.concatenate([source.flux_draws for source in self.sources], 1))
 
     def draw_images(self, num, *, seed):
         """Imagined solutions: `num` different images drawn from the posterior of the only galaxy.

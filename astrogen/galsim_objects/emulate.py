@@ -13,7 +13,7 @@ from astrogen.errors import InputError
 from astrogen.priors import load_prior
 from astrogen.priors.convergence import MARGIN, draw_latent
 from astrogen.priors.storage import weights_hash
-from astrogen.spawn import refuse_fork
+from astrogen.processes import refuse_fork
 
 CHUNK_PIXELS = 2**18  # of the grids that are drawn together
 CHUNK_GALAXIES = 256

@@ -203,7 +203,7 @@ def _refreshed(curvature_fn, evidence, place):
 def _inverse(precision):
     return tf.linalg.cholesky_solve(
         tf.linalg.cholesky(precision),
-        tf.eye(precision.shape[-1], batch_shape=tf.shape(precision)[:1]),
+        tf.eye(tf.shape(precision)[-1], batch_shape=tf.shape(precision)[:1]),
     )
 
 

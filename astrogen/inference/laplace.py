@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from astrogen.errors import InputError
+from astrogen.graphs import any_size
 
 
 class Laplace(NamedTuple):
@@ -56,14 +57,15 @@ def draw_gaussian(climb, *, num_draws, seed):
     return climb.parameters + tf.linalg.matvec(whitening(climb.precision), noise)
 
 
+@any_size
 @tf.function(autograph=False)
 def gaussian_log_density(climb, draws):
     """Normalised log-density [draw, batch] of N(mode, precision^-1) at draws [draw, batch, p]."""
     factor = tf.linalg.cholesky(climb.precision)
     white = tf.linalg.matvec(factor, draws - climb.parameters, transpose_a=True)
-    normalisation = tf.reduce_sum(tf.math.log(tf.linalg.diag_part(factor)), -1) - 0.5 * draws.shape[
-        -1
-    ] * float(np.log(2 * np.pi))
+    num = tf.cast(tf.shape(draws)[-1], tf.float32)
+    normalisation = tf.reduce_sum(tf.math.log(tf.linalg.diag_part(factor)), -1)
+    normalisation -= 0.5 * num * float(np.log(2 * np.pi))
     return normalisation - 0.5 * tf.reduce_sum(white**2, -1)
 
 
@@ -100,6 +102,7 @@ def _log_densities(log_density_fn, draws, evidence):
     )
 
 
+@any_size
 @tf.function(autograph=False)
 def whitening(precision):
     """Matrices [batch, p, p] that turn standard normals into N(0, precision^-1): the transposed
@@ -110,7 +113,7 @@ def whitening(precision):
     """
     factor = tf.linalg.cholesky(precision)
     inverse = tf.linalg.triangular_solve(
-        factor, tf.eye(precision.shape[-1], batch_shape=tf.shape(precision)[:1]), adjoint=True
+        factor, tf.eye(tf.shape(precision)[-1], batch_shape=tf.shape(precision)[:1]), adjoint=True
     )
     return tf.where(tf.reduce_all(tf.math.is_finite(inverse), [1, 2], keepdims=True), inverse, 0.0)
 
@@ -132,11 +135,14 @@ def member_seeds(seed, batch):
     )
 
 
+@any_size
+@tf.function(autograph=False)
 def fold(seeds, index):
     """Seeds [batch, 2] that differ from those given, and for each index."""
     return tf.map_fn(lambda seed: tf.random.experimental.stateless_fold_in(seed, index), seeds)
 
 
+@any_size
 @tf.function(autograph=False)
 def member_normals(seeds, num, size):
     """Standard normals [num, batch, size], each object's own from its own seed."""

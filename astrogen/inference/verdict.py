@@ -6,10 +6,12 @@ from typing import NamedTuple
 import numpy as np
 from scipy import special
 
+from astrogen.noise import robust_sigma
+
 # One table of limits, for galaxies, blends and maps. R-hat is told of what a catalogue or a map
-# reports, not of parameters that nobody asks for: at the limit the mean of eight half chains errs by
-# a ninth of the posterior's standard deviation, as much again as that of 80 draws does. Chains that
-# may go on do so until the aim, so that chance does not decide on the limit.
+# reports, not of parameters that nobody asks for: at the limit the mean of eight half chains errs
+# by a ninth of the posterior's standard deviation, as much again as that of 80 draws does. Chains
+# that may go on do so until the aim, so that chance does not decide on the limit.
 R_HAT_MAX, R_HAT_AIM = 1.05, 1.02
 # of the log-density of a map, which mixes slowest of all: beyond it the burn-in was too short
 R_HAT_DRIFT = 1.3
@@ -61,7 +63,7 @@ def compare(residual, source, observation, *, num_fitted=0.0):
     pixels = (residual[good] / np.sqrt(observation.variance[good])).astype(np.float64)
     freedom = max(pixels.size - num_fitted, 1.0)
     total = float((pixels**2).sum())
-    scatter = (1.4826 * float(np.median(np.abs(pixels - np.median(pixels))))) ** 2
+    scatter = robust_sigma(pixels) ** 2
     weight = np.where(good, 1 / observation.variance.astype(np.float64), 0.0)
     power = math.sqrt(float((weight * source.astype(np.float64) ** 2).sum()))
     detection = float((weight * source * (residual + source)).sum()) / power if power else 0.0

@@ -142,15 +142,20 @@ def interpolation_matrix(num_pixels, pixel_scale, prior_scale, shift, grid=GRID)
     """
     shift = tf.convert_to_tensor(shift)
     pixel_scale, prior_scale = (
-        tf.broadcast_to(tf.cast(scale, shift.dtype), shift.shape)[:, None]
+        tf.broadcast_to(tf.cast(scale, shift.dtype), tf.shape(shift))[:, None]
         for scale in (pixel_scale, prior_scale)
     )
-    observed = tf.range(num_pixels, dtype=shift.dtype) - (num_pixels - 1) / 2
+    observed = _centred(num_pixels, shift.dtype)
     # [batch, num_pixels], in prior pixels
     position = (observed * pixel_scale - shift[:, None]) / prior_scale
     offset = position[..., None] - (tf.range(grid, dtype=shift.dtype) - (grid - 1) / 2)
     weight = _dirichlet(offset, grid)
     return tf.where(tf.abs(position)[..., None] <= grid / 2, weight, tf.zeros_like(weight))
+
+
+def _centred(num_pixels, dtype):
+    """Places [num_pixels] of pixels from the middle of their row; an int, or a Tensor of one."""
+    return tf.range(num_pixels, dtype=dtype) - (tf.cast(num_pixels, dtype) - 1) / 2
 
 
 def _dirichlet(offset, grid):
@@ -183,8 +188,8 @@ def sample(convolved, rows, columns, flux_scale):
     Tensor [batch, ..., height, width], flux per observed pixel
     """
     extra = len(convolved.shape) - 3
-    rows = tf.reshape(rows, [rows.shape[0]] + [1] * extra + rows.shape[1:])
-    columns = tf.reshape(columns, [columns.shape[0]] + [1] * extra + columns.shape[1:])
+    among = (slice(None), *[None] * extra)
+    rows, columns = rows[among], columns[among]
     scale = tf.reshape(flux_scale, [-1] + [1] * (extra + 2))
     return tf.matmul(tf.matmul(rows, convolved), columns, transpose_b=True) * scale
 
@@ -201,7 +206,7 @@ def render(images, kernels, *, shape, pixel_scale, prior_scale, shift, backgroun
     ----------
     images : Tensor [batch, height, width], flux per prior pixel
     kernels : Tensor [batch or 1, GRID, GRID // 2 + 1], from `kernel_transform`
-    shape : (int, int), height and width of the observed stamp
+    shape : (int, int), height and width of the observed stamp; or two scalar Tensors
     pixel_scale, prior_scale : float or Tensor [batch], arcsec/pixel
     shift : Tensor [batch, 2], arcsec, (x, y) of the galaxy from the stamp's centre
     background : float or Tensor [batch, 1, 1], flux per observed pixel
@@ -248,8 +253,7 @@ def _waves(num_pixels, ratio, waves):
     [batch or 1, 1] prior pixels apart about the grid's centre; with the
     weights of the inverse transform of a real image (each wave of a half spectrum stands for two).
     """
-    centres = tf.range(num_pixels, dtype=tf.float64) - (num_pixels - 1) / 2
-    position = tf.cast(ratio, tf.float64) * centres + (GRID - 1) / 2
+    position = tf.cast(ratio, tf.float64) * _centred(num_pixels, tf.float64) + (GRID - 1) / 2
     cycles = position[..., None] * (waves / GRID)
     # In float64 and less whole cycles: float32 sines of large arguments lose the digits that the
     # flux needs.
@@ -263,7 +267,7 @@ def _seen(shape, moved, ratio):
     grid, 0 for the others, which see nothing.
     """
     sides = (
-        (tf.range(num, dtype=tf.float32) - (num - 1) / 2) * ratio - along[:, None]
+        _centred(num, tf.float32) * ratio - along[:, None]
         for num, along in zip(shape, (moved[:, 1], moved[:, 0]))
     )
     return [tf.cast(tf.abs(position) <= GRID / 2, tf.float32) for position in sides]

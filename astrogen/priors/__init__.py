@@ -13,7 +13,7 @@ from astrogen.priors.convergence import MEMBERS, convergence_prior
 from astrogen.priors.convolutional import convolutional_prior
 from astrogen.priors.galaxy import basis_prior
 from astrogen.priors.storage import CARD, read_card, read_weights, weights_hash
-from astrogen.spawn import refuse_fork
+from astrogen.processes import refuse_fork
 
 SHIPPED = Path(__file__).parent / "weights"
 WEIGHTS = "weights"  # what training calls the folder of the weights in its own

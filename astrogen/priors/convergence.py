@@ -33,6 +33,8 @@ TERMS, SECOND_ORDER = 9, 6
 # and of what a network changes, which has its own way with the cosmology: of fourth order in each
 CHANGE_ORDER = 4
 CHANGE_TERMS = (CHANGE_ORDER + 1) ** 2
+REACH = 8  # pixels, of the lags of a change: as far as the network's kernels see
+LAGS = (REACH + 1) * (REACH + 2) // 2 - 1
 EXTRAPOLATE = "choose one inside, or extrapolate (--extrapolate) at your own risk"
 MARGIN = 16  # pixels by which the periodic grid is larger than the map that is cut from it
 
@@ -48,13 +50,15 @@ class Theory(NamedTuple):
 
 class Change(NamedTuple):
     """By what the coloured noise of a network's field differs from that of the lognormal field, as
-    polynomials of the cosmology (`change_terms`): log_gain [2, CHANGE_TERMS, knots] at log_l
-    [knots], of the power, the same in all directions and times cos 4 phi (phi from an axis of the
-    pixels); mean [CHANGE_TERMS] of g.
+    polynomials of the cosmology (`change_terms`): log_gain [CHANGE_TERMS, knots] of the power at
+    log_l [knots], the same in all directions; log_lags [CHANGE_TERMS, LAGS], of the cosines of
+    `lag_pairs`, which have the pattern that the network's kernels leave on the grid of pixels;
+    mean [CHANGE_TERMS] of g.
     """
 
     log_l: np.ndarray
     log_gain: np.ndarray
+    log_lags: np.ndarray
     mean: np.ndarray
 
 
@@ -194,9 +198,15 @@ class ConvergencePrior:
 
     def _log_gain(self, n, m, cosmology):
         weights = _constant(change_weights(n, m, self.pixel_scale, tuple(self.change.log_l)))
-        gain = _constant(np.moveaxis(self.change.log_gain, 1, 0))
-        knots = tf.tensordot(change_terms(cosmology), gain, 1)
-        return tf.einsum("bck,cnmk->bnm", knots, weights)
+        pairs = np.tensordot(self.change.log_lags, lag_pairs(), 1)
+        knots, lags = (
+            tf.tensordot(change_terms(cosmology), _constant(part), 1)
+            for part in (self.change.log_gain, pairs)
+        )
+        along_y, along_x = (_constant(part) for part in lag_cosines(n, m))
+        return tf.einsum("bk,nmk->bnm", knots, weights) + tf.einsum(
+            "bij,ni,mj->bnm", lags, along_y, along_x
+        )
 
     def sample(self, num, *, omega_m, sigma_8, shape=None, seed, extrapolate=False):
         """Draw maps of one cosmology, cut from larger periodic grids so that opposite edges know
@@ -378,10 +388,27 @@ def draw_latent(indices, shape, *, seed):
 
 @lru_cache(maxsize=8)
 def change_weights(n, m, pixel_scale, log_l):
-    """Weights [2, n, m // 2 + 1, knots] of a Change's gains on the modes of a grid."""
-    angle = np.arctan2(np.fft.fftfreq(n)[:, None], np.fft.rfftfreq(m))
-    round_ones = hat_weights(multipoles(n, m, pixel_scale), np.array(log_l))
-    return np.stack([round_ones, round_ones * np.cos(4 * angle)[..., None]]).astype(np.float32)
+    """Weights [n, m // 2 + 1, knots] of a Change's round gains on the modes of a grid."""
+    return hat_weights(multipoles(n, m, pixel_scale), np.array(log_l))
+
+
+def lag_pairs():
+    """Where each of a Change's lags stands [LAGS, REACH + 1, REACH + 1] among the products
+    cos(i ky) cos(j kx): at (i, j) and (j, i), not both zero, for a grid has no preferred axis.
+    """
+    first, second = np.triu_indices(REACH + 1)
+    pairs = np.zeros((len(first), REACH + 1, REACH + 1))
+    pairs[np.arange(len(first)), first, second] = 1.0
+    pairs[np.arange(len(first)), second, first] = 1.0
+    return pairs[1:]
+
+
+def lag_cosines(n, m):
+    """cos(i k) at the frequencies of a grid's half-plane, along y [n, REACH + 1] and along x
+    [m // 2 + 1, REACH + 1].
+    """
+    lags = 2 * np.pi * np.arange(REACH + 1)
+    return np.cos(np.fft.fftfreq(n)[:, None] * lags), np.cos(np.fft.rfftfreq(m)[:, None] * lags)
 
 
 def convergence_prior(card, arrays, member="network"):
@@ -395,8 +422,8 @@ def convergence_prior(card, arrays, member="network"):
         network.set_weights(
             [arrays["network"][f"weight_{index:02d}"] for index in range(len(network.weights))]
         )
-        rows = [_stored_rows(spectra, name, CHANGE_TERMS) for name in ("round", "square")]
-        change = Change(spectra["change_log_l"], np.stack(rows), spectra["change_mean"])
+        rows = [_stored_rows(spectra, name, CHANGE_TERMS) for name in ("round", "lags")]
+        change = Change(spectra["change_log_l"], *rows, spectra["change_mean"])
     return ConvergencePrior(
         kind=member,
         name=card["name"] + ("" if member == "network" else f"-{member}"),
@@ -419,8 +446,8 @@ def stored_arrays(prior):
     """
     rows = {
         "theory": prior.theory.log_spectrum,
-        "round": prior.change.log_gain[0],
-        "square": prior.change.log_gain[1],
+        "round": prior.change.log_gain,
+        "lags": prior.change.log_lags,
     }
     spectra = {
         "log_l": prior.theory.log_l,

@@ -145,7 +145,7 @@ class ImagePrior(ABC):
             tf.reshape(coefficients, [-1, self.basis.shape[0]]),
             tf.reshape(self.basis, [self.basis.shape[0], -1]),
         )
-        return tf.reshape(flat, [*coefficients.shape[:-1], *self.image_shape])
+        return tf.reshape(flat, [*tf.unstack(tf.shape(coefficients)[:-1]), *self.image_shape])
 
     def sample(self, num, *, seed):
         """Draw galaxies of unit flux like those of the training population, residual included:

@@ -13,7 +13,7 @@ from astropy.table.meta import get_header_from_yaml
 from astropy.units import deg, hourangle, pix, rad
 
 from astrogen.data.reading import only_input_errors
-from astrogen.data.tables import open_table, split_text, typed_table
+from astrogen.data.tables import is_number, open_table, split_text, typed_table
 from astrogen.data.units import read_unit
 from astrogen.errors import InputError
 
@@ -250,7 +250,7 @@ def _angles(path, name, column, default, sexagesimal):
     values, written = _numbers(column)
     if written is None:
         return values * (unit or default or deg).to(deg)
-    wrong = np.flatnonzero([_is_number(text) or text == "" for text in written])
+    wrong = np.flatnonzero([is_number(text) or text == "" for text in written])
     if len(wrong) > written.count(""):
         row = next(row for row in wrong if written[row])
         raise _no_position(path, name, row, written[row], "decimal among sexagesimal ones")
@@ -286,13 +286,9 @@ def _numbers(column):
         "" if lost or str(text).strip().lower() in MISSING else str(text).strip()
         for text, lost in zip(_texts("", "", column, exact=False), mask, strict=True)
     ]
-    if all(_is_number(text) for text in written if text):
+    if all(is_number(text) for text in written if text):
         return np.array([float(text or "nan") for text in written]), None
     return None, written
-
-
-def _is_number(text):
-    return bool(re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", text))
 
 
 def read_pixels(path, name, column):
@@ -305,7 +301,7 @@ def read_pixels(path, name, column):
     _unit_of(column, path, name, pix, "in pixels")
     values, written = _numbers(column)
     if written is not None:
-        row = next(row for row, text in enumerate(written) if text and not _is_number(text))
+        row = next(row for row, text in enumerate(written) if text and not is_number(text))
         raise InputError(
             f"read_catalogue: column {name} must hold numbers, got {written[row]!r} in row"
             f" {row + 1} of {path}; leave the cell empty where there is none"

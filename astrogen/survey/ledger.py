@@ -6,13 +6,10 @@ are compared with it before a parser sees them: a damaged file can make one hang
 
 import hashlib
 import json
-import os
-import stat
-from pathlib import Path
 
 from astrogen.data.files import write_whole
-from astrogen.data.reading import parse_json
-from astrogen.errors import SurveyError
+from astrogen.data.reading import open_regular, parse_json
+from astrogen.errors import InputFileError, SurveyError
 
 DIGEST = "sha256"  # the name in a JSON file of that of the rest
 AGAIN = "run it again with resume=True, which does again what is damaged"
@@ -87,10 +84,10 @@ def read_hashed(path, digest, *, advice=AGAIN):
 
 def _read(path, advice):
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for
-            raise OSError("no regular file")
-        return Path(path).read_bytes()
-    except OSError as error:
+        with open_regular(path) as file:
+            return file.read()
+    except (InputFileError, OSError) as error:
+        words = error.reason if isinstance(error, InputFileError) else error.strerror or error
         raise SurveyError(
-            path, f"file must be there and readable, got {error.strerror or error}; {advice}"
+            path, f"file must be there and readable, got {words}; {advice}"
         ) from error

@@ -16,9 +16,8 @@ from tqdm import tqdm
 from astrogen import __version__
 from astrogen.data.files import hold_folder
 from astrogen.errors import InputError, SurveyError
-from astrogen.processes import follow_parent, kill_children_at_interrupt
+from astrogen.processes import follow_parent, fresh_context, kill_children_at_interrupt
 from astrogen.quiet import keep_tensorflow_quiet
-from astrogen.spawn import fresh_context
 from astrogen.survey.inputs import (
     as_objects,
     file_hash,
@@ -73,6 +72,7 @@ def run_survey(
     resume=False,
     force=False,
     progress=False,
+    words_fn=str,
 ):
     """Deconvolve every object of a catalogue in every image that holds it: in each alone, or in all
     together (`fit.joint`).
@@ -93,6 +93,8 @@ def run_survey(
     shard : (i, n), do chunks i, i + n, ... only; the catalogue is written by whoever finds all
         chunks finished
     resume : bool, go on with a run of the same configuration; force : even of another one
+    words_fn : callable of what is said of a failure -> str as failures.ecsv says it: who offers a
+        run under options of other names gives theirs
 
     Returns
     -------
@@ -133,7 +135,7 @@ def run_survey(
             ]
             todo = partial(_finished, mine, out, exposures, fit, num_workers, scheduler)
             _watch(todo, mine, len(objects), progress)
-            return _end(out, len(jobs), lost)
+            return _end(out, len(jobs), lost, words_fn)
     except OSError as error:
         if error.errno is None:
             raise
@@ -154,14 +156,14 @@ def _watch(finished_fn, jobs, num, progress):
             bar.update(sizes[number])
 
 
-def _end(out, num_chunks, lost):
+def _end(out, num_chunks, lost, words_fn):
     """Write the catalogue, where all chunks are there."""
     paths = [chunk_path(out, number) for number in range(num_chunks)]
     unfinished = sum(not index_path(path).is_file() for path in paths)
     if unfinished:
         return Done(0, 0, 0, unfinished)
     # Shards that end at the same time write the same bytes.
-    return Done(*write_catalogue(out, num_chunks, lost), 0)
+    return Done(*write_catalogue(out, num_chunks, lost, words_fn), 0)
 
 
 def _check_fit(fit, exposures):

@@ -492,9 +492,10 @@ def read_survey(out):
         return Table.read(io.BytesIO(content), format="parquet")
 
 
-def write_catalogue(out, num_chunks, lost):
-    """The rows of all chunks as one table, the failures as another, and the ledger; returns the
-    numbers of rows, of failures, and of rows that lack something.
+def write_catalogue(out, num_chunks, lost, words_fn):
+    """The rows of all chunks as one table, the failures as another, in the words that `words_fn`
+    makes of theirs, and the ledger; returns the numbers of rows, of failures, and of rows that lack
+    something.
     """
     paths = [chunk_path(out, number) for number in range(num_chunks)]
     for path in set((Path(out) / "chunks").glob("*.npz")) - set(paths):  # of a run that was forced
@@ -512,7 +513,7 @@ def write_catalogue(out, num_chunks, lost):
         write_whole(Path(out) / CATALOGUE, _parquet(catalogue))
     listed = {
         "id": np.array([name for name, _ in failures], str),
-        "reason": np.array([reason for _, reason in failures], str),
+        "reason": np.array([words_fn(reason) for _, reason in failures], str),
     }
     write_table(Path(out) / FAILURES, Table(listed))
     names = [MANIFEST, FAILURES, *([CATALOGUE] if tables else [])]

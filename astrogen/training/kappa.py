@@ -46,7 +46,7 @@ NETWORK = {"channels": 16, "dilations": [1, 1, 2, 4], "smoothing": [1.0, 2.0, 5.
 L_RANGE = (30, 3000)  # multipoles for which the drawn maps' spectrum was brought to theory
 MAX_STORED = 2**24  # bytes of the file of theory, which has some thousands
 HELD_OUT_EVERY = 10  # without a folder of its own, every tenth simulation is kept for validation
-FINAL_MAPS, FINAL_ROUNDS = 32, 5  # by which a network's field is brought to theory
+FINAL_MAPS, FINAL_ROUNDS = 96, 4  # by which a network's field is brought to theory
 FEWEST_SIMULATIONS = 4  # to train on
 RANGE_STEP = 0.01  # to which the range of the cosmology is widened
 # what sets of maps must share to be learned from together

@@ -9,6 +9,7 @@ from astrogen.data.reading import read_json
 from astrogen.errors import InputFileError
 from astrogen.priors.convergence import (
     CHANGE_TERMS,
+    LAGS,
     SECOND_ORDER,
     TERMS,
     Change,
@@ -18,6 +19,8 @@ from astrogen.priors.convergence import (
     change_terms,
     change_weights,
     exact_terms,
+    lag_cosines,
+    lag_pairs,
 )
 from astrogen.priors.grid_power import ARCMIN, mode_counts, pixel_covariance, windowed_power
 from astrogen.training.map_features import band_edges, band_matrix
@@ -27,7 +30,7 @@ SHIFT_MARGIN = 1.1  # lambda over the deepest void in the simulations
 LOWEST = 147.0  # multipole of the lowest mode of the maps that a network learns from
 # beyond, modes lie along diagonals alone
 CHANGE_LOG_L = np.linspace(np.log(LOWEST), np.log(5600.0), 14)
-SQUARE = (700.0, 5000.0)  # multipoles in which the modes tell directions apart
+RIDGE = 1e-5  # relative to a mode's weight: knots and cosines together are nearly alike at low l
 SIDE = 256  # pixels of the periodic maps by which a network's field is brought to theory
 
 
@@ -180,7 +183,10 @@ def fit_theory(maps, shape_of):
 def no_change():
     """A Change that changes nothing."""
     return Change(
-        CHANGE_LOG_L, np.zeros((2, CHANGE_TERMS, len(CHANGE_LOG_L))), np.zeros(CHANGE_TERMS)
+        CHANGE_LOG_L,
+        np.zeros((CHANGE_TERMS, len(CHANGE_LOG_L))),
+        np.zeros((CHANGE_TERMS, LAGS)),
+        np.zeros(CHANGE_TERMS),
     )
 
 
@@ -206,8 +212,8 @@ def match_theory(prior, *, num_maps, num_rounds, seed, side=None):
 
     Whole periodic maps, larger than those that the network learned from, are compared with
     lognormal maps of the same noise, whose spectrum and mean are known: what both share by chance
-    falls out. The factor is a smooth function of l; below the lowest mode of the network's own maps
-    it is the constant that the network does to long waves.
+    falls out. The factor is a smooth function of l, constant below the lowest mode of the network's
+    own maps, times one of few lags, which follows the pattern of the pixels.
 
     Parameters
     ----------
@@ -228,18 +234,19 @@ def match_theory(prior, *, num_maps, num_rounds, seed, side=None):
             _power_and_mean(draw, lognormal, one, num_maps, seed=seed, side=side) for one in points
         ]
         excess, mean = (np.stack(parts) for parts in zip(*found, strict=True))
-        gain = _log_gain(excess, prior, side)
+        gain, lags, largest = _log_gain(excess, prior, side)
         # A shift of the mean of g multiplies the density: what it does to the spectrum is not to be
         # taken out twice.
         move = np.log1p(mean / prior.shift(points).numpy())
-        gain[:, 0] -= 2 * move[:, None]
+        gain -= 2 * move[:, None]
         change = prior.change
         prior.change = Change(
             change.log_l,
-            change.log_gain - np.moveaxis(np.tensordot(solve, gain, 1), 0, 1),
+            change.log_gain - solve @ gain,
+            change.log_lags - solve @ lags,
             change.mean - solve @ move,
         )
-    return float(np.abs(np.expm1(gain)).max())
+    return largest
 
 
 def _power_and_mean(draw, lognormal, cosmology, num_maps, *, seed, side):
@@ -262,19 +269,24 @@ def _power_and_mean(draw, lognormal, cosmology, num_maps, *, seed, side):
 
 
 def _log_gain(excess, prior, side):
-    """Logarithm of the power over theory, as gains [num, 2, knots] of a Change, by least squares
-    over the modes of excess [num, side, side // 2 + 1].
+    """Logarithm of the power over theory, as gains of a Change: [num, knots] and [num, LAGS], by
+    least squares over the modes of excess [num, side, side // 2 + 1]; and the largest of a mode,
+    relative.
     """
-    log_l = prior.change.log_l
-    weights = change_weights(side, side, prior.pixel_scale, tuple(log_l))
-    told_apart = (log_l > np.log(SQUARE[0])) & (log_l < np.log(SQUARE[1]))
-    free = np.concatenate([np.ones(len(log_l), bool), told_apart])
-    design_matrix = np.concatenate([*weights], -1).reshape(-1, 2 * len(log_l))[:, free]
+    weights = change_weights(side, side, prior.pixel_scale, tuple(prior.change.log_l))
+    along_y, along_x = lag_cosines(side, side)
+    cosines = np.einsum("lij,ni,mj->nml", lag_pairs(), along_y, along_x, optimize=True)
+    basis = np.concatenate([weights, cosines], -1).reshape(side * (side // 2 + 1), -1)
     counts = mode_counts(side, side).reshape(-1, 1).copy()
     counts[0] = 0  # the mean of a map is no wave
-    normal = design_matrix.T @ (counts * design_matrix)
-    right = design_matrix.T @ (counts * excess.reshape(len(excess), -1).T)
-    gain = np.zeros((len(excess), 2 * len(log_l)))
-    gain[:, free] = np.linalg.solve(normal, right).T
-    gain[:, : len(log_l)] = np.log1p(np.maximum(gain[:, : len(log_l)], -0.9))
-    return gain.reshape(len(excess), 2, -1)
+    weighted = counts * basis
+    normal = basis.T @ weighted + RIDGE * counts.sum() * np.eye(basis.shape[1])
+
+    def fitted(values):
+        return np.linalg.solve(normal, weighted.T @ values)
+
+    # The logarithm of what was made smooth: that of single modes would be biased by their scatter.
+    smooth = basis @ fitted(excess.reshape(len(excess), -1).T)
+    found = fitted(np.log1p(np.maximum(smooth, -0.9))).T
+    knots = weights.shape[-1]
+    return found[:, :knots], found[:, knots:], float(np.abs(smooth[1:]).max())

@@ -8,6 +8,7 @@ difference of their mean from the simulations' at the same cosmology. The gradie
 but only means are steered: the scatter from map to map is left to the critic.
 """
 
+import hashlib
 from typing import NamedTuple
 
 import keras
@@ -42,6 +43,7 @@ CHOOSE_FROM = 0.75
 NUM_VALIDATION = 512
 MAX_BEST = 2**26  # bytes of the file of the best network, which has 4e4
 TOLD = ("step", "statistic", "spread", "nearest")
+DIGEST = "sha256"  # the name in the file of the best network of that of all else
 
 
 class Target(NamedTuple):
@@ -312,10 +314,7 @@ def train_wgan(
                     and index + 1 > CHOOSE_FROM * num_steps
                 ):
                     step.best.assign(told["statistic"])
-                    weights = enumerate(average.get_weights())
-                    best = {f"arr_{number}": value for number, value in weights}
-                    best |= {"step": index + 1} | {name: told[name] for name in TOLD[1:]}
-                    write_whole(out / "best.npz", npz_bytes(best))
+                    write_best(out / "best.npz", average, told | {"step": index + 1})
                 manager.save()
                 with logs.as_default(step=index + 1):
                     for name, value in told.items():
@@ -326,14 +325,36 @@ def train_wgan(
     return read_best(out / "best.npz", average)
 
 
+def write_best(path, network, told):
+    """Write the weights of a network, what is told of it, and the sha256 of both."""
+    best = {f"arr_{number}": value for number, value in enumerate(network.get_weights())}
+    best |= {name: np.float64(told[name]) for name in TOLD}
+    write_whole(path, npz_bytes(best | {DIGEST: _digest(best)}))
+
+
+def _digest(arrays):
+    """sha256 [32] of names and arrays as they are, not as some release of zlib packs them."""
+    found = hashlib.sha256()
+    for name, array in sorted(arrays.items()):
+        found.update(f"{name} {array.dtype.str} {array.shape} ".encode() + array.tobytes())
+    return np.frombuffer(found.digest(), np.uint8)
+
+
 def read_best(path, network):
     """Give a network the weights of the file of the best one; returns what is told of it.
 
     Raises
     ------
-    InputFileError : the file is damaged, or of another network.
+    InputFileError : the file is not as it was written, or of another network.
     """
     best = read_npz(path, max_bytes=MAX_BEST)
+    digest = best.pop(DIGEST, None)
+    if not np.array_equal(digest, _digest(best)):
+        raise InputFileError(
+            path,
+            "train_wgan: sha256 must be that of the arrays, got another: the file was changed or"
+            " damaged; train in another folder",
+        )
     try:
         network.set_weights([best[f"arr_{index}"] for index in range(len(network.weights))])
         return {name: float(best[name]) for name in TOLD}

@@ -9,7 +9,7 @@ from conftest import ROOT
 HEAD = "import math, multiprocessing\nfrom concurrent.futures import ProcessPoolExecutor\n"
 PROGRAMS = {  # a script without `if __name__ == "__main__"`; what it prints, what its error says
     "our own processes do not run the script again": (
-        "from astrogen.spawn import fresh_context\n"
+        "from astrogen.processes import fresh_context\n"
         "with ProcessPoolExecutor(2, mp_context=fresh_context('run')) as pool:\n"
         "    print(*pool.map(math.sqrt, [1, 4]), __name__)\n"
         "assert __file__.endswith('script.py')",
@@ -17,21 +17,21 @@ PROGRAMS = {  # a script without `if __name__ == "__main__"`; what it prints, wh
         "",
     ),
     "a worker of a pool may not start others": (
-        "from astrogen.spawn import fresh_context\n"
+        "from astrogen.processes import fresh_context\n"
         "with multiprocessing.get_context('fork').Pool(1) as pool:\n"
         "    pool.apply(fresh_context, ['run'])",
         "",
         "InputError: run: a process that starts others must not be daemonic, got .*ProcessPoolExecutor",
     ),
     "a process that imports its parent's script may not start others": (
-        "from astrogen.spawn import fresh_context\n"
+        "from astrogen.processes import fresh_context\n"
         "multiprocessing.current_process()._inheriting = True\n"
         "fresh_context('run')",
         "",
         "InputError: run: .* while it imports its parent's script, .* if __name__ == '__main__':",
     ),
     "a fork after the first call is refused": (
-        "from astrogen.spawn import refuse_fork\n"
+        "from astrogen.processes import refuse_fork\n"
         "refuse_fork('deconvolve')\n"
         "with multiprocessing.get_context('fork').Pool(1) as pool:\n"
         "    pool.apply(refuse_fork, ['deconvolve'])",
@@ -39,7 +39,7 @@ PROGRAMS = {  # a script without `if __name__ == "__main__"`; what it prints, wh
         "InputError: deconvolve: a process must not be forked after TensorFlow ran, .*'spawn'",
     ),
     "a fork before the first call is not": (
-        "from astrogen.spawn import refuse_fork\n"
+        "from astrogen.processes import refuse_fork\n"
         "with multiprocessing.get_context('fork').Pool(1) as pool:\n"
         "    print(pool.apply(refuse_fork, ['deconvolve']))",
         "None\n",
