@@ -7,7 +7,7 @@ SNR ?= 50
 READY = .venv/ready
 VENV = .venv/bin/python
 
-.PHONY: setup demo test slow fuzz lint format benchmark clean
+.PHONY: setup demo test slow fuzz lint format compat benchmark clean
 
 setup: $(READY)
 
@@ -16,7 +16,7 @@ $(READY): setup.cfg pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; (3, 11) <= sys.version_info < (3, 14) or sys.exit("make: $(PYTHON) must be Python 3.11, 3.12 or 3.13, got " + sys.version.split()[0] + "; run make PYTHON=python3.11")'
 	$(PYTHON) -m venv --clear .venv || $(PYTHON) -m venv --clear --without-pip .venv
 	if $(VENV) -m pip --version >/dev/null 2>&1; then pip="$(VENV) -m pip"; else pip="$(PYTHON) -m pip --python $(VENV)"; fi; \
-	$$pip install -c constraints.txt -e '.[tests,lint,simulations,dask]'
+	$$pip install -c constraints.txt -e '.[tests,lint,compat,simulations,dask]'
 	touch $(READY)
 
 demo: $(READY)
@@ -34,10 +34,15 @@ slow: $(READY)
 lint: $(READY)
 	$(VENV) -m ruff check .
 	$(VENV) -m ruff format --check .
+	$(VENV) -m mypy
 
 format: $(READY)
 	$(VENV) -m ruff check --fix .
 	$(VENV) -m ruff format .
+
+# The oldest and the newest that setup.cfg allows; OLDEST and NEWEST may name the Pythons.
+compat: $(READY)
+	.ci/compat
 
 benchmark: $(READY)
 	mkdir -p benchmark_output

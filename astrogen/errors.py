@@ -5,6 +5,7 @@ Anything else that is raised is a fault of the package and keeps its traceback.
 """
 
 import errno
+from typing import Any
 
 # What the system says when it has no room, memory, files or answer: about the machine, not about
 # what was asked of it.
@@ -25,7 +26,7 @@ class AstrogenError(Exception):
     reason : str, what was expected, what came, and what to do
     """
 
-    def __init__(self, path, reason):
+    def __init__(self, path: Any, reason: str) -> None:
         super().__init__(path, reason)
         self.path, self.reason = None if path is None else str(path), str(reason)
 
@@ -35,7 +36,7 @@ class AstrogenError(Exception):
         return text if self.path is None else f"{printable(self.path)}: {text}"
 
 
-def printable(text):
+def printable(text: Any) -> str:
     """One line of text that does nothing to whoever shows it.
 
     Names and headers come from files: control characters move a terminal's cursor and set its
@@ -54,7 +55,7 @@ def printable(text):
 class InputError(AstrogenError, ValueError):
     """A value that cannot be used."""
 
-    def __init__(self, reason):
+    def __init__(self, reason: str) -> None:
         super().__init__(None, reason)
 
     def __reduce__(self):
@@ -81,12 +82,12 @@ class SurveyError(FileError):
     """A survey run that cannot be started, gone on with, or read."""
 
 
-def lacks_means(error):
+def lacks_means(error: BaseException) -> bool:
     """Whether an error itself says that the machine has no memory, room, or answer of a disk."""
     return isinstance(error, MemoryError) or isinstance(error, OSError) and error.errno in MACHINE
 
 
-def is_machines(error):
+def is_machines(error: BaseException | None) -> bool:
     """Whether an error, or what it was raised from, is about the machine: memory, disk, a library
     that could not be loaded. The same input may go well another time.
     """

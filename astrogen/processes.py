@@ -11,8 +11,10 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Collection, Iterator
 from functools import lru_cache
 from multiprocessing.context import SpawnContext, SpawnProcess
+from typing import Any
 
 from astrogen.errors import InputError
 
@@ -39,7 +41,7 @@ class _FreshContext(SpawnContext):
     Process = _FreshProcess
 
 
-def fresh_context(caller):
+def fresh_context(caller: str) -> SpawnContext:
     """The context for pools of processes, never forked (TensorFlow does not survive a fork), which
     import nothing but what they are sent. Functions of the script itself cannot be sent.
 
@@ -79,7 +81,7 @@ def _first():
     return os.getpid()
 
 
-def refuse_fork(caller):
+def refuse_fork(caller: str) -> None:
     """To be called before TensorFlow computes: an InputError in a process that was forked from one
     where it had computed already, since it would wait for threads that a fork does not copy.
     """
@@ -91,7 +93,7 @@ def refuse_fork(caller):
         )
 
 
-def follow_parent():
+def follow_parent() -> None:
     """To be called first in a worker: it ends at once when its parent is gone, however that ended,
     and leaves Ctrl-C, which reaches the whole process group, to the parent.
     """
@@ -103,7 +105,8 @@ def follow_parent():
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGKILL)
-        if os.getppid() != multiprocessing.parent_process().pid:  # it went before
+        parent: Any = multiprocessing.parent_process()
+        if os.getppid() != parent.pid:  # it went before
             os._exit(1)
 
 
@@ -113,7 +116,7 @@ def _exit_with_parent():
 
 
 @contextlib.contextmanager
-def kill_children_at_interrupt():
+def kill_children_at_interrupt() -> Iterator[None]:
     """Where the block ends by Ctrl-C or SIGTERM, processes that it started are killed, whatever
     they are at; after an error they may finish what they are at.
     """
@@ -127,14 +130,14 @@ def kill_children_at_interrupt():
         raise
 
 
-def kill_children(*, but=()):
+def kill_children(*, but: Collection[Any] = ()) -> None:
     """Kill the child processes of this one."""
     for child in set(multiprocessing.active_children()) - set(but):
         child.kill()
 
 
 @contextlib.contextmanager
-def raise_at_sigterm():
+def raise_at_sigterm() -> Iterator[None]:
     """SIGTERM raises Terminated in the block, in the main thread; elsewhere it is left as it is.
 
     A library may swallow what is raised in the middle of it, or never return: after a few seconds

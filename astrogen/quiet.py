@@ -9,13 +9,15 @@ import importlib.util
 import os
 import sys
 import tempfile
+from collections.abc import Callable
+from typing import Any
 
 # Loaded by Keras and TensorFlow where they are installed, for conversions that nothing here asks
 # for: two of the five seconds of CPU that the import takes.
 UNNEEDED = ("IPython", "jax", "matplotlib", "pandas", "sklearn", "torch")
 
 
-def keep_tensorflow_quiet():
+def keep_tensorflow_quiet() -> None:
     """From now on, when this process loads TensorFlow, nothing is printed unless it fails; nor
     later, short of errors. Loads nothing by itself.
     """
@@ -26,7 +28,7 @@ def keep_tensorflow_quiet():
         sys.meta_path.insert(0, _Finder())
 
 
-def untraced(function):
+def untraced(function: Callable[..., Any]) -> Callable[..., Any]:
     """`function` as Python calls it, step by step: nothing of it is traced.
 
     What is computed once is done before it would have been traced; what is repeated takes five

@@ -44,6 +44,41 @@ SPEED_TARGETS = {"one new simulation per map": 1000, "one more map of a finished
 
 def main(arguments=None):
     """Run the command; the exit code."""
+    options = _parser().parse_args(arguments)
+    priors = {
+        kind: load_prior(options.prior + ending)
+        for kind, ending in (
+            ("network", ""),
+            ("lognormal", "-lognormal"),
+            ("Gaussian", "-gaussian"),
+        )
+    }
+    report = {
+        "prior": options.prior,
+        "seed": options.seed,
+        "definitions": ms.DEFINITIONS,
+        "targets": ms.TARGETS,
+        "cosmologies": [],
+    }
+    for directory in options.records:
+        compared = compare_cosmology(
+            directory,
+            priors,
+            num=options.num,
+            seed=options.seed,
+            with_classifier="classifier" not in options.without,
+        )
+        report["cosmologies"].append(compared)
+        print(table(compared), flush=True)
+        write_whole(options.out, json.dumps(report, indent=1))
+    report |= _beyond(priors["network"], report["cosmologies"][0], options)
+    write_whole(options.out, json.dumps(report, indent=1))
+    if options.figure:
+        write_statistics(report["cosmologies"][0], options.figure)
+    return 0
+
+
+def _parser():
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.maps",
         description=__doc__,
@@ -84,38 +119,7 @@ def main(arguments=None):
     parser.add_argument(
         "--without", nargs="+", choices=PARTS, default=[], help="leave out what takes minutes"
     )
-    options = parser.parse_args(arguments)
-    priors = {
-        kind: load_prior(options.prior + ending)
-        for kind, ending in (
-            ("network", ""),
-            ("lognormal", "-lognormal"),
-            ("Gaussian", "-gaussian"),
-        )
-    }
-    report = {
-        "prior": options.prior,
-        "seed": options.seed,
-        "definitions": ms.DEFINITIONS,
-        "targets": ms.TARGETS,
-        "cosmologies": [],
-    }
-    for directory in options.records:
-        compared = compare_cosmology(
-            directory,
-            priors,
-            num=options.num,
-            seed=options.seed,
-            with_classifier="classifier" not in options.without,
-        )
-        report["cosmologies"].append(compared)
-        print(table(compared), flush=True)
-        write_whole(options.out, json.dumps(report, indent=1))
-    report |= _beyond(priors["network"], report["cosmologies"][0], options)
-    write_whole(options.out, json.dumps(report, indent=1))
-    if options.figure:
-        write_statistics(report["cosmologies"][0], options.figure)
-    return 0
+    return parser
 
 
 def read_simulations(directory, *, num, pixel_scale, source_redshift=None):

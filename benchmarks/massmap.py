@@ -70,6 +70,31 @@ TARGETS = {
 
 def main(arguments=None):
     """Run the command; the exit code."""
+    options = _parser().parse_args(arguments)
+    priors = {
+        "lognormal": load_prior(f"{options.prior}-lognormal"),
+        "network": load_prior(options.prior),
+    }
+    sources = priors["network"].card["source_redshift"]
+    sets = {
+        str(folder): choose_maps(load_maps(folder, source_redshift=sources), options.num)
+        for folder in options.records
+    }
+    if options.ktng:
+        kappa = average_map(
+            read_images(options.ktng)[0].pixels, KTNG_SCALE, priors["network"].pixel_scale
+        )
+        sets[str(options.ktng)] = kappa[None], np.array([[KTNG_COSMOLOGY[0], options.ktng_sigma_8]])
+    report = {}
+    for name, (kappa, cosmology) in sets.items():
+        report[name] = measure(kappa, cosmology, priors, num_draws=options.draws, seed=options.seed)
+        print_table(name, report[name])
+    if options.out:
+        write_whole(options.out, json.dumps(report, indent=1))
+    return 0
+
+
+def _parser():
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.massmap",
         description=__doc__,
@@ -115,28 +140,7 @@ def main(arguments=None):
     parser.add_argument("--draws", type=int, default=200, metavar="N", help="(default 200)")
     parser.add_argument("--seed", type=int, default=1, metavar="N", help="(default 1)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="JSON file")
-    options = parser.parse_args(arguments)
-    priors = {
-        "lognormal": load_prior(f"{options.prior}-lognormal"),
-        "network": load_prior(options.prior),
-    }
-    sources = priors["network"].card["source_redshift"]
-    sets = {
-        str(folder): choose_maps(load_maps(folder, source_redshift=sources), options.num)
-        for folder in options.records
-    }
-    if options.ktng:
-        kappa = average_map(
-            read_images(options.ktng)[0].pixels, KTNG_SCALE, priors["network"].pixel_scale
-        )
-        sets[str(options.ktng)] = kappa[None], np.array([[KTNG_COSMOLOGY[0], options.ktng_sigma_8]])
-    report = {}
-    for name, (kappa, cosmology) in sets.items():
-        report[name] = measure(kappa, cosmology, priors, num_draws=options.draws, seed=options.seed)
-        print_table(name, report[name])
-    if options.out:
-        write_whole(options.out, json.dumps(report, indent=1))
-    return 0
+    return parser
 
 
 def choose_maps(records, num):

@@ -421,54 +421,53 @@ def compare_with_hubble(
         ]
         return Comparison(name, *zip(*found, strict=True), remark, view)
 
-    def on_grid(image, result):
-        return View(
-            image.astype(float),
-            result.prior_scale,
-            centred_pixels(image.shape, result.prior_scale),
-            result.target_fwhm,
-        )
-
     stopped, tries = [], []
     for result in results:
-        images, chi2 = richardson_lucy(
-            pair.observation,
-            prior_scale=result.prior_scale,
-            target_fwhm=result.target_fwhm,
-            side=len(result.image),
-        )
-        stop, about = stop_at_noise(chi2), f"{result.prior_scale:.3f} arcsec per pixel"
-        stopped.append(
-            compare(
-                "RL, stopped at the noise",
-                on_grid(images[stop], result),
-                f"{about}, {stop + 1} iterations, the first with chi2 <= 1",
-            )
-        )
-        tries += [
-            compare(
-                "RL, best case",
-                on_grid(images[num - 1], result),
-                f"{about}, {num} iterations, both chosen by the HST view",
-            )
-            for num in (*range(20, 100, 20), *range(100, len(images) + 1, 50))
-        ]
+        first, others = _rows_of_richardson_lucy(pair, result, compare)
+        stopped.append(first)
+        tries += others
     hsc = View(pair.hsc, HSC_SCALE, centred_pixels(pair.hsc.shape, HSC_SCALE))
     rows = [
         compare("HSC image", hsc, f"PSF of {pair.observation.psf.fwhm:.2f} arcsec"),
         max(stopped, key=_mean_correlation),
         max(tries, key=_mean_correlation),
     ]
-    return (
-        rows
-        + [
-            compare(
-                f"astrogen {result.method}", on_grid(result.image, result), _about(result, pair)
-            )
-            for result in results
-        ],
-        results,
+    for result in results:
+        view = _view_like(result, result.image)
+        rows.append(compare(f"astrogen {result.method}", view, _about(result, pair)))
+    return rows, results
+
+
+def _view_like(result, image):
+    """An image on the pixels of a result, as it sees the sky."""
+    pixels = centred_pixels(image.shape, result.prior_scale)
+    return View(image.astype(float), result.prior_scale, pixels, result.target_fwhm)
+
+
+def _rows_of_richardson_lucy(pair, result, compare):
+    """Richardson-Lucy on the pixels of a result: stopped at the noise, and after every other number
+    of iterations.
+    """
+    images, chi2 = richardson_lucy(
+        pair.observation,
+        prior_scale=result.prior_scale,
+        target_fwhm=result.target_fwhm,
+        side=len(result.image),
     )
+    stop, about = stop_at_noise(chi2), f"{result.prior_scale:.3f} arcsec per pixel"
+    stopped = compare(
+        "RL, stopped at the noise",
+        _view_like(result, images[stop]),
+        f"{about}, {stop + 1} iterations, the first with chi2 <= 1",
+    )
+    return stopped, [
+        compare(
+            "RL, best case",
+            _view_like(result, images[num - 1]),
+            f"{about}, {num} iterations, both chosen by the HST view",
+        )
+        for num in (*range(20, 100, 20), *range(100, len(images) + 1, 50))
+    ]
 
 
 def _mean_correlation(row):

@@ -53,6 +53,23 @@ def main(arguments=None):
     """Run the command; the exit code: 1 where runs differ, or others than the poisoned objects
     failed.
     """
+    options = _parser().parse_args(arguments)
+    with (
+        contextlib.nullcontext(options.folder) if options.folder else tempfile.TemporaryDirectory()
+    ) as folder:
+        report = measure(Path(folder), options)
+    _print(report)
+    if options.out:
+        write_whole(options.out, json.dumps(report, indent=1))
+    return (
+        0
+        if report["equal bytes"]
+        and all(run["failed as expected"] for run in report["runs"].values())
+        else 1
+    )
+
+
+def _parser():
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.survey",
         description=__doc__,
@@ -100,20 +117,7 @@ def main(arguments=None):
         ),
     )
     parser.add_argument("--out", type=Path, metavar="FILE", help="JSON file")
-    options = parser.parse_args(arguments)
-    with (
-        contextlib.nullcontext(options.folder) if options.folder else tempfile.TemporaryDirectory()
-    ) as folder:
-        report = measure(Path(folder), options)
-    _print(report)
-    if options.out:
-        write_whole(options.out, json.dumps(report, indent=1))
-    return (
-        0
-        if report["equal bytes"]
-        and all(run["failed as expected"] for run in report["runs"].values())
-        else 1
-    )
+    return parser
 
 
 def measure(folder, options):
@@ -334,14 +338,9 @@ def _run(folder, psf, num, *, workers, dask, chunk, bad):
         seen = _watch(process, roots or [process.pid])
         seconds = time.perf_counter() - began
     failed = {str(row["id"]) for row in Table.read(out / "failures.ecsv")}
-    digest = hashlib.sha256(
-        b"".join(
-            hashlib.sha256(path.read_bytes()).digest()
-            for path in sorted(out.rglob("*"))
-            if path.is_file()
-        )
-    ).hexdigest()
-    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    files = sorted(path for path in out.rglob("*") if path.is_file())
+    digests = b"".join(hashlib.sha256(path.read_bytes()).digest() for path in files)
+    size = sum(path.stat().st_size for path in files)
     shutil.rmtree(out)
     cpu = sum(used for used, _ in seen.values())
     # others were helpers of the workers, or never got a chunk
@@ -356,7 +355,7 @@ def _run(folder, psf, num, *, workers, dask, chunk, bad):
         "kB per object": size / num / 1e3,
         "failed": len(failed),
         "failed as expected": failed == bad & set(map(str, catalogue["id"])),
-    }, digest
+    }, hashlib.sha256(digests).hexdigest()
 
 
 @contextlib.contextmanager

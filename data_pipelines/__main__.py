@@ -5,6 +5,7 @@ entries left out, 4 bad input or all left out, 130 interrupted, 143 terminated.
 import argparse
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -35,6 +36,13 @@ def _parser():
     )
     shared = record_options(shard_size=2000)
 
+    _add_galaxies(verbs, shared)
+    _add_real(verbs, shared)
+    map_commands.add_verbs(verbs)
+    return parser
+
+
+def _add_galaxies(verbs, shared):
     galaxies = verbs.add_parser(
         "galaxies",
         parents=[shared],
@@ -59,6 +67,8 @@ def _parser():
         help="of the population: galaxy i of a seed never depends on --num or --workers",
     )
 
+
+def _add_real(verbs, shared):
     real = verbs.add_parser(
         "real",
         parents=[shared],
@@ -90,8 +100,6 @@ def _parser():
         metavar="PIXELS",
         help="odd side of the PSFs' stamps (default: %(default)s)",
     )
-    map_commands.add_verbs(verbs)
-    return parser
 
 
 def _report(manifest, directory):
@@ -156,7 +164,7 @@ def _run(options):
     return _report(manifest, options.out) if manifest else 0
 
 
-def main(arguments=None):
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code."""
     options = _parser().parse_args(arguments)
     try:

@@ -2,9 +2,13 @@
 simulation to simulation.
 """
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import numpy as np
 
 from astrogen.data.images import only_plane, read_images
+from astrogen.types import FilePath
 from data_pipelines.convergence import RANGE
 from data_pipelines.cosmology import Cosmology
 from data_pipelines.pixels import average_pixels
@@ -27,7 +31,7 @@ def _ratio(kappa, expected, pixel_scale):
     return means / band_means(expected, BANDS, pixel_scale=pixel_scale)
 
 
-def compare_with_theory(maps, *, source_redshift):
+def compare_with_theory(maps: dict[str, Any], *, source_redshift: float) -> dict[str, Any]:
     """Mean power of simulated maps over HMCode-2020, each simulation at its own cosmology.
 
     Parameters
@@ -69,7 +73,7 @@ def compare_with_theory(maps, *, source_redshift):
     }
 
 
-def expected_points():
+def expected_points() -> list[tuple[float, float]]:
     """25 cosmologies over the range of the simulations: list of (Omega_m, sigma_8)."""
     return [
         (float(omega_m), float(sigma_8))
@@ -78,7 +82,12 @@ def expected_points():
     ]
 
 
-def expected_spectra(points, *, source_redshift, progress_fn):
+def expected_spectra(
+    points: Sequence[tuple[float, float]],
+    *,
+    source_redshift: float,
+    progress_fn: Callable[[str], object],
+) -> dict[str, Any]:
     """What HMCode-2020 expects of the convergence, before pixels and edges: the file of `astrogen
     train kappa --spectrum`.
 
@@ -107,7 +116,7 @@ def expected_spectra(points, *, source_redshift, progress_fn):
     }
 
 
-def compare_ktng(path, *, pixel_scale):
+def compare_ktng(path: FilePath, *, pixel_scale: float) -> Any:
     """Mean power of the kappaTNG map, averaged to pixels of `pixel_scale` arcmin, over HMCode-2020
     of its cosmology: a dict by source redshift.
 

@@ -19,8 +19,10 @@ softer than 1 Mpc/h, and a particle weighs 6.7e11 Msun/h at Omega_m = 0.3, so th
 one pixel part of the structure is shot noise.
 """
 
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from importlib.metadata import version
+from typing import Any
 
 import numpy as np
 from scipy.stats import qmc
@@ -41,7 +43,7 @@ NUM_GRID = 512  # cells along a side of a plane
 RECIPE_VERSION = 2
 
 
-def design(num, seed):
+def design(num: int, seed: int) -> list[tuple[float, float]]:
     """Cosmologies that fill the range evenly: `num` pairs (Omega_m, sigma_8) of a scrambled Halton
     sequence.
     """
@@ -50,7 +52,7 @@ def design(num, seed):
     return [(round(float(omega_m), 5), round(float(sigma_8), 5)) for omega_m, sigma_8 in points]
 
 
-def check_cosmology(omega_m, sigma_8):
+def check_cosmology(omega_m: float, sigma_8: float) -> None:
     """Refuse a cosmology outside of the range over which the transfer was measured.
 
     Raises
@@ -66,7 +68,13 @@ def check_cosmology(omega_m, sigma_8):
             )
 
 
-def recipe(points, *, maps_per_simulation, seed, corrected=True):
+def recipe(
+    points: Sequence[tuple[float, float]],
+    *,
+    maps_per_simulation: int,
+    seed: int,
+    corrected: bool = True,
+) -> dict[str, Any]:
     """What simulated maps are made of, as their manifest states it (JSON).
 
     Parameters
@@ -132,7 +140,7 @@ def _simulate(point, seed, simulation, *, num_particles, num_grid, corrected):
     )
 
 
-def draw_records(header, start, stop):
+def draw_records(header: dict[str, Any], start: int, stop: int) -> Any:
     """Maps `start` to `stop - 1` of a recipe as records of its fields, and those left out (none).
 
     A map depends on the recipe's seed, the number of its simulation and its own number in it alone.
@@ -165,7 +173,7 @@ def draw_records(header, start, stop):
     return records, []
 
 
-def measure_recipe_transfer(seed, progress_fn):
+def measure_recipe_transfer(seed: int, progress_fn: Callable[[str], object]) -> dict[str, Any]:
     """The transfer of this recipe's simulations, measured anew (dict)."""
     return measure_transfer(
         seed,

@@ -5,8 +5,10 @@ out of expansion and growth, as in the simulations; the power spectra are camb's
 of the simulations) and HMCode-2020 (what they are compared with).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from scipy.interpolate import CubicSpline, RectBivariateSpline
@@ -35,12 +37,12 @@ class Cosmology:
     spectral_index: float = 0.97
 
 
-def expansion(omega_m, a):
+def expansion(omega_m: float, a: Any) -> Any:
     """E(a) = H(a) / H0."""
     return np.sqrt(omega_m / np.asarray(a, float) ** 3 + 1 - omega_m)
 
 
-def growth(omega_m, a):
+def growth(omega_m: float, a: Any) -> Any:
     """The linear growth factor D(a), 1 today; agrees with its integral
     (tests/test_convergence_physics.py).
     """
@@ -52,7 +54,7 @@ def growth(omega_m, a):
     return _growing_mode(np.asarray(a, float)) / _growing_mode(1.0)
 
 
-def growth_slope(omega_m, a):
+def growth_slope(omega_m: float, a: Any) -> Any:
     """dD/da of `growth`."""
     a = np.asarray(a, float)
     squared = expansion(omega_m, a) ** 2
@@ -71,12 +73,12 @@ def _distances(omega_m):
     )
 
 
-def distance(omega_m, redshift):
+def distance(omega_m: float, redshift: Any) -> Any:
     """Comoving distance to a redshift up to 3, Mpc/h."""
     return np.interp(redshift, *_distances(omega_m))
 
 
-def scale_factor_at(omega_m, chi):
+def scale_factor_at(omega_m: float, chi: Any) -> Any:
     """The scale factor when the light left that reaches us from the comoving distance chi
     (Mpc/h).
     """
@@ -119,7 +121,7 @@ def _camb_results(cosmology, redshifts, k_max):
 
 
 @lru_cache(maxsize=8)
-def linear_spectrum(cosmology):
+def linear_spectrum(cosmology: Cosmology) -> Callable[[Any], Any]:
     """camb's linear spectrum today: a callable k (h/Mpc, up to LINEAR_K_MAX) -> P (Mpc/h)^3, 0 at k
     = 0. Takes 1 s.
     """
@@ -136,7 +138,7 @@ def linear_spectrum(cosmology):
 
 
 @lru_cache(maxsize=8)
-def nonlinear_spectrum(cosmology):
+def nonlinear_spectrum(cosmology: Cosmology) -> Callable[[Any, Any], Any]:
     """camb's HMCode-2020 spectrum: a callable k (h/Mpc), a (down to redshift 1.2) -> P (Mpc/h)^3.
 
     Takes 4 s.

@@ -8,13 +8,14 @@ astrogen/demo/data
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from astrogen.data.images import write_planes
 from astrogen.training.records import load_maps, read_manifest
 
 
-def main(arguments=None):
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m data_pipelines.demo_map",

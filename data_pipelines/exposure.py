@@ -9,8 +9,10 @@ telescope is GalSim's, not astrogen's own forward model.
 
 import argparse
 import sys
+from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import galsim
 import numpy as np
@@ -19,6 +21,7 @@ from astropy.units import nJy
 from astropy.wcs import WCS
 
 from astrogen.data.images import write_planes
+from astrogen.types import FilePath
 from data_pipelines.population import PIXEL_SCALE, SIDE, TARGET_FWHM, draw_galaxy
 
 SHAPE = (156, 204)  # pixels: rows, columns
@@ -35,7 +38,7 @@ NUM_COSMIC_RAYS = 14
 SLANTED = np.radians(25)  # the exposure's position angle: its rows do not run east
 
 
-def draw_exposure(seed):
+def draw_exposure(seed: int) -> tuple[Any, ...]:
     """Planes, truth images and catalogue of one exposure.
 
     Parameters
@@ -171,7 +174,7 @@ def _exposure_wcs():
     return wcs
 
 
-def write_exposure(directory, seed):
+def write_exposure(directory: FilePath, seed: int) -> None:
     """Write exposure.fits (what a user has) and truth.fits (what nobody has) to a directory."""
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
@@ -202,7 +205,7 @@ def write_exposure(directory, seed):
     )
 
 
-def main(arguments=None):
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m data_pipelines.exposure",

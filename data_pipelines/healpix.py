@@ -3,9 +3,12 @@
 2005, sections 4 and 5), in tangent planes side by side.
 """
 
+from typing import Any
+
 import numpy as np
 
 from astrogen.errors import InputFileError
+from astrogen.types import FilePath
 
 SUBSAMPLES = 3  # points along a side of a pixel over which the sky is averaged
 SPACING = (
@@ -15,7 +18,7 @@ POLE_GAP = np.radians(10)  # left out around the poles
 ARCMIN = np.pi / 180 / 60  # radian
 
 
-def pixel_at(num_side, cos_theta, longitude):
+def pixel_at(num_side: int, cos_theta: np.ndarray, longitude: np.ndarray) -> np.ndarray:
     """Number of the RING pixel at cosines of colatitude and longitudes (radian), arrays of one
     shape.
     """
@@ -46,7 +49,7 @@ def _polar(num_side, cos_theta, quarter):
     )
 
 
-def square_centres(width):
+def square_centres(width: float) -> Any:
     """Longitudes and latitudes (radian) of squares of a width (radian) that do not overlap, [num]
     each, from south to north.
     """
@@ -59,7 +62,7 @@ def square_centres(width):
     return np.concatenate(centres, axis=1)
 
 
-def cut_squares(sky, path, *, side, pixel_scale):
+def cut_squares(sky: np.ndarray, path: FilePath, *, side: int, pixel_scale: float) -> np.ndarray:
     """All squares of a sky: the mean of nearest values over every pixel of tangent planes.
 
     Parameters

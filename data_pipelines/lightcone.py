@@ -8,8 +8,10 @@ through every plane at a random place, along a random axis, turned by a random a
 random, so that a structure is not met twice at the same place.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +43,7 @@ class Lens:
     weight: np.ndarray
 
 
-def lensing_weight(omega_m, chi, chi_source):
+def lensing_weight(omega_m: float, chi: Any, chi_source: Any) -> Any:
     """Convergence per overdensity and comoving length (h/Mpc) at distances chi (Mpc/h), in a flat
     universe.
     """
@@ -51,7 +53,7 @@ def lensing_weight(omega_m, chi, chi_source):
     )
 
 
-def place_planes(omega_m, *, box_size, source_redshift):
+def place_planes(omega_m: float, *, box_size: float, source_redshift: float) -> Lens:
     """The planes, each one box deep, that light from the sources passes."""
     chi_source = distance(omega_m, source_redshift)
     near = box_size * np.arange(np.ceil(chi_source / box_size))
@@ -79,7 +81,9 @@ def _project(positions, cells_per_cell, *, num_grid):
     return counts * (num_grid**2 / positions.shape[0]) - 1
 
 
-def simulate_planes(modes, omega_m, lens, *, box_size, num_grid):
+def simulate_planes(
+    modes: np.ndarray, omega_m: float, lens: Lens, *, box_size: float, num_grid: int
+) -> np.ndarray:
     """Run one simulation and project it at the time of every plane: float32 ndarray [num_planes, 3
     axes, num_grid, num_grid], overdensity.
     """
@@ -92,7 +96,7 @@ def simulate_planes(modes, omega_m, lens, *, box_size, num_grid):
     )[::-1]
 
 
-def plane_wavenumbers(num_grid, box_size):
+def plane_wavenumbers(num_grid: int, box_size: float) -> tuple[np.ndarray, np.ndarray]:
     """The two axes of wavenumbers (h/Mpc) of a plane's rfft2, broadcastable to [n, n / 2 + 1]."""
     spacing = box_size / num_grid
     return (
@@ -101,7 +105,7 @@ def plane_wavenumbers(num_grid, box_size):
     )
 
 
-def grid_window(num_grid, power):
+def grid_window(num_grid: int, power: int) -> np.ndarray:
     """The Fourier window, to a power, of one cell's top hat: [n, n / 2 + 1].
 
     Painting by cloud-in-cell, and linear interpolation, are each power 2.
@@ -111,7 +115,13 @@ def grid_window(num_grid, power):
     ) ** power
 
 
-def filter_planes(planes, lens, transfer_fn, *, box_size):
+def filter_planes(
+    planes: np.ndarray,
+    lens: Lens,
+    transfer_fn: Callable[[np.ndarray, float], Any],
+    *,
+    box_size: float,
+) -> np.ndarray:
     """Undo the planes' grid, and multiply every mode by a transfer.
 
     Parameters
@@ -139,7 +149,13 @@ def filter_planes(planes, lens, transfer_fn, *, box_size):
     )
 
 
-def look(plane, origin, angle, cells_per_pixel, side):
+def look(
+    plane: np.ndarray,
+    origin: Sequence[float] | np.ndarray,
+    angle: float,
+    cells_per_pixel: float,
+    side: int,
+) -> np.ndarray:
     """The mean of a periodic plane over the pixels of a square view that is turned against it.
 
     Along axes of the plane its cells, and the lattice of the box's waves, would line up with the
@@ -169,7 +185,15 @@ def look(plane, origin, angle, cells_per_pixel, side):
     )
 
 
-def draw_map(planes, lens, *, box_size, side, pixel_scale, rng):
+def draw_map(
+    planes: np.ndarray,
+    lens: Lens,
+    *,
+    box_size: float,
+    side: int,
+    pixel_scale: float,
+    rng: np.random.Generator,
+) -> np.ndarray:
     """One convergence map through randomly placed, turned and mirrored planes.
 
     Parameters

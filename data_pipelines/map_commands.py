@@ -2,10 +2,12 @@
 transfer, compare with theory.
 """
 
+import argparse
 import json
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from astrogen.data.files import write_whole
 from astrogen.errors import InputError
@@ -173,7 +175,7 @@ def _add_measure_transfer(verbs):
     )
 
 
-def add_verbs(verbs):
+def add_verbs(verbs: Any) -> None:
     """Add the verbs of this module to a parser's."""
     _add_convergence(verbs)
     _add_maps(verbs)
@@ -310,7 +312,7 @@ def _measure_transfer(options):
     print(f"transfer measured; rms of what the table leaves, in ln T: {table['rms_of_residual']}")
 
 
-def run(options):
+def run(options: argparse.Namespace) -> dict[str, Any] | None:
     """Run one of VERBS; the manifest of the records it wrote, or None."""
     return {
         "convergence": _write_convergence,

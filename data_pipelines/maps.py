@@ -14,13 +14,16 @@ header | | cosmogrid | CosmoGrid: HEALPix map in RING order, .npy or FITS image 
 planes all over the sky |
 """
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from astrogen.data.images import only_plane, read_images
 from astrogen.data.reading import read_bytes
 from astrogen.errors import InputError, InputFileError
+from astrogen.types import FilePath
 from data_pipelines.healpix import cut_squares
 from data_pipelines.pixels import FIELDS, PIXEL_SCALE, SIDE, average_pixels, cut_maps
 
@@ -92,7 +95,9 @@ def _flat_maps(path, map_format, stated):
     )
 
 
-def read_maps(path, *, map_format, map_pixel_scale=None):
+def read_maps(
+    path: FilePath, *, map_format: str, map_pixel_scale: float | None = None
+) -> np.ndarray:
     """All maps on the grid of the records (64x64 pixels of 2.3 arcmin) that a file yields.
 
     Parameters
@@ -149,7 +154,15 @@ def _finite(path, pixels):
     return np.asarray(pixels, np.float64)
 
 
-def recipe(paths, *, map_format, omega_m, sigma_8, source_redshift, map_pixel_scale=None):
+def recipe(
+    paths: Sequence[FilePath],
+    *,
+    map_format: str,
+    omega_m: float,
+    sigma_8: float,
+    source_redshift: float,
+    map_pixel_scale: float | None = None,
+) -> dict[str, Any]:
     """What the records of users' maps are made of, as their manifest states it (JSON); every file
     counts as one simulation.
 
@@ -187,7 +200,7 @@ def recipe(paths, *, map_format, omega_m, sigma_8, source_redshift, map_pixel_sc
     }
 
 
-def draw_records(header, start, stop):
+def draw_records(header: dict[str, Any], start: int, stop: int) -> Any:
     """Maps `start` to `stop - 1` of a recipe, whole files, as records of its fields, and those left
     out with the reason.
     """

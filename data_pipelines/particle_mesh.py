@@ -7,7 +7,9 @@ linear mode exactly; a plain Euler step errs there by 24 % in power. Positions a
 force mesh, momenta p = a^2 dx/dt / H0 in the same cells.
 """
 
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +28,7 @@ STEPS = np.concatenate([np.linspace(0.1, 0.5, 21), np.linspace(0.5, 1, 21)[1:]])
 MESH_PER_PARTICLE = 2
 
 
-def wavenumbers(num_side, box_size):
+def wavenumbers(num_side: int, box_size: float) -> tuple[list[np.ndarray], np.ndarray]:
     """The three axes of wavenumbers (h/Mpc) of a real field's FFT, each broadcastable to [n, n, n /
     2 + 1], and their squared sum.
     """
@@ -35,10 +37,17 @@ def wavenumbers(num_side, box_size):
         2 * np.pi * np.fft.rfftfreq(num_side, box_size / num_side),
     )
     axes = [whole[:, None, None], whole[None, :, None], half[None, None, :]]
-    return axes, sum(axis**2 for axis in axes)
+    return axes, axes[0] ** 2 + axes[1] ** 2 + axes[2] ** 2
 
 
-def draw_modes(power_fn, *, num_side, box_size, rng, fixed=False):
+def draw_modes(
+    power_fn: Callable[[np.ndarray], np.ndarray],
+    *,
+    num_side: int,
+    box_size: float,
+    rng: np.random.Generator,
+    fixed: bool = False,
+) -> np.ndarray:
     """Fourier modes of the linear density today.
 
     Parameters
@@ -64,7 +73,7 @@ def _field(modes):
     return np.fft.irfftn(modes, (modes.shape[0],) * 3, axes=(0, 1, 2))
 
 
-def displacements(modes, box_size):
+def displacements(modes: np.ndarray, box_size: float) -> tuple[np.ndarray, np.ndarray]:
     """First- and second-order Lagrangian displacements, Mpc/h, for growth factor 1: x = q + D psi_1
     + D^2 psi_2, each [3, n, n, n].
     """
@@ -80,10 +89,15 @@ def displacements(modes, box_size):
     )
     # Jenkins (2010), equations 2 and 3, with D_2 = -3/7 D^2.
     both = modes, 3 / 7 * np.fft.rfftn(source)
-    return tuple(np.stack([_field(1j * axis * inverse * part) for axis in axes]) for part in both)
+    linear, quadratic = (
+        np.stack([_field(1j * axis * inverse * part) for axis in axes]) for part in both
+    )
+    return linear, quadratic
 
 
-def lagrangian_start(modes, omega_m, *, box_size, a):
+def lagrangian_start(
+    modes: np.ndarray, omega_m: float, *, box_size: float, a: float
+) -> tuple[Any, Any]:
     """Positions and momenta [n^3, 3] of particles that left a grid, by second-order perturbation
     theory, in cells of the force mesh.
     """
@@ -100,7 +114,7 @@ def lagrangian_start(modes, omega_m, *, box_size, a):
 
 
 @partial(jax.jit, static_argnames="num_mesh")
-def accelerations(positions, *, num_mesh):
+def accelerations(positions: jax.Array, *, num_mesh: int) -> jax.Array:
     """-grad of the potential whose Laplacian is the overdensity, at the particles [num, 3],
     everything in cells of the mesh.
     """
@@ -151,7 +165,14 @@ def _moved(values, factor, slopes):
     return values + factor * slopes
 
 
-def simulate(modes, omega_m, *, box_size, outputs, steps=STEPS):
+def simulate(
+    modes: np.ndarray,
+    omega_m: float,
+    *,
+    box_size: float,
+    outputs: Sequence[float] | np.ndarray,
+    steps: np.ndarray = STEPS,
+) -> Iterator[Any]:
     """Let the particles fall, and yield their positions at chosen times.
 
     Parameters

@@ -22,7 +22,7 @@ FIELDS = {
 }
 
 
-def overlaps(edges):
+def overlaps(edges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """How much of every pixel lies in each cell of size 1.
 
     Parameters
@@ -42,7 +42,7 @@ def overlaps(edges):
     )
 
 
-def average_pixels(image, ratio):
+def average_pixels(image: np.ndarray, ratio: float) -> np.ndarray:
     """The mean of an image over larger pixels, `ratio` (at most 1) being the size of the old over
     that of the new; what is left at the far edges is lost.
     """
@@ -56,7 +56,7 @@ def average_pixels(image, ratio):
     return row_shares @ image[np.ix_(rows, columns)] @ column_shares.T
 
 
-def cut_maps(image, side):
+def cut_maps(image: np.ndarray, side: int) -> np.ndarray:
     """The squares [num, side, side] that fit into an image side by side."""
     rows, columns = (length // side for length in image.shape)
     kept = image[: rows * side, : columns * side]

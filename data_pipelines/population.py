@@ -9,7 +9,9 @@ that is confidently wrong on real galaxies, hence spiral arms, bars, clumps, tex
 irregulars, companions.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import galsim
 import numpy as np
@@ -318,7 +320,7 @@ def _draw_family(rng, family, radius):
     )
 
 
-def weighted_centroid(image, sigma=2.5):
+def weighted_centroid(image: np.ndarray, sigma: float = 2.5) -> np.ndarray:
     """Centroid with a Gaussian weight that follows it.
 
     Parameters
@@ -354,7 +356,7 @@ def weighted_centroid(image, sigma=2.5):
     return centre
 
 
-def shifted(image, shift):
+def shifted(image: np.ndarray, shift: Sequence[float] | np.ndarray) -> np.ndarray:
     """The image moved by `shift` through its Fourier transform: exact where it is band-limited, and
     periodic.
 
@@ -373,7 +375,7 @@ def shifted(image, shift):
     )
 
 
-def draw_galaxy(seed, index):
+def draw_galaxy(seed: int, index: int) -> Galaxy:
     """The galaxy number `index` of the population `seed`: the same whatever is drawn beside it.
 
     Parameters
@@ -411,7 +413,7 @@ FIELDS = {
 }
 
 
-def recipe(seed):
+def recipe(seed: int) -> dict[str, Any]:
     """What makes the population of `seed` what it is, as its manifest states it (JSON)."""
     return {
         "kind": "galaxies",
@@ -426,7 +428,7 @@ def recipe(seed):
     }
 
 
-def draw_records(seed, start, stop):
+def draw_records(seed: int, start: int, stop: int) -> Any:
     """The galaxies `start` to `stop - 1` of the population as records of FIELDS, and those left
     out: none.
     """

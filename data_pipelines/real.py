@@ -10,12 +10,14 @@ out and reported with the reason.
 import hashlib
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import galsim
 import numpy as np
 
 from astrogen.data.images import list_extents
 from astrogen.errors import FileError, InputError, InputFileError
+from astrogen.types import FilePath
 from data_pipelines.population import shifted
 
 RECIPE_VERSION = 1
@@ -118,7 +120,7 @@ def _open(path):
     return catalog
 
 
-def recipe(catalog_path, *, stamp, psf_stamp):
+def recipe(catalog_path: FilePath, *, stamp: int, psf_stamp: int) -> dict[str, Any]:
     """What the records of a catalogue are made of, as their manifest states it (JSON).
 
     Parameters
@@ -240,7 +242,9 @@ def _read_entry(catalog, index, stamp, psf_stamp):
     }
 
 
-def read_entries(catalog_path, stamp, psf_stamp, start, stop):
+def read_entries(
+    catalog_path: FilePath, stamp: int, psf_stamp: int, start: int, stop: int
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The rows `start` to `stop - 1` of a catalogue as records of the recipe's fields, and those
     left out.
 

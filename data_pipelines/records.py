@@ -7,10 +7,12 @@ each replaced whole or not at all.
 """
 
 import json
+from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -27,6 +29,7 @@ from astrogen.training.records import (
     sha256_of,
     shard_starts,
 )
+from astrogen.types import FilePath
 from data_pipelines.workers import map_ranges
 
 CHUNK = 50  # entries that a worker draws at a time, unless told otherwise
@@ -119,16 +122,16 @@ def _finished(directory, header):
 
 
 def write_records(
-    directory,
+    directory: FilePath,
     *,
-    header,
-    draw_fn,
-    num_workers,
-    resume=False,
-    show_progress=True,
-    chunk=CHUNK,
-    unit="galaxies",
-):
+    header: dict[str, Any],
+    draw_fn: Callable[[int, int], Any],
+    num_workers: int,
+    resume: bool = False,
+    show_progress: bool = True,
+    chunk: int = CHUNK,
+    unit: str = "galaxies",
+) -> dict[str, Any]:
     """Draw `header["num"]` entries over processes and write them as shards with a manifest.
 
     Parameters

@@ -4,9 +4,11 @@ the pixels, and the edges of a map.
 Spectra are in steradian, l = |2 pi k / theta|, all in the flat sky, as the maps are.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 
-from data_pipelines.cosmology import distance, nonlinear_spectrum, scale_factor_at
+from data_pipelines.cosmology import Cosmology, distance, nonlinear_spectrum, scale_factor_at
 from data_pipelines.lightcone import ARCMIN, lensing_weight
 
 NUM_DISTANCES = 400  # of Limber's integral, by the midpoint rule: right to 1e-3
@@ -14,7 +16,7 @@ ALIASES = (-2, -1, 0, 1, 2)  # of the pixel grid's sampling frequency that are f
 TABLE_L = np.geomspace(1, 1e5, 300)
 
 
-def limber_spectrum(l, cosmology, *, source_redshift):
+def limber_spectrum(l: np.ndarray, cosmology: Cosmology, *, source_redshift: float) -> np.ndarray:
     """The angular power spectrum of the convergence for sources at one redshift.
 
     Parameters
@@ -37,7 +39,13 @@ def limber_spectrum(l, cosmology, *, source_redshift):
     return step * np.sum(weight**2 / chi**2 * power, axis=-1)
 
 
-def expected_power(power_fn, *, side, pixel_scale, window=None):
+def expected_power(
+    power_fn: Callable[[np.ndarray], np.ndarray],
+    *,
+    side: int,
+    pixel_scale: float,
+    window: np.ndarray | None = None,
+) -> np.ndarray:
     """The mean of |FFT|^2 A_pixel / N_pixels over maps cut from an endless field and averaged over
     pixels.
 
@@ -76,7 +84,14 @@ def expected_power(power_fn, *, side, pixel_scale, window=None):
     return seen[:: large // side, :: large // side]
 
 
-def expected_map_power(cosmology, *, side, pixel_scale, source_redshift, window=None):
+def expected_map_power(
+    cosmology: Cosmology,
+    *,
+    side: int,
+    pixel_scale: float,
+    source_redshift: float,
+    window: np.ndarray | None = None,
+) -> np.ndarray:
     """`expected_power` of HMCode-2020 for sources at one redshift: [side, side], steradian."""
     table = np.log(limber_spectrum(TABLE_L, cosmology, source_redshift=source_redshift))
     return expected_power(
@@ -87,7 +102,7 @@ def expected_map_power(cosmology, *, side, pixel_scale, source_redshift, window=
     )
 
 
-def map_power(kappa, *, pixel_scale):
+def map_power(kappa: np.ndarray, *, pixel_scale: float) -> np.ndarray:
     """|FFT|^2 A_pixel / N_pixels of maps [..., side, side], steradian, in the order of
     numpy.fft.fft2.
     """
@@ -95,7 +110,7 @@ def map_power(kappa, *, pixel_scale):
     return np.abs(np.fft.fft2(kappa)) ** 2 * (pixel_scale * ARCMIN / side) ** 2
 
 
-def band_means(power, edges, *, pixel_scale):
+def band_means(power: np.ndarray, edges: np.ndarray, *, pixel_scale: float) -> np.ndarray:
     """Means of [..., side, side] over the rings of l between `edges`: [..., len(edges) - 1]."""
     side = power.shape[-1]
     frequencies = 2 * np.pi * np.fft.fftfreq(side, pixel_scale * ARCMIN)

@@ -8,8 +8,10 @@ points of its edge. It makes up for softened forces at k > 1 and takes out shot 
 below k = 0.3 it is one.
 """
 
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -63,7 +65,7 @@ def _coefficients():
     return np.array(read_json(TABLE)["coefficients"])
 
 
-def transfer(cosmology, k, a):
+def transfer(cosmology: Cosmology, k: np.ndarray, a: float) -> Any:
     """Factor of a plane's Fourier amplitude at wavenumber k (h/Mpc) and scale factor a, for the
     recipe's simulations.
     """
@@ -72,12 +74,12 @@ def transfer(cosmology, k, a):
     return np.exp(log_transfer) * np.minimum(1, KNOTS[-1] / np.maximum(k, 1e-9)) ** 1.25
 
 
-def no_transfer(k, a):
+def no_transfer(k: np.ndarray, a: float) -> Any:
     """The simulations as they are."""
     return 1.0
 
 
-def plane_spectra(planes, box_size):
+def plane_spectra(planes: np.ndarray, box_size: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Power spectra of planes in the bins of EDGES, (Mpc/h)^3, the painting undone: [num_planes,
     num_bins], and the bins' mean k and numbers of modes.
     """
@@ -141,7 +143,7 @@ def _design_matrix(terms, hats):
     return np.einsum("pt,bh->pbth", terms, hats).reshape(len(terms) * len(hats), -1)
 
 
-def fit_transfer(pairs):
+def fit_transfer(pairs: Sequence[Any]) -> tuple[np.ndarray, float]:
     """The coefficients that fit measured spectra, by least squares, and the rms of ln T that they
     leave.
 
@@ -165,7 +167,15 @@ def fit_transfer(pairs):
     )
 
 
-def measure_transfer(seed, *, num_particles, box_size, num_grid, source_redshift, progress_fn):
+def measure_transfer(
+    seed: int,
+    *,
+    num_particles: int,
+    box_size: float,
+    num_grid: int,
+    source_redshift: float,
+    progress_fn: Callable[[str], object],
+) -> dict[str, Any]:
     """Run a pair of simulations at each of POINTS and fit the table.
 
     Returns

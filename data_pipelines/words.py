@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 
-def positive(text):
+def positive(text: str) -> int:
     """A whole number of at least 1."""
     number = int(text)
     if number < 1:
@@ -15,7 +15,7 @@ def positive(text):
     return number
 
 
-def seed(text):
+def seed(text: str) -> int:
     """A whole number that is not negative."""
     number = int(text)
     if number < 0:
@@ -23,7 +23,7 @@ def seed(text):
     return number
 
 
-def odd(text):
+def odd(text: str) -> int:
     """An odd whole number of at least 3."""
     number = int(text)
     if number < 3 or number % 2 == 0:
@@ -35,7 +35,7 @@ def odd(text):
 positive.__name__ = seed.__name__ = odd.__name__ = "whole number"
 
 
-def record_options(*, shard_size):
+def record_options(*, shard_size: int) -> argparse.ArgumentParser:
     """The options of every verb that writes records, as a parent parser."""
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument(

@@ -4,7 +4,9 @@ Only what is light is imported here, so that a worker holds nothing but what it 
 """
 
 import os
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from typing import Any
 
 from astrogen.processes import follow_parent, fresh_context, kill_children_at_interrupt
 
@@ -25,7 +27,9 @@ def _start_worker():
     follow_parent()
 
 
-def map_ranges(draw_fn, ranges, *, num_workers):
+def map_ranges(
+    draw_fn: Callable[[int, int], Any], ranges: Sequence[tuple[int, int]], *, num_workers: int
+) -> Iterator[Any]:
     """Yield `draw_fn(start, stop)` of every range, in their order, drawn in `num_workers` spawned
     processes.
 

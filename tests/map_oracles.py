@@ -4,7 +4,7 @@ astrogen.
 
 import numpy as np
 
-from astrogen.priors.convergence import TERMS, ConvergencePrior, Theory
+from astrogen.priors.convergence import TERMS, ConvergencePrior, MapFrame, Theory
 from astrogen.priors.correction import Correction
 from astrogen.training.spectra import no_change
 
@@ -88,9 +88,11 @@ def small_prior(kind="network", *, scale=0.1, seed=1):
         log_shift=row(np.log(SHIFT), 0.8, 0.5),
         change=no_change() if kind == "network" else None,
         network=network if kind == "network" else None,
-        pixel_scale=PIXEL_SCALE,
-        image_shape=(64, 64),
-        cosmology_range={"omega_m": (0.2, 0.4), "sigma_8": (0.6, 1.0)},
+        frame=MapFrame(
+            pixel_scale=PIXEL_SCALE,
+            image_shape=(64, 64),
+            cosmology_range={"omega_m": (0.2, 0.4), "sigma_8": (0.6, 1.0)},
+        ),
         card={"source_redshift": 1.0},
     )
 

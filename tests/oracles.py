@@ -7,7 +7,7 @@ from scipy import linalg, stats
 
 from astrogen.galaxies.posterior import LOG_FLUX_STD, SHIFT_STD
 from astrogen.instruments import telescope
-from astrogen.priors.galaxy import BasisPrior
+from astrogen.priors.galaxy import BasisPrior, Population
 from astrogen.priors.networks import ResidualMLP
 
 SIDE = 16  # pixels of the tiny prior's images
@@ -61,17 +61,19 @@ def tiny_prior(rng, *, num=6, latent=3, rough=0.3):
     encoder.set_weights([np.zeros_like(weight) for weight in encoder.get_weights()])
     prior = BasisPrior(
         name="tiny",
-        basis=images,
-        coefficient_mean=numbers["mean"],
-        coefficient_std=numbers["std"],
+        population=Population(
+            basis=images,
+            coefficient_mean=numbers["mean"],
+            coefficient_std=numbers["std"],
+            log_amplitude=numbers["log_amplitude"],
+            tilt=0.4,
+            pixel_scale=0.1,
+            target_fwhm=0.2,
+        ),
         encoder=encoder,
         decoder=decoder,
         whitening=(numbers["whitening_mean"], numbers["whitening_factor"]),
         floor=0.01,
-        log_amplitude=numbers["log_amplitude"],
-        tilt=0.4,
-        pixel_scale=0.1,
-        target_fwhm=0.2,
         card={},
     )
     return prior, numbers

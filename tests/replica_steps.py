@@ -23,6 +23,7 @@ from map_oracles import simulated_maps, small_prior
 from astrogen.training import vae, wgan
 from astrogen.training.basis import Basis
 from astrogen.training.replicas import choose_strategy, scope_of, worker_folder
+from astrogen.training.run import Run
 
 SEED, COMPONENTS = 3, 12
 
@@ -42,13 +43,8 @@ def galaxy_steps(folder, strategy, num_steps=3):
     with scope_of(strategy):
         networks = vae.make_networks(COMPONENTS, latent=3, widths=(16,))
         start = networks.encoder.get_weights() + networks.decoder.get_weights()
-        options = {
-            "validation": white[0, :8].astype(np.float32),
-            "out": out,
-            "seed": SEED,
-            "strategy": strategy,
-        }
-        vae.train_vae(networks, basis, white, num_steps=num_steps, **options)
+        run = Run(out, num_steps, SEED, strategy=strategy)
+        vae.train_vae(networks, basis, white, run, validation=white[0, :8].astype(np.float32))
     return start, networks.encoder.get_weights() + networks.decoder.get_weights()
 
 

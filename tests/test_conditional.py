@@ -12,7 +12,7 @@ from test_posterior import make_case, places
 from astrogen import load_prior
 from astrogen.data.observation import read_planes
 from astrogen.demo import galaxies as demo
-from astrogen.galaxies import conditional, posterior
+from astrogen.galaxies import conditional, plans, posterior
 from astrogen.galaxies import deconvolve as deconvolution
 from astrogen.inference import diagnostics, draw_gaussian, find_map, gaussian_log_density, resample
 
@@ -126,14 +126,12 @@ def galaxies():
     stamps = demo._cut_out(
         folder / "exposure.fits", read_planes(folder / "truth.fits")[2]["CATALOGUE"]
     )[:4]
-    plans = [
-        deconvolution.plan_of(stamp, (1, number), prior, 0.1) for number, stamp in enumerate(stamps)
-    ]
+    planned = [plans.plan_of(stamp, (1, number), prior, 0.1) for number, stamp in enumerate(stamps)]
     compressed = deconvolution._compress(
-        sorted(plans, key=lambda plan: plan.kernel_key), prior, {}, "fit"
+        sorted(planned, key=lambda plan: plan.kernel_key), prior, {}, "fit"
     )
     climb = find_map(*posterior.target(prior), compressed, posterior.start(prior, compressed))
-    seeds = np.array([plan.seed for plan in plans], np.int32)
+    seeds = np.array([plan.seed for plan in planned], np.int32)
     return prior, compressed, climb, draw_gaussian(climb, num_draws=NUM_DRAWS, seed=seeds), seeds
 
 

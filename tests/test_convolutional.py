@@ -14,11 +14,13 @@ from scipy import stats
 import astrogen
 from astrogen.priors import load_prior
 from astrogen.priors.convolutional import ConvPrior, make_networks
+from astrogen.priors.galaxy import Population
 from astrogen.priors.networks import ResidualMLP
 from astrogen.training import convolutional, train_prior
 from astrogen.training.basis import Basis
 from astrogen.training.galaxy import write_basis
 from astrogen.training.records import read_manifest
+from astrogen.training.run import Run
 from data_pipelines.__main__ import main
 
 NUM = 24  # components of the small priors
@@ -60,17 +62,19 @@ def untrained(basis):
     factor = np.linalg.cholesky(np.cov(rng.normal(size=(5, 40))))
     return ConvPrior(
         name="untrained",
-        basis=basis.images,
-        coefficient_mean=basis.mean,
-        coefficient_std=basis.std,
-        **networks,
+        population=Population(
+            basis=basis.images,
+            coefficient_mean=basis.mean,
+            coefficient_std=basis.std,
+            log_amplitude=(0, 1),
+            tilt=0.0,
+            pixel_scale=0.1,
+            target_fwhm=0.2,
+        ),
+        networks=networks,
         residual_std=0.1 * basis.std,
         whitening=(rng.normal(size=5), factor),
         floor=1e-3,
-        log_amplitude=(0, 1),
-        tilt=0.0,
-        pixel_scale=0.1,
-        target_fwhm=0.2,
         card={},
     )
 
@@ -277,7 +281,7 @@ def test_training_weighs_the_divergence_against_the_likelihood(basis, tmp_path, 
     tf.config.run_functions_eagerly(True)  # tracing takes longer than these steps
     try:
         told = convolutional.train_pixels(
-            networks, noise, basis, flat, validation=flat[:2], out=tmp_path, num_steps=12, seed=1
+            networks, noise, basis, flat, Run(tmp_path, num_steps=12, seed=1), validation=flat[:2]
         )
     finally:
         tf.config.run_functions_eagerly(False)

@@ -13,7 +13,7 @@ from scipy.stats import multivariate_normal
 
 from astrogen.errors import RecordsError
 from astrogen.galaxies.posterior import LOG_FLUX_STD, Compressed
-from astrogen.priors.galaxy import BasisPrior
+from astrogen.priors.galaxy import BasisPrior, Population
 from astrogen.priors.networks import ResidualMLP
 from astrogen.training import real
 from data_pipelines.__main__ import main
@@ -79,17 +79,19 @@ def truth():
     encoder, decoder = ResidualMLP(num, [8], 4), ResidualMLP(2, [8], 2 * num)
     prior = BasisPrior(
         name="span",
-        basis=basis.reshape(num, 64, 64),
-        coefficient_mean=unit.mean(0),
-        coefficient_std=unit.std(0) + 1e-2,
+        population=Population(
+            basis=basis.reshape(num, 64, 64),
+            coefficient_mean=unit.mean(0),
+            coefficient_std=unit.std(0) + 1e-2,
+            log_amplitude=(0, 1),
+            tilt=0.0,
+            pixel_scale=0.1,
+            target_fwhm=0.2,
+        ),
         encoder=encoder,
         decoder=decoder,
         whitening=(np.zeros(2), np.eye(2)),
         floor=1e-3,
-        log_amplitude=(0, 1),
-        tilt=0.0,
-        pixel_scale=0.1,
-        target_fwhm=0.2,
         card={},
     )
     return coefficients, prior

@@ -18,6 +18,7 @@ from astrogen.priors.distributions import normals
 from astrogen.priors.galaxy import residual_scale
 from astrogen.training import galaxy, vae
 from astrogen.training.basis import Basis, fit_basis, oriented, whiten
+from astrogen.training.run import Run
 from data_pipelines.__main__ import main
 from data_pipelines.population import draw_galaxy
 
@@ -217,10 +218,8 @@ def test_training_weighs_the_divergence_against_the_likelihood(tmp_path, monkeyp
             networks,
             Basis(None, nought, one, 0.0),
             white,
+            Run(tmp_path, num_steps=12, seed=1),
             validation=white[0],
-            out=tmp_path,
-            num_steps=12,
-            seed=1,
         )
     finally:
         tf.config.run_functions_eagerly(False)

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from astrogen.data.field import make_field
 from astrogen.instruments.lensing import make_grid, observe, shear_kernels
-from astrogen.priors.convergence import TERMS, ConvergencePrior, Theory
+from astrogen.priors.convergence import TERMS, ConvergencePrior, MapFrame, Theory
 from astrogen.training.spectra import no_change
 
 SCALE = 2.3  # arcmin per pixel
@@ -44,9 +44,11 @@ def toy_prior(kind, *, network=None):
         log_shift=np.eye(TERMS)[0] * np.log(SHIFT),
         change=no_change() if network else None,
         network=network,
-        pixel_scale=SCALE,
-        image_shape=(12, 12),
-        cosmology_range=RANGE,
+        frame=MapFrame(
+            pixel_scale=SCALE,
+            image_shape=(12, 12),
+            cosmology_range=RANGE,
+        ),
         card={"name": "toy", "kind": "convergence", "source_redshift": 1.0},
     )
 

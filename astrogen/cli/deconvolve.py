@@ -32,6 +32,16 @@ MOST_UNTRACED = 32  # objects, one batch: done in less time than it takes to tra
 
 
 def add_options(verb):
+    _add_images(verb)
+    _add_planes(verb)
+    _add_psf(verb)
+    _add_pixels(verb)
+    _add_together(verb)
+    _add_how(verb)
+    _add_output(verb)
+
+
+def _add_images(verb):
     verb.add_argument(
         "images",
         nargs="*",
@@ -46,6 +56,8 @@ def add_options(verb):
         help="folder for index.html, results.ecsv, and a FITS file and a figure per object",
     )
 
+
+def _add_planes(verb):
     planes = verb.add_argument_group(
         "PSF, noise and mask", "each may be one for all images, or one for each in their order"
     )
@@ -97,6 +109,8 @@ def add_options(verb):
         ),
     )
 
+
+def _add_psf(verb):
     psf = verb.add_argument_group("how the PSF is sampled")
     psf.add_argument(
         "--psf-oversampling",
@@ -135,6 +149,8 @@ def add_options(verb):
         help="which plane of a cube of PSFs, or row of a merged PsfEx table",
     )
 
+
+def _add_pixels(verb):
     image = verb.add_argument_group("which pixels")
     image.add_argument(
         "--hdu", type=number_or_name, metavar="HDU", help="which HDU of the image file"
@@ -168,6 +184,8 @@ def add_options(verb):
         help="of one plane of a file; larger ones are refused (default 100 million)",
     )
 
+
+def _add_together(verb):
     together = verb.add_argument_group("several exposures, bands, galaxies")
     together.add_argument(
         "--joint",
@@ -200,6 +218,8 @@ def add_options(verb):
         ),
     )
 
+
+def _add_how(verb):
     how = add_inference(verb)
     how.add_argument(
         "--chains", type=count, default=4, metavar="N", help="chains of hmc (default 4)"
@@ -210,6 +230,8 @@ def add_options(verb):
         help="exit with 3 also where a posterior did not converge or fits poorly",
     )
 
+
+def _add_output(verb):
     output = verb.add_argument_group("output")
     output.add_argument(
         "--figures",

@@ -21,6 +21,11 @@ TEXT = "Map the dark matter of a field from shear, and say how well it is known.
 
 
 def add_options(verb):
+    _add_maps(verb)
+    _add_how(verb)
+
+
+def _add_maps(verb):
     verb.add_argument(
         "--out",
         required=True,
@@ -73,6 +78,8 @@ def add_options(verb):
         ),
     )
 
+
+def _add_how(verb):
     how = verb.add_argument_group("inference")
     how.add_argument(
         "--prior",

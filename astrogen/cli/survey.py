@@ -26,6 +26,12 @@ TEXT = "Deconvolve every object of a catalogue; resumable, in parallel, nothing 
 
 
 def add_options(verb):
+    _add_inputs(verb)
+    _add_run(verb)
+    _add_how(verb)
+
+
+def _add_inputs(verb):
     verb.add_argument(
         "catalogue",
         metavar="CATALOG",
@@ -85,6 +91,8 @@ def add_options(verb):
     )
     verb.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of the run")
 
+
+def _add_run(verb):
     run = verb.add_argument_group("the run")
     run.add_argument(
         "--chunk",
@@ -123,6 +131,8 @@ def add_options(verb):
         help="with --resume: even if configuration, weights or code have changed",
     )
 
+
+def _add_how(verb):
     how = add_inference(verb)
     how.add_argument(
         "--joint",

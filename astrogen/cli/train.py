@@ -3,12 +3,18 @@
 from pathlib import Path
 
 from astrogen.cli.words import DONE, count
+from astrogen.training import RECIPES
 
 TEXT = "Train a prior on records of images."
 
 
 def add_options(verb):
-    verb.add_argument("prior", choices=("galaxy", "galaxy-conv", "kappa"), help="which prior")
+    _add_records(verb)
+    _add_training(verb)
+
+
+def _add_records(verb):
+    verb.add_argument("prior", choices=tuple(RECIPES), help="which prior")
     source = verb.add_mutually_exclusive_group(required=True)
     source.add_argument(
         "--records",
@@ -53,6 +59,9 @@ def add_options(verb):
             " (default: that of the shipped prior, changed as the simulations ask for)"
         ),
     )
+
+
+def _add_training(verb):
     verb.add_argument(
         "--loss",
         choices=("wgan-gp", "gan"),

@@ -7,13 +7,14 @@ power in B as in E (a mode at an angle phi is turned by 4 phi); one that is turn
 nothing but B.
 """
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import fft
 
-from astrogen.data.field import runs_to_the_left
-from astrogen.instruments.lensing import shear_kernels
+from astrogen.data.field import LensingField, runs_to_the_left
+from astrogen.instruments.lensing import Grid, shear_kernels
 
 NUM_NOISE = 48  # realisations of the noise
 CLEAR = 3.5  # standard deviations of the noise, by which other axes must be better
@@ -54,7 +55,14 @@ class Modes(NamedTuple):
     better: tuple
 
 
-def measure_modes(field, grid, power, expected_shear, *, seed):
+def measure_modes(
+    field: LensingField,
+    grid: Grid,
+    power: np.ndarray,
+    expected_shear: np.ndarray,
+    *,
+    seed: Sequence[int],
+) -> Modes:
     """Power in E and B modes of a field, where the signal is expected.
 
     Parameters
@@ -109,7 +117,7 @@ def _modes(shear, grid, kernels):
     return (fft.irfft2(both, (grid.n, grid.m))[inside] ** 2).mean((1, 2))
 
 
-def sentences_of(modes, wcs):
+def sentences_of(modes: Modes, wcs: Any) -> list[str]:
     """What is wrong with the axes, in words, with the likely cause first."""
     best = int(np.argmax(modes.better))
     if modes.better[best] > CLEAR:

@@ -11,9 +11,11 @@ the mean of the draws.
 """
 
 import json
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from dataclasses import field as of_field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -35,6 +37,7 @@ from astrogen.priors import load_prior
 from astrogen.priors.convergence import ConvergencePrior
 from astrogen.priors.storage import weights_hash
 from astrogen.processes import refuse_fork
+from astrogen.types import FilePath
 
 FORMAT = "astrogen mass map 1"
 SAMPLED = "sampled"  # for `cosmology`
@@ -84,11 +87,11 @@ class MassMap:
     provenance: dict
 
     @property
-    def signal_to_noise(self):
+    def signal_to_noise(self) -> np.ndarray:
         """Mean over standard deviation [height, width]."""
         return self.mean / self.std
 
-    def summary(self):
+    def summary(self) -> str:
         """One line about the whole."""
         height, width = self.mean.shape
         text = (
@@ -106,7 +109,7 @@ class MassMap:
             )
         return f"{text}: {'; '.join(self.status) or 'ok'}"
 
-    def write_fits(self, path):
+    def write_fits(self, path: FilePath) -> None:
         """Write everything to one FITS file, whole or not at all; `read_massmap` reads it."""
         planes = {
             "MEAN": self.mean,
@@ -150,16 +153,16 @@ class MassMap:
 
 
 def map_mass(
-    field,
+    field: LensingField,
     *,
-    prior="kappa",
-    cosmology=CENTRE,
-    num_draws=200,
-    num_chains=4,
-    num_burnin=None,
-    seed,
-    progress=lambda steps: steps,
-):
+    prior: Any = "kappa",
+    cosmology: tuple[float, float] | str = CENTRE,
+    num_draws: int = 200,
+    num_chains: int = 4,
+    num_burnin: int | None = None,
+    seed: int,
+    progress: Callable[[range], Iterable[int]] = lambda steps: steps,
+) -> MassMap:
     """Draw convergence maps given what was seen of a field.
 
     With a Gaussian prior the mean is that of the Wiener filter and the standard deviation the
@@ -188,24 +191,13 @@ def map_mass(
         range, too few draws.
     """
     refuse_fork("map_mass")
-    prior = load_prior(prior) if isinstance(prior, (str, Path)) else prior
-    if not isinstance(prior, ConvergencePrior):
-        raise InputError(
-            "map_mass: prior must be one of convergence maps, got"
-            f" {getattr(prior, 'name', prior)!r}; take load_prior('kappa') (--prior kappa)"
-        )
-    sampled = isinstance(cosmology, str)
-    if (sampled and cosmology != SAMPLED) or (not sampled and np.shape(cosmology) != (2,)):
-        raise InputError(
-            f"map_mass: cosmology must be (Omega_m, sigma_8) or {SAMPLED!r}, got {cosmology!r};"
-            " give one of the two"
-        )
+    prior, sampled = _settle(prior, cosmology)
     if num_chains < 2 or num_draws < 8 * num_chains:
         raise InputError(
             "map_mass: num_chains and num_draws must be at least 2 and 8 for each chain, got"
             f" {num_chains} and {num_draws} (--chains, --draws); R-hat compares halves of chains"
         )
-    where = CENTRE if sampled else tuple(float(value) for value in cosmology)
+    where = CENTRE if sampled else (float(cosmology[0]), float(cosmology[1]))
     prior.check_cosmology(*where, advice=INSIDE)
     field = rebin_field(field, prior.pixel_scale)
     grid = make_grid(field.mask.shape)
@@ -240,6 +232,23 @@ def map_mass(
         progress=progress,
     )
     return _result(field, grid, prior, where, walk, sampled=sampled, num_draws=num_draws, seed=seed)
+
+
+def _settle(prior, cosmology):
+    """The prior itself, and whether the cosmology is sampled."""
+    prior = load_prior(prior) if isinstance(prior, (str, Path)) else prior
+    if not isinstance(prior, ConvergencePrior):
+        raise InputError(
+            "map_mass: prior must be one of convergence maps, got"
+            f" {getattr(prior, 'name', prior)!r}; take load_prior('kappa') (--prior kappa)"
+        )
+    sampled = isinstance(cosmology, str)
+    if (sampled and cosmology != SAMPLED) or (not sampled and np.shape(cosmology) != (2,)):
+        raise InputError(
+            f"map_mass: cosmology must be (Omega_m, sigma_8) or {SAMPLED!r}, got {cosmology!r};"
+            " give one of the two"
+        )
+    return prior, sampled
 
 
 def _result(field, grid, prior, where, walk, *, sampled, num_draws, seed):
@@ -296,7 +305,7 @@ def _modes_of(field, grid, power, kappa, seed):
     return measure_modes(field, grid, power / area, seen, seed=(seed, 3))
 
 
-def watched(kappa):
+def watched(kappa: np.ndarray) -> np.ndarray:
     """What is watched for convergence: pixels on a grid of NUM_SITES x NUM_SITES, and the Fourier
     modes of the field to order NUM_MODES; [..., watched] of [..., h, w].
     """
@@ -362,7 +371,7 @@ def _status(found):
     return tuple(sentences)
 
 
-def read_massmap(path):
+def read_massmap(path: FilePath) -> MassMap:
     """Read what `MassMap.write_fits` wrote.
 
     Raises

@@ -7,8 +7,9 @@ low + (high - low) Phi(u), which makes a uniform prior over the range of (Omega_
 standard normal.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache, partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -22,8 +23,11 @@ from astrogen.darkmatter.wiener import (
     posterior_mean,
     to_white,
 )
+from astrogen.data.field import LensingField
 from astrogen.inference.deflation import far_from_one
-from astrogen.instruments.lensing import crop, observe
+from astrogen.instruments.lensing import Grid, crop, observe
+from astrogen.priors.convergence import ConvergencePrior
+from astrogen.types import Tensor
 
 RANK = 96  # directions whitened one by one, beyond Fourier space
 BLOCK = 32  # of them at a time
@@ -62,7 +66,9 @@ class Target(NamedTuple):
 
 
 @lru_cache(maxsize=8)
-def make_target(prior, grid, *, sampled, corrected=True):
+def make_target(
+    prior: ConvergencePrior, grid: Grid, *, sampled: bool, corrected: bool = True
+) -> Any:
     """The posterior under a prior on a grid.
 
     Equal arguments give the same object, so that graphs are built once.
@@ -112,13 +118,22 @@ def make_target(prior, grid, *, sampled, corrected=True):
     return Target(density_fn, draw_fn)
 
 
-def bounded(normal, cosmology_range):
+def bounded(normal: Tensor, cosmology_range: Any) -> tuple[Tensor, Tensor]:
     """(Omega_m, sigma_8) [chain, 2], uniform over their ranges, of standard normals [chain, 2]."""
     low, high = np.array([cosmology_range["omega_m"], cosmology_range["sigma_8"]], np.float32).T
     return low + (high - low) * 0.5 * tf.math.erfc(-normal / np.float32(np.sqrt(2)))
 
 
-def gaussian_start(field, prior, grid, cosmology, *, num_chains, sampled, seed):
+def gaussian_start(
+    field: LensingField,
+    prior: ConvergencePrior,
+    grid: Grid,
+    cosmology: tuple[float, float],
+    *,
+    num_chains: int,
+    sampled: bool,
+    seed: Sequence[int],
+) -> Any:
     """Evidence, and exact draws of the Gaussian posterior as first positions [num_chains, p]; where
     the cosmology is sampled, its first values come from the prior.
 

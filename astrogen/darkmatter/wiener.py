@@ -6,12 +6,14 @@ is 1 + A, A = G K^T W K G: K what is observed of the convergence, W the inverse 
 noise, zero where masked. Mass outside the field is part of x, and so marginalised.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
+from astrogen.data.field import LensingField
 from astrogen.instruments.lensing import (
+    Grid,
     beam_kernel,
     crop,
     filtered,
@@ -19,6 +21,7 @@ from astrogen.instruments.lensing import (
     observe_adjoint,
     shear_kernels,
 )
+from astrogen.types import Tensor
 
 ARCMIN = np.pi / 180 / 60
 MAX_ITERATIONS = 500
@@ -35,7 +38,7 @@ class Linear(NamedTuple):
     weight: tf.Tensor
 
 
-def linear_view(field, grid, spectrum):
+def linear_view(field: LensingField, grid: Grid, spectrum: Any) -> Linear:
     """The Linear of a LensingField, for the power [n, m // 2 + 1] of the convergence in
     steradian.
     """
@@ -52,7 +55,7 @@ def linear_view(field, grid, spectrum):
     )
 
 
-def wiener_filter(field, grid, spectrum):
+def wiener_filter(field: LensingField, grid: Grid, spectrum: np.ndarray) -> np.ndarray:
     """Convergence [height, width] that minimises the expected square error, knowing the spectrum,
     mask and noise (conjugate gradients).
 
@@ -68,7 +71,7 @@ def wiener_filter(field, grid, spectrum):
 
 
 @tf.function(autograph=False)
-def posterior_mean(maps, linear, grid):
+def posterior_mean(maps: Tensor, linear: Linear, grid: Grid) -> Tensor:
     """White noise [..., n, m] at the mean of the posterior given maps [..., plane, height,
     width].
     """
@@ -76,7 +79,7 @@ def posterior_mean(maps, linear, grid):
 
 
 @tf.function(autograph=False)
-def posterior_draws(maps, linear, grid, seed, num):
+def posterior_draws(maps: Tensor, linear: Linear, grid: Grid, seed: Tensor, num: int) -> Tensor:
     """Exact draws [num, n, m] of the white noise from the Gaussian posterior (constrained
     realisations: Hoffman & Ribak 1991).
 
@@ -92,7 +95,7 @@ def posterior_draws(maps, linear, grid, seed, num):
     return latent + _solve(linear, grid, _to_latent(maps - seen, linear, grid))
 
 
-def precision(latent, linear, grid):
+def precision(latent: Tensor, linear: Linear, grid: Grid) -> Tensor:
     """(1 + A) x for x [..., n, m]."""
     seen = observe(filtered(latent, linear.gain), linear.kernels, grid)
     return latent + _to_latent(seen, linear, grid)
@@ -148,7 +151,7 @@ class Whitening(NamedTuple):
     lengths: tf.Tensor
 
 
-def from_white(white, whitening, grid):
+def from_white(white: Tensor, whitening: Any, grid: Grid) -> Tensor:
     """x [chain, n, m] of coordinates u [chain, n m]."""
     white = white + tf.matmul(
         tf.matmul(white, whitening.vectors) * whitening.lengths, whitening.vectors, transpose_b=True
@@ -156,7 +159,7 @@ def from_white(white, whitening, grid):
     return whitening.centre + filtered(tf.reshape(white, [-1, grid.n, grid.m]), whitening.fourier)
 
 
-def to_white(latent, whitening, grid):
+def to_white(latent: Tensor, whitening: Any, grid: Grid) -> Tensor:
     """The inverse of `from_white`: u [chain, n m] of x [chain, n, m]."""
     white = tf.reshape(
         filtered(latent - whitening.centre, 1 / whitening.fourier), [-1, grid.n * grid.m]

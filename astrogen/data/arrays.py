@@ -4,13 +4,15 @@ back are in reading.py.
 
 import io
 import zipfile
+from collections.abc import Mapping
 
 import numpy as np
 
 from astrogen.data.files import whole_file
+from astrogen.types import FilePath
 
 
-def npz_bytes(arrays, *, level=6):
+def npz_bytes(arrays: Mapping[str, np.ndarray], *, level: int = 6) -> bytes:
     """What `np.savez_compressed` writes of {name: array}: equal arrays make equal bytes.
 
     Made in memory, so that a disk that is full is met by Python alone. `level` is that of zlib: 1
@@ -24,7 +26,7 @@ def npz_bytes(arrays, *, level=6):
     return buffer.getvalue()
 
 
-def write_array(path, array):
+def write_array(path: FilePath, array: np.ndarray) -> None:
     """Write a large array as a .npy file, without a copy of it in memory."""
     array = np.ascontiguousarray(array)
     with whole_file(path) as stream:

@@ -3,7 +3,9 @@ Barbary 2016), or given; and which pixels belong to neighbours.
 """
 
 import contextlib
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import sep
@@ -11,8 +13,10 @@ from astropy.coordinates import SkyCoord
 from scipy import ndimage
 
 from astrogen.data.frames import sky_to_pixels
+from astrogen.data.observation import Observation
 from astrogen.data.sky import clipped_median
 from astrogen.errors import InputError
+from astrogen.types import Place
 
 THRESHOLD = 3.0  # sigma, per pixel of the matched-filtered image
 MIN_AREA = 5  # pixels
@@ -22,7 +26,7 @@ MASK_CONTRAST = 0.02  # and a galaxy's own knots and arms are not to be masked
 MASK_GROWTH = 2  # pixels beyond that
 
 
-def detect(observations, *, aligned=False):
+def detect(observations: Sequence[Observation], *, aligned: bool = False) -> np.ndarray:
     """Positions of the galaxies of a field, in the first exposure, or in the sum of all where they
     share their pixel grid.
 
@@ -63,7 +67,7 @@ def detect(observations, *, aligned=False):
     return np.stack([found["xpeak"], found["ypeak"]], 1)[np.argsort(-found["flux"])].astype(float)
 
 
-def mask_neighbours(observation, *, place=None):
+def mask_neighbours(observation: Observation, *, place: Place | None = None) -> Observation:
     """Mask the pixels of what stands beside a galaxy.
 
     Pixels above 1.5 sigma are shared out among the objects that sep finds, and those of all but the
@@ -145,7 +149,7 @@ def _level(observation):
     return clipped_median(observation.image[~observation.mask])
 
 
-def read_positions(observation, sources):
+def read_positions(observation: Observation, sources: Any) -> np.ndarray:
     """Given positions as pixels of a stamp.
 
     Parameters

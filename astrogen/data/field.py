@@ -6,9 +6,12 @@ gamma / (1 - kappa) that galaxies show is larger. Axes and signs are those of
 `astrogen.instruments.lensing`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from astropy.wcs import WCS
 from astropy.wcs.utils import proj_plane_pixel_scales
 
@@ -21,6 +24,7 @@ from astrogen.data.images import (
     take_plane,
 )
 from astrogen.errors import InputError
+from astrogen.types import FilePath
 
 SCALE_TOLERANCE = 0.01  # relative difference of pixel scales that is taken as none
 MAX_BAD_FRACTION = 0.5
@@ -62,32 +66,33 @@ class LensingField:
     notes: tuple[str, ...]
 
     @property
-    def is_shear(self):
+    def is_shear(self) -> bool:
         """Two planes of shear, or one of convergence?"""
         return len(self.maps) == 2
 
     @property
-    def weight(self):
+    def weight(self) -> np.ndarray:
         """Inverse variance [plane, height, width], 0 where masked."""
         return np.where(self.mask, 0, 1 / self.variance).astype(np.float32)
 
 
 def make_field(
-    maps,
+    maps: npt.ArrayLike,
     *,
-    noise,
-    mask=None,
-    pixel_scale=None,
-    beam=0.0,
-    wcs=None,
-    flipped=False,
-    max_bad_fraction=MAX_BAD_FRACTION,
-):
+    noise: npt.ArrayLike,
+    mask: npt.ArrayLike | None = None,
+    pixel_scale: float | None = None,
+    beam: float = 0.0,
+    wcs: Any = None,
+    flipped: bool = False,
+    max_bad_fraction: float = MAX_BAD_FRACTION,
+) -> LensingField:
     """Check the maps of a field and everything that belongs to them.
 
     Bad pixels (NaN or infinite in a map or in its noise, values that cannot be, shear of exactly
-    zero or of one value far too often, noise not positive, masked) are masked in all planes and counted in `notes`, which also
-    say where a mask looks like a footprint, and where right ascension runs to the left.
+    zero or of one value far too often, noise not positive, masked) are masked in all planes and
+    counted in `notes`, which also say where a mask looks like a footprint, and where right
+    ascension runs to the left.
 
     Parameters
     ----------
@@ -110,7 +115,7 @@ def make_field(
     ValueError : shapes differ, no good pixel, too many bad ones, a mask that leaves the empty ones,
         no pixel scale or one that is not that of the WCS, a beam on shear.
     """
-    planes = np.ma.getdata(maps)
+    planes: np.ndarray = np.ma.getdata(maps)
     kind = "kappa" if planes.ndim == 2 else "shear"
     planes = np.array(planes, np.float64, ndmin=3)
     if planes.ndim != 3 or len(planes) != {"kappa": 1, "shear": 2}[kind] or not planes.size:
@@ -118,12 +123,10 @@ def make_field(
             "make_field: maps must be shear [2, height, width] or convergence [height, width], got"
             f" shape {np.shape(maps)}; stack the two planes of shear"
         )
-    noise = _noise_planes(noise, planes.shape)
-    bad = (
-        np.array(np.ma.getmaskarray(maps)).reshape(planes.shape).any(0)
-        if isinstance(maps, np.ma.MaskedArray)
-        else np.zeros(planes.shape[1:], bool)
-    )
+    deviation: np.ndarray = _noise_planes(noise, planes.shape)
+    bad = np.zeros(planes.shape[1:], bool)
+    if isinstance(maps, np.ma.MaskedArray):
+        bad |= np.ma.getmaskarray(maps).reshape(planes.shape).any(0)
     if mask is not None:
         if np.shape(mask) != planes.shape[1:]:
             raise InputError(
@@ -142,17 +145,17 @@ def make_field(
             " there is none"
         )
     scale = _settle_scale(pixel_scale, wcs)
-    notes = _mask_bad(planes, noise, bad, kind, max_bad_fraction) + inverted
+    notes = _mask_bad(planes, deviation, bad, kind, max_bad_fraction) + inverted
     if kind == "shear" and not flipped and wcs is not None and runs_to_the_left(wcs):
         notes.append(
             "right ascension runs to the left in the WCS, and gamma2 was taken along the pixels'"
             " axes; where it is along those of the sky, change its sign (--flip-e2)"
         )
-    planes[:, bad], noise[:, bad] = 0, 1
-    arrays = [planes.astype(np.float32), (noise**2).astype(np.float32), bad]
-    for array in arrays:
+    planes[:, bad], deviation[:, bad] = 0, 1
+    seen, variance = planes.astype(np.float32), (deviation**2).astype(np.float32)
+    for array in (seen, variance, bad):
         array.setflags(write=False)
-    return LensingField(*arrays, scale, float(beam), wcs, tuple(notes))
+    return LensingField(seen, variance, bad, scale, float(beam), wcs, tuple(notes))
 
 
 def _noise_planes(noise, shape):
@@ -278,7 +281,7 @@ def _looks_inverted(bad):
     ]
 
 
-def runs_to_the_left(wcs):
+def runs_to_the_left(wcs: Any) -> bool:
     """Does right ascension grow towards smaller x, declination being up?"""
     return float(np.linalg.det(wcs.celestial.pixel_scale_matrix)) < 0
 
@@ -310,8 +313,15 @@ def _settle_scale(pixel_scale, wcs):
 
 
 def read_field(
-    files, *, noise, mask=None, footprint=None, pixel_scale=None, beam=0.0, flip_second=False
-):
+    files: Sequence[FilePath],
+    *,
+    noise: Any,
+    mask: FilePath | None = None,
+    footprint: FilePath | None = None,
+    pixel_scale: float | None = None,
+    beam: float = 0.0,
+    flip_second: bool = False,
+) -> LensingField:
     """Read a field from images, FITS or .npy; each may be FILE or (FILE, HDU).
 
     Parameters
@@ -359,14 +369,14 @@ def read_field(
                 f" and {pixels.shape} of {path}; cut them alike"
             )
     maps = np.stack([pixels for pixels, _ in planes])
-    noises = np.stack([np.broadcast_to(pixels, shape) for pixels in noises])
+    deviations = np.stack([np.broadcast_to(pixels, shape) for pixels in noises])
     if flip_second:
         maps[1:] *= -1
     if len(files) == 1:
-        maps, noises = maps[0], noises[0]
+        maps, deviations = maps[0], deviations[0]
     return make_field(
         maps,
-        noise=noises,
+        noise=deviations,
         mask=bad,
         pixel_scale=pixel_scale,
         beam=beam,
@@ -387,7 +397,7 @@ def _read_plane(path):
     return take_plane(path, plane, None).astype(np.float64), header_wcs(plane.header)
 
 
-def rebin_field(field, pixel_scale):
+def rebin_field(field: LensingField, pixel_scale: float) -> LensingField:
     """The field on coarser pixels, by inverse-variance averages.
 
     Each fine pixel goes to the coarse pixel that holds its centre, so that the noise stays without

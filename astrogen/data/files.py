@@ -10,7 +10,11 @@ import os
 import secrets
 import socket
 import stat
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+from astrogen.types import FilePath
 
 TEMPORARY = ".astrogen-tmp"  # the end of the name of a file that is being written
 LOCK = ".astrogen-lock"
@@ -20,7 +24,7 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.E
 
 
 @contextlib.contextmanager
-def whole_file(path):
+def whole_file(path: FilePath) -> Iterator[Any]:
     """A binary stream, to be written in the block: at its end the content is on the disk and in
     the place of `path`, and where the block fails nothing is left.
 
@@ -121,13 +125,13 @@ def _sync_folder(folder):
             os.close(descriptor)
 
 
-def write_whole(path, content):
+def write_whole(path: FilePath, content: bytes | str) -> None:
     """Write bytes or text to a file."""
     with whole_file(path) as stream:
         stream.write(content.encode() if isinstance(content, str) else content)
 
 
-def write_table(path, table):
+def write_table(path: FilePath, table: Any) -> None:
     """Write an astropy Table as ECSV, the text of which is made before the file."""
     text = io.StringIO()
     table.write(text, format="ascii.ecsv")
@@ -135,7 +139,7 @@ def write_table(path, table):
 
 
 @contextlib.contextmanager
-def hold_folder(folder, *, error, part=""):
+def hold_folder(folder: FilePath, *, error: type[Exception], part: str = "") -> Iterator[None]:
     """No other process writes to the folder, or to the same part of it, during the block.
 
     Parameters
@@ -196,7 +200,7 @@ def _take(path, folder, error, shared):
             )
 
 
-def number_or_path(text):
+def number_or_path(text: str) -> float | str:
     """What a user gives as a noise level: a number, unless a file of that name exists."""
     with contextlib.suppress(ValueError):
         return text if Path(text).exists() else float(text)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from astrogen.errors import InputFileError
+from astrogen.types import FilePath
 
 BLOCK, CARD = 2880, 80
 END = b"END".ljust(CARD)
@@ -43,12 +44,12 @@ class Extent(NamedTuple):
     end: int
 
     @property
-    def is_table(self):
+    def is_table(self) -> bool:
         """Whether rows are meant, and not an image in disguise."""
         return self.kind in ("BINTABLE", "TABLE") and self.cards.get("ZIMAGE") is not True
 
 
-def read_layout(path, content, *, max_pixels):
+def read_layout(path: FilePath, content: bytes, *, max_pixels: int) -> list[Extent]:
     """The HDUs of a FITS file, every promise of whose headers the file keeps.
 
     Parameters
@@ -68,7 +69,8 @@ def read_layout(path, content, *, max_pixels):
     """
     if not content.startswith(b"SIMPLE  ="):
         raise InputFileError(path, f"is no FITS file: it begins with {content[:9]!r}")
-    extents, place = [], 0
+    extents: list[Extent] = []
+    place = 0
     while place < len(content) and content[place : place + CARD].strip(b"\0 "):
         if len(extents) == MAX_HDUS:
             raise InputFileError(path, f"has more than {MAX_HDUS} HDUs")

@@ -2,9 +2,11 @@
 and the place of objects in them.
 """
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from astropy.wcs import NoConvergence
 from astropy.wcs.utils import fit_wcs_from_points, skycoord_to_pixel
 
@@ -21,12 +23,12 @@ class Frame(NamedTuple):
     matrix: np.ndarray
     offset: np.ndarray
 
-    def see(self, point):
+    def see(self, point: np.ndarray) -> np.ndarray:
         """Where a point of the first stamp lies in this one, arcsec."""
         return self.matrix @ point + self.offset
 
 
-def find_frames(observations, *, aligned=False):
+def find_frames(observations: Sequence[Any], *, aligned: bool = False) -> list[Frame]:
     """A Frame for each exposure, from the WCS at the middle of the first, linearised there:
     rotation, shear, parity and scale.
 
@@ -68,7 +70,7 @@ def find_frames(observations, *, aligned=False):
     return [same, *(_frame(first, other) for other in observations[1:])]
 
 
-def sky_to_pixels(wcs, sky, *, name):
+def sky_to_pixels(wcs: Any, sky: Any, *, name: str) -> np.ndarray:
     """Where places on the sky are in an image.
 
     Parameters
@@ -114,7 +116,7 @@ def _frame(first, other):
     return Frame(matrix, seen[0])
 
 
-def no_overlap(first, other):
+def no_overlap(first: Any, other: Any) -> InputError:
     """The error about an exposure that does not show what another one shows."""
     return InputError(
         f"find_frames: observations must show the same sky, got {other.name!r}, which holds no"
@@ -122,7 +124,7 @@ def no_overlap(first, other):
     )
 
 
-def inside(observation, place):
+def inside(observation: Any, place: npt.ArrayLike) -> bool:
     """Whether a place, in arcsec from the middle of the stamp, lies in it."""
     return bool(
         (
@@ -131,7 +133,7 @@ def inside(observation, place):
     )
 
 
-def to_pixels(observation, place):
+def to_pixels(observation: Any, place: npt.ArrayLike) -> np.ndarray:
     """(x, y) pixels from 0 of a place in arcsec from the middle of the stamp."""
     return (
         np.asarray(place) / observation.pixel_scale
@@ -139,14 +141,16 @@ def to_pixels(observation, place):
     )
 
 
-def from_pixels(observation, pixels):
+def from_pixels(observation: Any, pixels: npt.ArrayLike) -> np.ndarray:
     """The inverse of `to_pixels`."""
     return (
         np.asarray(pixels, float) - (np.array(observation.image.shape[::-1]) - 1) / 2
     ) * observation.pixel_scale
 
 
-def deconvolved_wcs(wcs, observed_shape, *, ratio, shape):
+def deconvolved_wcs(
+    wcs: Any, observed_shape: tuple[int, int], *, ratio: float, shape: tuple[int, int]
+) -> Any:
     """WCS of a grid with the same geometric centre and orientation, and another pixel scale.
 
     The centre of n pixels is the FITS pixel coordinate (n + 1) / 2. Distortions of the observed WCS

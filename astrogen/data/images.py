@@ -14,10 +14,12 @@ import math
 import os
 import re
 import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from string import ascii_uppercase
+from typing import Any
 
 import numpy as np
 from astropy.io import fits
@@ -26,10 +28,11 @@ from astropy.units import UnitsWarning
 from astropy.wcs import WCS
 
 from astrogen.data.files import whole_file, write_whole
-from astrogen.data.fits_layout import BLOCK, MAX_AXES, read_layout
+from astrogen.data.fits_layout import BLOCK, MAX_AXES, Extent, read_layout
 from astrogen.data.reading import NPY_MAGIC, only_input_errors, parse_npy, read_bytes
 from astrogen.data.units import unit_text
 from astrogen.errors import InputError, InputFileError
+from astrogen.types import FilePath, Place
 
 MAX_PIXELS = 100_000_000  # a full DECam chip has 8e6, an HSC coadd patch 2e7
 BYTES_PER_PIXEL = 16  # image, variance and mask of a 4-byte type each, and room
@@ -52,7 +55,7 @@ class ImagePlane:
     header: fits.Header
     primary_header: fits.Header
 
-    def keyword(self, key, default=None):
+    def keyword(self, key: str, default: Any = None) -> Any:
         """Value of a header keyword, from the HDU or else from the primary header."""
         return self.header.get(key, self.primary_header.get(key, default))
 
@@ -72,7 +75,7 @@ def _read_bytes(path, max_pixels):
 # --- FITS
 
 
-def read_hdus(path, *, max_pixels=MAX_PIXELS):
+def read_hdus(path: FilePath, *, max_pixels: int = MAX_PIXELS) -> fits.HDUList:
     """HDUs of a FITS file, checked against its size and checksums, all pixels loaded.
 
     Parameters
@@ -92,7 +95,7 @@ def read_hdus(path, *, max_pixels=MAX_PIXELS):
     return parse_fits(path, content, max_pixels=max_pixels)
 
 
-def parse_fits(path, content, *, max_pixels):
+def parse_fits(path: FilePath, content: bytes, *, max_pixels: int) -> fits.HDUList:
     """As `read_hdus`, of the content of a file."""
     extents = read_layout(path, content, max_pixels=max_pixels)
     held = content[: -(-extents[-1].end // BLOCK) * BLOCK]  # without blanks behind the last HDU
@@ -125,7 +128,7 @@ def _native(pixels):
 # --- planes
 
 
-def split_path(path):
+def split_path(path: FilePath) -> tuple[Path, int | str | None]:
     """Split FILE[HDU] into the path and the HDU (number, name, or "NAME,VERSION"); the HDU is None
     without brackets.
     """
@@ -135,7 +138,7 @@ def split_path(path):
     return Path(match[1]), int(match[2]) if match[2].isdecimal() else match[2]
 
 
-def read_images(path, *, max_pixels=MAX_PIXELS):
+def read_images(path: FilePath, *, max_pixels: int = MAX_PIXELS) -> list[ImagePlane]:
     """All images of a FITS or .npy file (which of the two is seen from its first bytes).
 
     Parameters
@@ -177,14 +180,14 @@ def read_images(path, *, max_pixels=MAX_PIXELS):
     return found
 
 
-def list_extents(path, *, max_pixels=MAX_PIXELS):
+def list_extents(path: FilePath, *, max_pixels: int = MAX_PIXELS) -> list[Extent]:
     """The HDUs of a FITS file as its headers describe them, no pixel read: see
     `astrogen.data.fits_layout.read_layout`. Errors as those of `read_hdus`.
     """
     return read_layout(path, _read_bytes(path, max_pixels), max_pixels=max_pixels)
 
 
-def choose_plane(path, planes, hdu):
+def choose_plane(path: FilePath, planes: Sequence[ImagePlane], hdu: int | str | None) -> ImagePlane:
     """The plane that `hdu` names, by number, by name, or as "NAME,VERSION"."""
     name, _, version = str(hdu).upper().partition(",")
     if isinstance(hdu, int):
@@ -198,7 +201,14 @@ def choose_plane(path, planes, hdu):
     return only_plane(path, matching, planes, f"the image HDU {hdu!r}")
 
 
-def only_plane(path, matching, planes, wanted, *, choice=None):
+def only_plane(
+    path: FilePath,
+    matching: Sequence[ImagePlane],
+    planes: Sequence[ImagePlane],
+    wanted: str,
+    *,
+    choice: str | None = None,
+) -> ImagePlane:
     """The single element of `matching`, or an error that lists those that could be meant, of all
     `planes`, and how to choose: `choice`, or by hdu.
     """
@@ -212,7 +222,7 @@ def only_plane(path, matching, planes, wanted, *, choice=None):
     )
 
 
-def take_plane(file, source, plane):
+def take_plane(file: FilePath, source: ImagePlane, plane: int | None) -> np.ndarray:
     """Pixels [h, w] of an image, or of plane number `plane` of a cube; an InputFileError if neither
     fits.
     """
@@ -232,7 +242,7 @@ def take_plane(file, source, plane):
     return pixels[plane]
 
 
-def header_wcs(header):
+def header_wcs(header: Any) -> WCS | None:
     """Celestial WCS [2 axes] of a header, or None where it has none that works (no error: a scale
     may be given).
     """
@@ -251,7 +261,13 @@ def header_wcs(header):
 # --- PsfEx
 
 
-def read_psfex(path, *, position=None, row=None, max_pixels=MAX_PIXELS):
+def read_psfex(
+    path: FilePath,
+    *,
+    position: Place | None = None,
+    row: int | None = None,
+    max_pixels: int = MAX_PIXELS,
+) -> Any:
     """Evaluate a PsfEx model, or return None where the file holds none.
 
     Two layouts: that of PsfEx itself (polynomial in header keywords, POLZERO1 and so on) and the
@@ -276,11 +292,10 @@ def read_psfex(path, *, position=None, row=None, max_pixels=MAX_PIXELS):
     InputFileError : damaged file, or a polynomial in anything else than the position.
     """
     state = os.stat(path) if os.path.exists(path) else None
-    model = _psfex_model(
-        path, row, max_pixels, state and (state.st_mtime_ns, state.st_size, state.st_ino)
-    )
+    seen = state and (state.st_mtime_ns, state.st_size, state.st_ino)
+    model: Any = _psfex_model(os.fspath(path), row, max_pixels, seen)
     with only_input_errors(path):
-        return model and _evaluate_psfex(path, *model, position)
+        return model and _evaluate_psfex(path, model[0], model[1], position)
 
 
 @lru_cache(maxsize=16)
@@ -342,7 +357,15 @@ def _evaluate_psfex(path, basis, keywords, position):
 # --- results
 
 
-def write_planes(path, planes, *, wcs=None, unit=None, header=None, tables=None):
+def write_planes(
+    path: FilePath,
+    planes: Mapping[str, np.ndarray],
+    *,
+    wcs: Any = None,
+    unit: Any = None,
+    header: Mapping[str, Any] | None = None,
+    tables: Mapping[str, Any] | None = None,
+) -> None:
     """Write named arrays and tables to one FITS file, whole or not at all.
 
     The file is written beside its place, flushed to the disk and moved over it, so that no reader
@@ -435,7 +458,9 @@ def _image_hdu(name, pixels, wcs, unit):
 
 
 @contextlib.contextmanager
-def stream_cube(path, shape, *, header):
+def stream_cube(
+    path: FilePath, shape: tuple[int, int, int], *, header: Mapping[str, Any]
+) -> Iterator[Callable[[np.ndarray], None]]:
     """Write a float32 cube piece by piece: the memory is that of a piece, and the file appears when
     it is whole.
 
@@ -506,7 +531,9 @@ def _npy_header(shape):
     return stream.getvalue()
 
 
-def read_planes(path, *, max_pixels=MAX_PIXELS):
+def read_planes(
+    path: FilePath, *, max_pixels: int = MAX_PIXELS
+) -> tuple[dict[str, np.ndarray], dict[str, Any], dict[str, Any]]:
     """Read what `write_planes` wrote.
 
     Parameters
@@ -542,7 +569,7 @@ def read_planes(path, *, max_pixels=MAX_PIXELS):
     return planes, header, tables
 
 
-def read_plane_wcs(path, name, *, max_pixels=MAX_PIXELS):
+def read_plane_wcs(path: FilePath, name: str, *, max_pixels: int = MAX_PIXELS) -> WCS | None:
     """Celestial WCS of one plane of a file, or None where it has none."""
     planes = read_images(path, max_pixels=max_pixels)
     return header_wcs(choose_plane(path, planes, name).header)

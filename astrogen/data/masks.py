@@ -1,13 +1,13 @@
 """Mask planes of surveys: which of their flags make a pixel bad."""
 
 import re
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from astrogen.errors import InputError
 
-# Rubin and HSC pipelines write the number of each bit into the mask's header (MP_SAT = 1 and so
-# on).
 LSST_BAD = ("BAD", "SAT", "CR", "EDGE", "SUSPECT", "NO_DATA", "UNMASKEDNAN")
 # DECam Community Pipeline, bits until version 3.4 (legacypipe, bits.py).
 DECAM_BITS = {
@@ -36,7 +36,17 @@ DECAM_CODES_SINCE = (3, 5)
 DECAM_GOOD = ("STREAK",)  # as in the Legacy Surveys: the streak finder flags too many good pixels
 
 
-def flag_bad(flags, source, bad_bits):
+class Flags(NamedTuple):
+    """What the values of a mask plane mean: {name: value}, the names that are good by default, and
+    whether values are codes, one for a pixel, rather than bits.
+    """
+
+    meanings: Mapping[str, int]
+    good: Collection[str]
+    are_codes: bool = False
+
+
+def flag_bad(flags: np.ndarray, source: Any, bad_bits: Sequence[int | str] | None) -> np.ndarray:
     """Bad pixels of a mask plane.
 
     Parameters
@@ -75,21 +85,32 @@ def flag_bad(flags, source, bad_bits):
 
 
 def _mask_meanings(source):
-    """({name: value} of the mask's flags, names that are good by default, whether values are codes
-    rather than bits).
+    found = (flags_of(source) for flags_of in SURVEYS)
+    return next((flags for flags in found if flags), Flags({}, ()))
+
+
+def _rubin_flags(source):
+    """Rubin and HSC pipelines write the number of each bit into the mask's header (MP_SAT = 1 and
+    so on).
     """
     bits = {
         str(key)[3:]: 1 << number
         for key, number in source.header.items()
         if str(key).startswith("MP_") and isinstance(number, int) and 0 <= number < 62
     }
-    if bits:
-        return bits, set(bits) - set(LSST_BAD), False
+    return Flags(bits, set(bits) - set(LSST_BAD)) if bits else None
+
+
+def _decam_flags(source):
     version = re.search(r"(\d+)\.(\d+)", str(source.keyword("PLVER", "")))
     if str(source.keyword("INSTRUME", "")).strip().lower() != "decam" or not version:
-        return {}, (), False
+        return None
     codes = (int(version[1]), int(version[2])) >= DECAM_CODES_SINCE
-    return DECAM_CODES if codes else DECAM_BITS, DECAM_GOOD, codes
+    return Flags(DECAM_CODES if codes else DECAM_BITS, DECAM_GOOD, codes)
+
+
+# Of a survey: a function of a mask plane that gives its Flags, or None for another survey's plane.
+SURVEYS = (_rubin_flags, _decam_flags)
 
 
 def _flag_value(name, meanings):

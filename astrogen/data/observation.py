@@ -9,11 +9,13 @@ downstream looks at shapes, signs or NaN again.
 import math
 import re
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from astropy.coordinates import SkyCoord
 from astropy.nddata import Cutout2D, NDData
 from astropy.nddata.utils import NoOverlapError
@@ -46,6 +48,7 @@ from astrogen.data.psf import (
 from astrogen.data.units import Brightness, convert, flux_unit, is_known, read_unit, unit_text
 from astrogen.errors import InputError
 from astrogen.noise import outermost_eighth, robust_sigma
+from astrogen.types import FilePath
 
 __all__ = [
     "PSF",
@@ -76,7 +79,12 @@ CCDDATA_ROLES = {
     "InverseVariance": "weight",
 }
 NDDATA_ROLES = {"std": "sigma", "var": "variance", "ivar": "weight"}
-UNIT_POWERS = {"sigma": 1, "variance": 2, "weight": -2}  # of the image's unit
+# How noise may be stated: the power of the image's unit, and the variance of a positive plane.
+NOISE = {
+    "variance": (2, lambda plane: plane),
+    "sigma": (1, lambda plane: plane**2),
+    "weight": (-2, lambda plane: 1 / plane),
+}
 
 SCALE_TOLERANCE = 0.02
 MIN_BORDER_PIXELS = 16
@@ -116,19 +124,19 @@ class Observation:
 
 
 def make_observation(
-    image,
+    image: npt.ArrayLike,
     *,
-    psf,
-    variance=None,
-    sigma=None,
-    weight=None,
-    mask=None,
-    pixel_scale=None,
-    wcs=None,
-    unit=None,
-    name="object",
-    max_bad_fraction=0.5,
-):
+    psf: Any,
+    variance: Any = None,
+    sigma: Any = None,
+    weight: Any = None,
+    mask: npt.ArrayLike | None = None,
+    pixel_scale: float | None = None,
+    wcs: Any = None,
+    unit: Any = None,
+    name: str = "object",
+    max_bad_fraction: float = 0.5,
+) -> Observation:
     """Check a stamp and everything that belongs to it.
 
     Bad pixels (NaN, infinite, variance not positive, masked) are masked and counted in `notes`.
@@ -168,7 +176,7 @@ def make_observation(
         image, {"variance": variance, "sigma": sigma, "weight": weight}, mask, wcs, unit
     )
     pixels = check_image("make_observation", "image", pixels)
-    notes = []
+    notes: list[str] = []
     wcs, pixel_scale = _settle_scale(wcs, pixel_scale, pixels.shape, name, notes)
     unit, factor, brightness = _settle_unit(unit, text, wcs, pixel_scale, pixels.shape, notes)
     psf = psf_from_model(psf, pixel_scale=pixel_scale, name=f"psf of {name}")
@@ -203,7 +211,9 @@ def make_observation(
     )
 
 
-def as_observations(stamps, *, psf=None, pixel_scale=None):
+def as_observations(
+    stamps: Any, *, psf: Any = None, pixel_scale: float | None = None
+) -> tuple[list[Observation], bool]:
     """Stamps in any of the forms that a pipeline holds them in, as Observations.
 
     Parameters
@@ -319,7 +329,7 @@ def _without_unit(kind, plane, unit):
     if not isinstance(plane, Quantity):
         return plane
     return convert(
-        "make_observation", kind, plane.value, plane.unit, unit, UNIT_POWERS[kind.split()[0]]
+        "make_observation", kind, plane.value, plane.unit, unit, NOISE[kind.split()[0]][0]
     )
 
 
@@ -395,9 +405,7 @@ def _to_variance(kind, plane):
     """Variance of a noise plane; NaN where it is no noise level."""
     plane = np.where(plane > 0, plane, np.nan)
     with np.errstate(over="ignore", divide="ignore"):
-        return {"variance": lambda: plane, "sigma": lambda: plane**2, "weight": lambda: 1 / plane}[
-            kind
-        ]()
+        return NOISE[kind][1](plane)
 
 
 def _border_variance(pixels, bad):
@@ -463,7 +471,7 @@ def _settle_unit(unit, text, wcs, pixel_scale, shape, notes):
     return flux, factor, Brightness(text or unit_text(unit), 1 / factor)
 
 
-def to_unit(observation, unit):
+def to_unit(observation: Observation, unit: Any) -> Observation:
     """The same observation in another unit of flux; a ValueError where there is no way to it."""
     if observation.unit == unit:
         return observation
@@ -485,7 +493,9 @@ def to_unit(observation, unit):
     )
 
 
-def as_given(observation, pixel_scale=None):
+def as_given(
+    observation: Observation, pixel_scale: float | None = None
+) -> tuple[float, str | None]:
     """(factor, unit): what turns flux per pixel, of `pixel_scale` arcsec or else of the
     observation, into the numbers and the unit that the image was given in.
     """
@@ -548,23 +558,23 @@ def _check_psf(psf, pixel_scale, shape):
 
 
 def read_observation(
-    path,
+    path: FilePath,
     *,
-    psf,
-    variance=None,
-    sigma=None,
-    weight=None,
-    mask=None,
-    bad_bits=None,
-    hdu=None,
-    plane=None,
-    pixel_scale=None,
-    name=None,
-    position=None,
-    size=None,
-    max_bad_fraction=0.5,
-    max_pixels=MAX_PIXELS,
-):
+    psf: Any,
+    variance: Any = None,
+    sigma: Any = None,
+    weight: Any = None,
+    mask: FilePath | None = None,
+    bad_bits: Sequence[int | str] | None = None,
+    hdu: int | str | None = None,
+    plane: int | None = None,
+    pixel_scale: float | None = None,
+    name: str | None = None,
+    position: Any = None,
+    size: int | tuple[int, int] | None = None,
+    max_bad_fraction: float = 0.5,
+    max_pixels: int = MAX_PIXELS,
+) -> Observation:
     """Read a stamp, or cut one out of a larger image.
 
     Planes that stand in the image's own file are found by their names: SCI or IMAGE (or the only
@@ -647,24 +657,24 @@ class Frame(NamedTuple):
     unit: str | None
 
     @property
-    def pixel_scale(self):
+    def pixel_scale(self) -> float | None:
         """Arcsec per pixel in the middle; None where no WCS tells."""
         sides = _wcs_pixel_sides(self.wcs, self.image.shape)
         return sides and sides[2]
 
 
 def read_frame(
-    path,
+    path: FilePath,
     *,
-    variance=None,
-    sigma=None,
-    weight=None,
-    mask=None,
-    bad_bits=None,
-    hdu=None,
-    plane=None,
-    max_pixels=MAX_PIXELS,
-):
+    variance: Any = None,
+    sigma: Any = None,
+    weight: Any = None,
+    mask: FilePath | None = None,
+    bad_bits: Sequence[int | str] | None = None,
+    hdu: int | str | None = None,
+    plane: int | None = None,
+    max_pixels: int = MAX_PIXELS,
+) -> Frame:
     """An image and what belongs to it, to cut many stamps out of: a Frame.
 
     Parameters and errors are those of `read_observation`.
@@ -698,7 +708,7 @@ def read_frame(
     )
 
 
-def cut_frame(frame, position, size):
+def cut_frame(frame: Frame, position: Any, size: Any) -> Frame:
     """Cut the image and what belongs to it alike; what lies beyond the image is masked. position:
     (x, y) pixels from 0, or SkyCoord; size: int or (h, w).
     """
@@ -799,7 +809,7 @@ def _sky_hint(frame, place):
     return f"as RA and Dec in degrees it is pixel ({x:.1f}, {y:.1f}) of the image: give that"
 
 
-def check_frame(frame, **how):
+def check_frame(frame: Frame, **how: Any) -> Observation:
     """The Observation of a frame; further parameters and errors are those of `make_observation`."""
     return make_observation(
         frame.image, mask=frame.bad, wcs=frame.wcs, unit=frame.unit, **frame.noise, **how
@@ -866,7 +876,7 @@ def _read_noise(file, planes, science, given, plane, max_pixels, unit):
             return {kind: source}
         other = _read_other(source, kind, science, max_pixels)
         return {kind: _in_unit_of(unit, kind, take_plane(source, other, plane), other)}
-    found = _of_roles(file, planes, science, ("variance", "sigma", "weight"))
+    found = _of_roles(file, planes, science, tuple(NOISE))
     return (
         {_role(found): _in_unit_of(unit, _role(found), take_plane(file, found, plane), found)}
         if found
@@ -886,7 +896,7 @@ def _in_unit_of(image_unit, kind, pixels, source):
     unit, wanted = read_unit(own), read_unit(image_unit)
     if not (is_known(unit) and is_known(wanted)) or unit == dimensionless_unscaled:
         return pixels
-    return convert("read_observation", kind, pixels, unit, wanted, UNIT_POWERS[kind])
+    return convert("read_observation", kind, pixels, unit, wanted, NOISE[kind][0])
 
 
 def _read_mask(file, planes, science, mask, bad_bits, plane, max_pixels):

@@ -5,8 +5,10 @@ import warnings
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from astrogen.data.images import (
     MAX_PIXELS,
@@ -19,6 +21,7 @@ from astrogen.data.images import (
 )
 from astrogen.errors import InputError, printable
 from astrogen.noise import robust_sigma
+from astrogen.types import FilePath, Place
 
 SUM_TOLERANCE = 0.01
 CENTRE_TOLERANCE = 0.02  # pixels of the observation
@@ -57,7 +60,7 @@ class PSF:
     pixel_response: float
 
     @cached_property
-    def fwhm(self):
+    def fwhm(self) -> float:
         """Full width at half maximum in arcsec: the diameter of a circle with the area above half
         the maximum.
 
@@ -78,7 +81,7 @@ class PSF:
         return 2 * math.sqrt(area / math.pi) / factor * self.pixel_scale
 
     @cached_property
-    def offset(self):
+    def offset(self) -> Place:
         """(x, y) arcsec of the light's centre from the middle pixel; zero where it cannot be told
         from zero, because of the image's noise or of an asymmetry.
 
@@ -106,7 +109,14 @@ def _interpolation(size, factor):
     return np.fft.ifft(padded, axis=0).real * factor
 
 
-def make_psf(image, *, pixel_scale, pixel_response=None, recentre=False, name="psf"):
+def make_psf(
+    image: npt.ArrayLike,
+    *,
+    pixel_scale: float,
+    pixel_response: float | None = None,
+    recentre: bool = False,
+    name: str = "psf",
+) -> PSF:
     """Check a PSF image and normalise it.
 
     Parameters
@@ -184,7 +194,7 @@ def _as_psf(image, pixel_scale, pixel_response):
     return PSF(image, pixel_scale, pixel_response)
 
 
-def off_centre(psf, pixel_scale):
+def off_centre(psf: PSF, pixel_scale: float) -> str | None:
     """What there is to say about a PSF whose light is not on its middle pixel, or "".
 
     pixel_scale : float, arcsec per pixel of the observation
@@ -290,17 +300,17 @@ def _shifted(image, place):
 
 
 def read_psf(
-    path,
+    path: FilePath,
     *,
-    pixel_scale,
-    oversampling=1,
-    includes_pixel=True,
-    recentre=False,
-    position=None,
-    hdu=None,
-    plane=None,
-    max_pixels=MAX_PIXELS,
-):
+    pixel_scale: float,
+    oversampling: float = 1,
+    includes_pixel: bool = True,
+    recentre: bool = False,
+    position: Place | None = None,
+    hdu: int | str | None = None,
+    plane: int | None = None,
+    max_pixels: int = MAX_PIXELS,
+) -> PSF:
     """Read a PSF: a FITS or .npy image, or a PsfEx model (plain PsfEx, or the merged tables of the
     Legacy Surveys).
 
@@ -355,7 +365,14 @@ def read_psf(
     )
 
 
-def psf_from_model(model, *, pixel_scale, position=None, plane=None, name="psf"):
+def psf_from_model(
+    model: Any,
+    *,
+    pixel_scale: float,
+    position: Place | None = None,
+    plane: int | None = None,
+    name: str = "psf",
+) -> PSF:
     """The PSF that another package's object stands for, recognised by what it offers, so that none
     of them has to be installed.
 
@@ -456,7 +473,7 @@ def _psfex_image(file, model, oversampling, position):
 # --- checks that observation.py shares
 
 
-def check_image(caller, name, image):
+def check_image(caller: str, name: str, image: npt.ArrayLike) -> np.ndarray:
     """The image as an array, or a ValueError if it is no 2-d array of real numbers."""
     image = np.asarray(image)
     if image.ndim != 2 or image.dtype.kind not in "biuf":
@@ -467,7 +484,7 @@ def check_image(caller, name, image):
     return image
 
 
-def check_positive(caller, name, value, meaning):
+def check_positive(caller: str, name: str, value: Any, meaning: str) -> float:
     """The value as a float, or a ValueError if it is no positive finite number."""
     if isinstance(value, (int, float, np.number)) and 0 < value < math.inf:
         return float(value)

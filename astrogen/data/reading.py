@@ -13,10 +13,13 @@ import math
 import os
 import stat
 import zipfile
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
 from astrogen.errors import AstrogenError, InputFileError, lacks_means
+from astrogen.types import FilePath
 
 CHUNK_BYTES = 2**20
 GZIP_MAGIC = b"\x1f\x8b"
@@ -28,7 +31,7 @@ MAX_MEMBERS = 10_000
 
 
 @contextlib.contextmanager
-def only_input_errors(path):
+def only_input_errors(path: FilePath) -> Iterator[None]:
     """Turn whatever a damaged file makes the libraries raise into InputFileError; that the machine
     has no memory or that its disk fails is no fault of the file, and goes on as it is.
     """
@@ -43,7 +46,7 @@ def only_input_errors(path):
 
 
 @contextlib.contextmanager
-def open_regular(path):
+def open_regular(path: FilePath) -> Iterator[Any]:
     """The file opened for reading bytes.
 
     A pipe would wait for its writer and a device may never end: both are refused, and without
@@ -64,7 +67,9 @@ def open_regular(path):
         yield closing.enter_context(os.fdopen(descriptor, "rb"))
 
 
-def read_bytes(path, *, max_bytes, advice="it is not what was asked for"):
+def read_bytes(
+    path: FilePath, *, max_bytes: int, advice: str = "it is not what was asked for"
+) -> bytes:
     """Content of a regular file, decompressed if it is gzip.
 
     Parameters
@@ -102,7 +107,7 @@ def read_bytes(path, *, max_bytes, advice="it is not what was asked for"):
 # --- JSON
 
 
-def read_json(path):
+def read_json(path: FilePath) -> Any:
     """What a file of JSON says; errors as those of `read_bytes`."""
     content = read_bytes(path, max_bytes=MAX_JSON_BYTES)
     try:
@@ -111,7 +116,7 @@ def read_json(path):
         raise InputFileError(path, f"is no JSON that can be used: {error}") from error
 
 
-def parse_json(text):
+def parse_json(text: str | bytes) -> Any:
     """What a text of JSON says, with integers of 64 bits and a bounded depth.
 
     Raises
@@ -144,7 +149,9 @@ def _integer(text):
 # --- arrays
 
 
-def parse_npy(path, content, *, max_values, kinds="biuf"):
+def parse_npy(
+    path: FilePath, content: bytes, *, max_values: int, kinds: str = "biuf"
+) -> np.ndarray:
     """The array of an .npy file in native byte order, its size checked against the header first
     (np.load would allocate).
 
@@ -183,18 +190,20 @@ def parse_npy(path, content, *, max_values, kinds="biuf"):
         return np.array(array, dtype.newbyteorder("="), order="C")
 
 
-def read_npy(path, *, max_bytes, kinds="biuf"):
+def read_npy(path: FilePath, *, max_bytes: int, kinds: str = "biuf") -> np.ndarray:
     """The array of an .npy file; parameters and errors as of `read_bytes` and `parse_npy`."""
     content = read_bytes(path, max_bytes=max_bytes)
     return parse_npy(path, content, max_values=max_bytes, kinds=kinds)
 
 
-def read_npz(path, *, max_bytes, kinds="biuf"):
+def read_npz(path: FilePath, *, max_bytes: int, kinds: str = "biuf") -> dict[str, np.ndarray]:
     """The arrays {name: array} of an .npz file; parameters as of `parse_npz`."""
     return parse_npz(path, read_bytes(path, max_bytes=max_bytes), max_bytes=max_bytes, kinds=kinds)
 
 
-def parse_npz(path, content, *, max_bytes, kinds="biuf", start=""):
+def parse_npz(
+    path: FilePath, content: bytes, *, max_bytes: int, kinds: str = "biuf", start: str = ""
+) -> dict[str, np.ndarray]:
     """The arrays {name: array} of an .npz file, whose sizes are added up before anything is
     decompressed.
 

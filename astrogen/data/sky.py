@@ -2,6 +2,7 @@
 the level, fluxes in units of the noise), and words on a sky that is not flat.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -37,7 +38,7 @@ class Levelled(NamedTuple):
     unit: float
 
 
-def level_off(observation, *, background, unit=None):
+def level_off(observation: Observation, *, background: str, unit: float | None = None) -> Levelled:
     """The Levelled of an observation.
 
     Parameters
@@ -65,7 +66,7 @@ def level_off(observation, *, background, unit=None):
     return Levelled(observation, taken, float(level), float(unit))
 
 
-def noise_unit(observations):
+def noise_unit(observations: Sequence[Observation]) -> float:
     """The power of two next to the noise of a pixel, flux; of several observations to the middle of
     theirs.
     """
@@ -76,7 +77,7 @@ def noise_unit(observations):
     return 2.0 ** round(0.5 * float(np.median(np.log2(variances))))
 
 
-def border_level(observation):
+def border_level(observation: Observation) -> float:
     """Clipped median of the good pixels in the outermost eighth of a stamp: flux per pixel.
 
     Masked pixels do not count, and neighbours that stand on less than about a third of the border
@@ -91,7 +92,7 @@ def _border(observation):
     return chosen if chosen.sum() >= MIN_BORDER_PIXELS else ~observation.mask
 
 
-def clipped_median(pixels):
+def clipped_median(pixels: np.ndarray) -> float:
     """Median of pixels [n], clipped from above and below until nothing changes; float64."""
     pixels = pixels.astype(np.float64)
     for _ in range(20):
@@ -102,7 +103,9 @@ def clipped_median(pixels):
     return float(np.median(pixels))
 
 
-def judge_sky(stamp, light, background, *, error):
+def judge_sky(
+    stamp: Levelled, light: np.ndarray, background: str, *, error: float
+) -> tuple[str, ...]:
     """Sentences on a sky that the fit did not allow for.
 
     Parameters

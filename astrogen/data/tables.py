@@ -22,6 +22,7 @@ from astrogen.data.fits_layout import MAX_COLUMNS, MAX_ROWS
 from astrogen.data.images import MAX_PIXELS, parse_fits, split_path
 from astrogen.data.reading import only_input_errors, read_bytes
 from astrogen.errors import InputFileError
+from astrogen.types import FilePath
 
 MAX_BYTES = 2**30  # of a file, decompressed
 MAX_MEMORY = 2**33  # bytes of a table
@@ -56,7 +57,7 @@ class Source(NamedTuple):
     content: bytes
 
 
-def open_table(path):
+def open_table(path: FilePath) -> Source:
     """The content of a file with a table, once nothing in it can blow up.
 
     Parameters
@@ -85,7 +86,7 @@ def open_table(path):
     return source
 
 
-def read_table(path):
+def read_table(path: FilePath) -> Table:
     """A table, whichever of the formats it is in; of a format of text without types all as text.
 
     Raises
@@ -100,7 +101,7 @@ def read_table(path):
         return typed_table(source)
 
 
-def typed_table(source):
+def typed_table(source: Source) -> Table:
     """The astropy Table of a Source whose format says the types of its columns."""
     if source.kind == "fits":
         table = _read_fits(source)
@@ -249,7 +250,7 @@ def _votable_bytes(given):
 # --- text
 
 
-def split_text(source):
+def split_text(source: Source) -> tuple[list[str], list[np.ndarray]]:
     """(names, cells): the columns of a text table, one array of str each, as they are written."""
     path, text = source.path, source.content.decode("utf-8-sig")
     if "\0" in text:
@@ -269,7 +270,7 @@ def _check_ecsv(source):
     split_text(source)
 
 
-def check_yaml(path, text):
+def check_yaml(path: FilePath, text: str) -> None:
     """Refuse a YAML header that makes more of itself than plain values: many references, objects.
 
     Raises
@@ -325,7 +326,7 @@ def _delimiter(line):
     return next((delimiter for delimiter in DELIMITERS if delimiter in line), " ")
 
 
-def is_number(text):
+def is_number(text: str) -> bool:
     """Whether a text is a finite number as people write it."""
     return bool(re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", text))
 

@@ -9,9 +9,10 @@ import math
 import re
 import warnings
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from astropy.units import (
     Jy,
     Quantity,
@@ -52,7 +53,7 @@ class Brightness(NamedTuple):
     per_flux: float | None
 
 
-def read_unit(unit):
+def read_unit(unit: Any) -> Any:
     """The unit that a header or a user names.
 
     Parameters
@@ -91,12 +92,12 @@ def _powers(unit):
     return dict(zip(parts.bases, parts.powers, strict=True))
 
 
-def is_known(unit):
+def is_known(unit: Any) -> bool:
     """Whether something can be calculated with a unit."""
     return not isinstance(unit, UnrecognizedUnit)
 
 
-def flux_unit(caller, unit):
+def flux_unit(caller: str, unit: Any) -> tuple[Any, float | None]:
     """The unit of the sum over an image's pixels.
 
     Parameters
@@ -163,7 +164,7 @@ def _refuse_sums_without_meaning(caller, unit):
     )
 
 
-def level_or_path(text):
+def level_or_path(text: str) -> Any:
     """What a user gives as a noise level: a number, or one with its unit ("0.5 nJy"), unless a file
     of that name exists.
     """
@@ -175,7 +176,7 @@ def level_or_path(text):
     return level
 
 
-def unit_text(unit, power=1):
+def unit_text(unit: Any, power: int = 1) -> str:
     """A power of a unit (text or Unit) as a FITS header says it."""
     unit = unit if isinstance(unit, UnitBase) else read_unit(unit) if power != 1 else unit
     if isinstance(unit, str):
@@ -186,7 +187,9 @@ def unit_text(unit, power=1):
     return unit.to_string("fits") if _fits_knows(unit) else unit.to_string()
 
 
-def convert(caller, name, numbers, own, wanted, power=1):
+def convert(
+    caller: str, name: str, numbers: npt.ArrayLike, own: Any, wanted: Any, power: int = 1
+) -> Any:
     """Numbers [any shape] of unit `own` in `wanted ** power`.
 
     Raises

@@ -17,6 +17,7 @@ from astrogen.galaxies.result import all_status
 from astrogen.instruments import telescope
 from astrogen.priors import load_prior
 from astrogen.report import write_comparison, write_report
+from astrogen.types import FilePath
 
 STAMP = 35  # pixels of a cutout
 EXPOSURE_SCALE = 0.2  # arcsec per pixel
@@ -28,7 +29,7 @@ PEDESTAL = 4.0
 PADDED = slice((telescope.GRID - 64) // 2, (telescope.GRID + 64) // 2)
 
 
-def run_demo(out, seed):
+def run_demo(out: FilePath, seed: int) -> dict[str, float]:
     """Deconvolve the shipped exposure, print a table of errors against the truth, and write the
     page and its figures.
 

@@ -7,17 +7,19 @@ data_pipelines.demo_map` wrote it.
 
 import time
 from importlib.resources import as_file, files
+from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 
 from astrogen.darkmatter.map_mass import map_mass
-from astrogen.data.field import make_field
+from astrogen.data.field import LensingField, make_field
 from astrogen.data.images import read_planes
 from astrogen.instruments.lensing import make_grid, observe, shear_kernels
 from astrogen.priors import load_prior
 from astrogen.report import write_map_sheet
 from astrogen.report.maps import write_mass_report
+from astrogen.types import FilePath
 
 GALAXIES = 30.0  # per arcmin^2
 SHAPE_NOISE = 0.26  # of one component of a galaxy's ellipticity
@@ -25,7 +27,7 @@ NUM_HOLES, HOLE = 9, 4.5  # bright stars, and their radius in pixels: a tenth of
 OMEGA_M, SIGMA_8 = (0.2, 0.3, 0.4), (0.7, 0.9)
 
 
-def run_demo_maps(out, seed, *, num_draws=128):
+def run_demo_maps(out: FilePath, seed: int, *, num_draws: int = 128) -> dict[str, float]:
     """Draw maps of six cosmologies, map one field, print errors against the truth, and write the
     sheet and the page.
 
@@ -39,6 +41,7 @@ def run_demo_maps(out, seed, *, num_draws=128):
     dict of str -> float: Pearson `r` and `rmse` (over the truth's standard deviation) of astrogen,
     wiener and ks (`r_astrogen`, ...), and `coverage68`
     """
+    out = Path(out)
     began, prior = time.perf_counter(), load_prior("kappa")
     rows = [
         [
@@ -63,6 +66,7 @@ def run_demo_maps(out, seed, *, num_draws=128):
         seed=seed,
     )
     page = write_mass_report(result, out, title="Dark matter of a simulated field")
+    assert result.ks is not None  # the field is of shear
     summary = {
         f"{name}_{method}": score
         for method, image in (
@@ -86,7 +90,7 @@ def run_demo_maps(out, seed, *, num_draws=128):
     return summary
 
 
-def observe_truth(truth, pixel_scale, seed):
+def observe_truth(truth: np.ndarray, pixel_scale: float, seed: int) -> LensingField:
     """Noisy shear of a convergence map [height, width], with holes where stars are; the mass beyond
     the field is taken as empty.
     """

@@ -18,10 +18,10 @@ from astrogen.data.units import is_known
 from astrogen.errors import InputError
 from astrogen.galaxies import posterior
 from astrogen.galaxies.conclude import Colours, Drawn, Grid, make_exposure, make_result, make_source
-from astrogen.galaxies.deconvolve import check_options, provenance_of, seeds_of
+from astrogen.galaxies.deconvolve import check_options, provenance_of
 from astrogen.galaxies.draws import climb_together, draw_alone, draw_mode, draw_together
 from astrogen.galaxies.mode import begin, climb_in_turn
-from astrogen.galaxies.plans import check_overlap, plan_alone, plan_several
+from astrogen.galaxies.plans import check_overlap, plan_alone, plan_several, seeds_of
 from astrogen.galaxies.scene import Scene, light_of, make_galaxy, tensor, whole_light
 from astrogen.priors import load_prior
 from astrogen.processes import refuse_fork

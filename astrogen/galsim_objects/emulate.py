@@ -2,7 +2,10 @@
 number.
 """
 
+import math
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -14,13 +17,23 @@ from astrogen.priors import load_prior
 from astrogen.priors.convergence import MARGIN, draw_latent
 from astrogen.priors.storage import weights_hash
 from astrogen.processes import refuse_fork
+from astrogen.types import FilePath
 
 CHUNK_PIXELS = 2**18  # of the grids that are drawn together
 CHUNK_GALAXIES = 256
 SMALLEST = 16  # pixels, side of a map
 
 
-def draw_maps(num, *, omega_m, sigma_8, shape=None, seed, prior="kappa", extrapolate=False):
+def draw_maps(
+    num: int,
+    *,
+    omega_m: float,
+    sigma_8: float,
+    shape: tuple[int, int] | None = None,
+    seed: int,
+    prior: Any = "kappa",
+    extrapolate: bool = False,
+) -> Iterator[np.ndarray]:
     """Convergence maps of one cosmology, chunk by chunk.
 
     Map i depends on (seed, i) alone, up to the rounding of single precision.
@@ -49,7 +62,7 @@ def draw_maps(num, *, omega_m, sigma_8, shape=None, seed, prior="kappa", extrapo
         )
     prior.check_cosmology(omega_m, sigma_8, extrapolate=extrapolate)
     cosmology = tf.constant([[omega_m, sigma_8]], tf.float32)
-    chunk = max(1, CHUNK_PIXELS // np.prod([side + MARGIN for side in shape]))
+    chunk = max(1, CHUNK_PIXELS // math.prod(side + MARGIN for side in shape))
     draw = tf.function(lambda latent: prior.draw(latent, cosmology), autograph=False)
     return (
         draw(draw_latent(range(start, start + chunk), shape, seed=seed)).numpy()[: num - start]
@@ -57,7 +70,7 @@ def draw_maps(num, *, omega_m, sigma_8, shape=None, seed, prior="kappa", extrapo
     )
 
 
-def draw_galaxies(num, *, seed, prior="galaxy"):
+def draw_galaxies(num: int, *, seed: int, prior: Any = "galaxy") -> Iterator[np.ndarray]:
     """Galaxies of unit flux at the prior's target PSF, chunk by chunk.
 
     Galaxy i depends on (seed, i) alone, up to rounding.
@@ -79,7 +92,17 @@ def draw_galaxies(num, *, seed, prior="galaxy"):
     return (one_chunk(start) for start in range(0, num, CHUNK_GALAXIES))
 
 
-def write_maps(path, num, *, omega_m, sigma_8, shape=None, seed, prior="kappa", extrapolate=False):
+def write_maps(
+    path: FilePath,
+    num: int,
+    *,
+    omega_m: float,
+    sigma_8: float,
+    shape: tuple[int, int] | None = None,
+    seed: int,
+    prior: Any = "kappa",
+    extrapolate: bool = False,
+) -> None:
     """Write `draw_maps` to a cube [num, height, width], .fits or .npy, as they come; the file
     appears when it is whole.
 
@@ -111,7 +134,7 @@ def write_maps(path, num, *, omega_m, sigma_8, shape=None, seed, prior="kappa", 
     return _write(path, num, shape or prior.image_shape, header, chunks)
 
 
-def write_galaxies(path, num, *, seed, prior="galaxy"):
+def write_galaxies(path: FilePath, num: int, *, seed: int, prior: Any = "galaxy") -> None:
     """Write `draw_galaxies` to a cube [num, height, width], .fits or .npy, as they come; the file
     appears when it is whole.
     """

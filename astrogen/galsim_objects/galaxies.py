@@ -6,9 +6,11 @@ to be the broader one.
 """
 
 import math
+from typing import Any
 
 import galsim
 import numpy as np
+import numpy.typing as npt
 
 from astrogen.errors import InputError
 
@@ -39,15 +41,15 @@ class AstrogenGalaxy(galsim.Convolution):
 
     def __init__(
         self,
-        latent,
+        latent: npt.ArrayLike,
         *,
-        flux=1.0,
-        band=None,
-        half_light_radius=None,
-        prior_scale=None,
-        prior="galaxy",
-        gsparams=None,
-    ):
+        flux: float = 1.0,
+        band: str | None = None,
+        half_light_radius: float | None = None,
+        prior_scale: float | None = None,
+        prior: Any = "galaxy",
+        gsparams: Any = None,
+    ) -> None:
         prior = _load(prior)
         latent = np.asarray(latent, np.float32)
         sizes = prior.latent_size, sum(prior.draw_sizes)
@@ -116,10 +118,10 @@ class AstrogenCatalog:
 
     _req_params = {"num": int}
     _opt_params = {"prior": str}
-    _single_params = []
+    _single_params: list[dict[str, type]] = []
     _takes_rng = True
 
-    def __init__(self, num, *, rng, prior="galaxy"):
+    def __init__(self, num: int, *, rng: Any, prior: Any = "galaxy") -> None:
         if num < 1:
             raise InputError(
                 f"AstrogenCatalog: num must be at least 1, got {num}; give the number of galaxies"
@@ -128,20 +130,20 @@ class AstrogenCatalog:
         # One stream of random numbers for each chunk: galaxy 7 is the same whatever else is asked
         # for.
         self._seeds = [rng.raw() for _ in range(-(-self.nobjects // CHUNK))]
-        self._chunk, self._images = None, None
+        self._chunk, self._images = -1, np.empty(0)
 
-    def getNObjects(self):
+    def getNObjects(self) -> int:
         """The number of galaxies, as GalSim asks for it."""
         return self.nobjects
 
-    def latents(self, chunk):
+    def latents(self, chunk: int) -> np.ndarray:
         """Standard normals [CHUNK, d + k] of one chunk of the catalogue."""
         size = sum(self.prior.draw_sizes)
         numbers = np.empty(CHUNK * size)
         galsim.GaussianDeviate(self._seeds[chunk]).generate(numbers)
         return numbers.reshape(CHUNK, size).astype(np.float32)
 
-    def image(self, index):
+    def image(self, index: int) -> np.ndarray:
         """Image [height, width] of unit flux of galaxy `index`, at the prior's target PSF."""
         if not 0 <= index < self.nobjects:
             raise IndexError(
@@ -156,8 +158,15 @@ class AstrogenCatalog:
         return self._images[index % CHUNK]
 
     def galaxy(
-        self, index, *, flux=1.0, band=None, half_light_radius=None, prior_scale=None, gsparams=None
-    ):
+        self,
+        index: int,
+        *,
+        flux: float = 1.0,
+        band: str | None = None,
+        half_light_radius: float | None = None,
+        prior_scale: float | None = None,
+        gsparams: Any = None,
+    ) -> AstrogenGalaxy:
         """Galaxy `index` as an AstrogenGalaxy; the options are its."""
         return AstrogenGalaxy._of_image(
             self.image(index),
@@ -170,7 +179,7 @@ class AstrogenCatalog:
         )
 
 
-def decode(prior, latent):
+def decode(prior: Any, latent: npt.ArrayLike) -> np.ndarray:
     """Images [batch, height, width] of unit flux; latent [batch, d], or [batch, d + k] with the
     residual's normals.
     """

@@ -2,6 +2,8 @@
 positions, as `galsim.PowerSpectrum` offers them.
 """
 
+from typing import Any
+
 import galsim
 import numpy as np
 
@@ -30,7 +32,14 @@ class KappaMap:
         scale.
     """
 
-    def __init__(self, kappa, *, pixel_scale, shape=None, centre=galsim.PositionD(0, 0)):
+    def __init__(
+        self,
+        kappa: np.ndarray,
+        *,
+        pixel_scale: float,
+        shape: Any = None,
+        centre: galsim.PositionD = galsim.PositionD(0, 0),
+    ) -> None:
         from astrogen.instruments.lensing import shear_kernels
 
         kappa = np.asarray(kappa, np.float64)
@@ -57,7 +66,16 @@ class KappaMap:
         self._tables = [self._table(plane) for plane in (gamma1, gamma2, kappa)]
 
     @classmethod
-    def draw(cls, rng, *, omega_m, sigma_8, size=64, prior="kappa", extrapolate=False):
+    def draw(
+        cls,
+        rng: Any,
+        *,
+        omega_m: float,
+        sigma_8: float,
+        size: int = 64,
+        prior: Any = "kappa",
+        extrapolate: bool = False,
+    ) -> "KappaMap":
         """A map of `size` pixels a side, drawn from a prior with GalSim's random numbers.
 
         Parameters
@@ -79,7 +97,7 @@ class KappaMap:
             x + self.centre.x, y + self.centre.y, part, interpolant="cubic", edge_mode="raise"
         )
 
-    def getLensing(self, pos):
+    def getLensing(self, pos: Any) -> tuple[Any, Any, Any]:
         """Reduced shear (g1, g2) and magnification at positions in arcsec: PositionD, (x, y), or
         (array, array).
         """
@@ -87,17 +105,17 @@ class KappaMap:
         g1, g2 = gamma1 / (1 - kappa), gamma2 / (1 - kappa)
         return g1, g2, 1 / ((1 - kappa) ** 2 - gamma1**2 - gamma2**2)
 
-    def getShear(self, pos, reduced=True):
+    def getShear(self, pos: Any, reduced: bool = True) -> tuple[Any, Any]:
         """(g1, g2), or (gamma1, gamma2) where `reduced` is not set."""
         if reduced:
             return self.getLensing(pos)[:2]
         return tuple(self._at(table, pos) for table in self._tables[:2])
 
-    def getConvergence(self, pos):
+    def getConvergence(self, pos: Any) -> Any:
         """The convergence kappa."""
         return self._at(self._tables[2], pos)
 
-    def getMagnification(self, pos):
+    def getMagnification(self, pos: Any) -> Any:
         """The magnification mu."""
         return self.getLensing(pos)[2]
 
@@ -114,10 +132,19 @@ class DrawnKappaMap(KappaMap):
 
     _req_params = {"omega_m": float, "sigma_8": float}
     _opt_params = {"prior": str, "size": int, "extrapolate": bool}
-    _single_params = []
+    _single_params: list[dict[str, type]] = []
     _takes_rng = True
 
-    def __init__(self, rng, *, omega_m, sigma_8, size=64, prior="kappa", extrapolate=False):
+    def __init__(
+        self,
+        rng: Any,
+        *,
+        omega_m: float,
+        sigma_8: float,
+        size: int = 64,
+        prior: Any = "kappa",
+        extrapolate: bool = False,
+    ) -> None:
         super().__init__(**_drawn(rng, omega_m, sigma_8, size, prior, extrapolate))
 
 

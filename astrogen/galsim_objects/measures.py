@@ -2,12 +2,14 @@
 
 import math
 from functools import lru_cache
+from typing import Any
 
 import galsim
 import numpy as np
 
-from astrogen.data.psf import make_psf
+from astrogen.data.psf import PSF, make_psf
 from astrogen.errors import InputError
+from astrogen.types import Place
 
 FINENESS = 3  # of the interpolation on which the half-light radius is counted
 REACH = 8  # pixels about the centre in which half of the light is looked for first
@@ -20,7 +22,9 @@ FARTHEST = (
 )
 
 
-def psf_from_galsim(gsobject, *, pixel_scale, oversampling=4, num_pixels=127):
+def psf_from_galsim(
+    gsobject: Any, *, pixel_scale: float, oversampling: int = 4, num_pixels: int = 127
+) -> PSF:
     """Draw a GalSim object as a PSF without pixel response, on a grid finer than the observation's.
 
     The image is large enough for all but 1e-5 of the light, or `num_pixels` observed pixels wide,
@@ -81,7 +85,9 @@ def psf_from_galsim(gsobject, *, pixel_scale, oversampling=4, num_pixels=127):
     )
 
 
-def measure_image(image, *, pixel_scale, place=None, flux=None):
+def measure_image(
+    image: np.ndarray, *, pixel_scale: float, place: Place | None = None, flux: float | None = None
+) -> tuple[float, float, float, float]:
     """Measure an image without noise: flux, half-light radius and adaptive-moment ellipticity of
     the galaxy at a place.
 
@@ -108,10 +114,10 @@ def measure_image(image, *, pixel_scale, place=None, flux=None):
     image = np.asarray(image, np.float64)
     flux = image.sum() if flux is None else float(flux)
     middle = (np.array(image.shape[::-1]) - 1) / 2
-    place = None if place is None else np.asarray(place, np.float64) / pixel_scale + middle
+    start = None if place is None else np.asarray(place, np.float64) / pixel_scale + middle
     if not flux > 0:
         return flux, math.nan, math.nan, math.nan
-    centre, e1, e2 = _adaptive_moments(image, place)
+    centre, e1, e2 = _adaptive_moments(image, start)
     if centre is None:
         return flux, math.nan, e1, e2
     return flux, _half_light_radius(image, tuple(centre), 0.5 * flux) * pixel_scale, e1, e2

@@ -51,7 +51,7 @@ class Fit(NamedTuple):
     num_good: int
 
 
-NO_FIT = Fit(*[math.nan] * 7, place=(0, 0), num_good=0)  # of what could not be fitted
+NO_FIT = Fit(*(math.nan,) * 7, place=(0, 0), num_good=0)  # of what could not be fitted
 
 
 def compare(residual, source, observation, *, num_fitted=0.0):

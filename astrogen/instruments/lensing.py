@@ -21,6 +21,8 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from astrogen.types import Tensor
+
 MARGIN = 16  # pixels of the periodic grid on each side of the field, at least
 FWHM_PER_SIGMA = float(np.sqrt(8 * np.log(2)))
 
@@ -36,17 +38,17 @@ class Grid(NamedTuple):
     m: int
 
     @property
-    def top(self):
+    def top(self) -> int:
         """First row of the field."""
         return (self.n - self.height) // 2
 
     @property
-    def left(self):
+    def left(self) -> int:
         """First column of the field."""
         return (self.m - self.width) // 2
 
 
-def make_grid(shape, *, margin=MARGIN):
+def make_grid(shape: tuple[int, int], *, margin: int = MARGIN) -> Grid:
     """The smallest Grid with at least `margin` pixels on every side of a field of `shape`, and
     sides that Fourier transforms are fast on.
     """
@@ -65,12 +67,12 @@ def _fast_even(size):
         size += 1
 
 
-def crop(maps, grid):
+def crop(maps: Tensor, grid: Grid) -> Tensor:
     """The field [..., height, width] of maps [..., n, m]."""
     return maps[..., grid.top : grid.top + grid.height, grid.left : grid.left + grid.width]
 
 
-def embed(maps, grid):
+def embed(maps: Tensor, grid: Grid) -> Tensor:
     """Maps [..., n, m] that are those of the field [..., height, width] inside it and zero around
     it.
     """
@@ -78,7 +80,7 @@ def embed(maps, grid):
     return tf.pad(maps, [[0, 0]] * (len(maps.shape) - 2) + [[grid.top, below], [grid.left, right]])
 
 
-def shear_kernels(n, m):
+def shear_kernels(n: int, m: int) -> np.ndarray:
     """Fourier kernels [2, n, m // 2 + 1], float32, from convergence to (gamma1, gamma2) on the
     half-plane of a real transform.
 
@@ -93,7 +95,7 @@ def shear_kernels(n, m):
     return np.stack([gamma1, gamma2]).astype(np.float32)
 
 
-def beam_kernel(n, m, fwhm):
+def beam_kernel(n: int, m: int, fwhm: float) -> np.ndarray:
     """Fourier kernel [1, n, m // 2 + 1], float32, of a Gaussian beam of FWHM `fwhm` in pixels; ones
     where it is 0.
     """
@@ -101,14 +103,14 @@ def beam_kernel(n, m, fwhm):
     return np.exp(-0.5 * (k * fwhm / FWHM_PER_SIGMA) ** 2).astype(np.float32)[None]
 
 
-def filtered(maps, kernel):
+def filtered(maps: Tensor, kernel: Tensor) -> Tensor:
     """Periodic maps [..., n, m] times a real kernel [..., n, m // 2 + 1] in Fourier space."""
     return tf.signal.irfft2d(
         tf.signal.rfft2d(maps) * tf.cast(kernel, tf.complex64), maps.shape[-2:]
     )
 
 
-def observe(kappa, kernels, grid):
+def observe(kappa: Tensor, kernels: Tensor, grid: Grid) -> Tensor:
     """What is seen of the convergence in the field: (gamma1, gamma2), or the beam-smoothed
     convergence.
 
@@ -126,12 +128,12 @@ def observe(kappa, kernels, grid):
     return crop(filtered(kappa[..., None, :, :], kernels), grid)
 
 
-def observe_adjoint(maps, kernels, grid):
+def observe_adjoint(maps: Tensor, kernels: Tensor, grid: Grid) -> Tensor:
     """The transpose of `observe`: maps [..., plane, height, width] to [..., n, m]."""
     return tf.reduce_sum(filtered(embed(maps, grid), kernels), -3)
 
 
-def kaiser_squires(shear, grid, *, smoothing=0.0):
+def kaiser_squires(shear: np.ndarray, grid: Grid, *, smoothing: float = 0.0) -> np.ndarray:
     """Convergence from shear by direct inversion (Kaiser & Squires 1993), E and B modes.
 
     What lies outside the field, and masked pixels (zero here), count as no shear: amplitudes near

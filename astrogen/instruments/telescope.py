@@ -14,8 +14,12 @@ Geometry: both grids are measured in arcsec from the centre of the observed stam
 position of the prior image's centre, (x, y).
 """
 
+from typing import Any
+
 import numpy as np
 import tensorflow as tf
+
+from astrogen.types import Place, Tensor
 
 # side of the padded grid, in prior pixels: twice the prior's stamp, so that nothing wraps around
 # onto the galaxy
@@ -25,7 +29,7 @@ WAVES, HALF_WAVES = np.fft.fftfreq(GRID, 1 / GRID), np.arange(GRID // 2 + 1)
 NEGLIGIBLE = 1e-10  # share of the largest power below which a wave is left out
 
 
-def target_transform(frequency, target_fwhm):
+def target_transform(frequency: Any, target_fwhm: float) -> Any:
     """Fourier transform of the Gaussian target PSF at angular frequencies [...] in
     radian/arcsec.
     """
@@ -33,7 +37,9 @@ def target_transform(frequency, target_fwhm):
     return np.exp(-0.5 * (sigma * frequency) ** 2)
 
 
-def psf_transform(psf_image, psf_scale, frequency_x, frequency_y):
+def psf_transform(
+    psf_image: np.ndarray, psf_scale: float, frequency_x: np.ndarray, frequency_y: np.ndarray
+) -> np.ndarray:
     """Fourier transform of a sampled PSF, by direct summation over its pixels.
 
     Zero beyond the Nyquist frequency of the PSF image's own grid, where the samples say nothing.
@@ -60,7 +66,7 @@ def psf_transform(psf_image, psf_scale, frequency_x, frequency_y):
     return along @ psf_image @ across.T
 
 
-def grid_frequencies(prior_scale):
+def grid_frequencies(prior_scale: float) -> tuple[np.ndarray, np.ndarray]:
     """Angular frequencies (radian/arcsec) of the padded grid: (x [GRID // 2 + 1], y [GRID])."""
     return 2 * np.pi * np.fft.rfftfreq(GRID, prior_scale), 2 * np.pi * np.fft.fftfreq(
         GRID, prior_scale
@@ -68,8 +74,14 @@ def grid_frequencies(prior_scale):
 
 
 def kernel_transform(
-    psf_image, *, psf_scale, pixel_response, pixel_scale, prior_scale, target_fwhm
-):
+    psf_image: np.ndarray,
+    *,
+    psf_scale: float,
+    pixel_response: float,
+    pixel_scale: float,
+    prior_scale: float,
+    target_fwhm: float,
+) -> np.ndarray:
     """Fourier transform of (observed PSF with the pixel response) / (target PSF) on the padded
     grid.
 
@@ -108,7 +120,7 @@ def _box_ratio(frequency, wanted, contained):
     )
 
 
-def padded_transform(images):
+def padded_transform(images: Tensor) -> Tensor:
     """Fourier transform of images [..., height, width], flux per prior pixel, in the middle of the
     padded grid: Tensor [..., GRID, GRID // 2 + 1], complex64.
     """
@@ -123,7 +135,13 @@ def padded_transform(images):
     )
 
 
-def interpolation_matrix(num_pixels, pixel_scale, prior_scale, shift, grid=GRID):
+def interpolation_matrix(
+    num_pixels: int,
+    pixel_scale: float | Tensor,
+    prior_scale: float | Tensor,
+    shift: Tensor,
+    grid: int = GRID,
+) -> Tensor:
     """Rows of a band-limited interpolation from the padded prior grid to the centres of the
     observed pixels along one axis.
 
@@ -174,7 +192,7 @@ def _dirichlet(offset, grid):
     return tf.where(near, 1.0 - (np.pi**2 / 6 + np.pi**2 / (3 * grid**2)) * period**2, value)
 
 
-def sample(convolved, rows, columns, flux_scale):
+def sample(convolved: Tensor, rows: Tensor, columns: Tensor, flux_scale: Tensor) -> Tensor:
     """Observed flux per pixel from images on the padded grid.
 
     Parameters
@@ -194,7 +212,16 @@ def sample(convolved, rows, columns, flux_scale):
     return tf.matmul(tf.matmul(rows, convolved), columns, transpose_b=True) * scale
 
 
-def render(images, kernels, *, shape, pixel_scale, prior_scale, shift, background=0.0):
+def render(
+    images: Tensor,
+    kernels: Tensor,
+    *,
+    shape: tuple[int, int],
+    pixel_scale: float | Tensor,
+    prior_scale: float | Tensor,
+    shift: Tensor,
+    background: float | Tensor = 0.0,
+) -> Tensor:
     """What the telescope records of galaxies given at the prior's resolution.
 
     The trigonometric interpolation is a sum over waves. It is taken as two matrix products that all
@@ -274,18 +301,18 @@ def _seen(shape, moved, ratio):
 
 
 def see_affine(
-    spectrum,
-    psf_image,
+    spectrum: np.ndarray,
+    psf_image: np.ndarray,
     *,
-    psf_scale,
-    pixel_response,
-    pixel_scale,
-    prior_scale,
-    target_fwhm,
-    matrix,
-    centre,
-    shape,
-):
+    psf_scale: float,
+    pixel_response: float,
+    pixel_scale: float,
+    prior_scale: float,
+    target_fwhm: float,
+    matrix: np.ndarray,
+    centre: Place,
+    shape: tuple[int, int],
+) -> np.ndarray:
     """What an exposure records of images of unit flux scale whose grid is turned, mirrored or
     sheared against its pixels.
 
@@ -363,7 +390,7 @@ def _psf_at(psf_image, psf_scale, frequency_x, frequency_y):
     return values
 
 
-def move(images, shift, prior_scale):
+def move(images: Tensor, shift: Tensor, prior_scale: float) -> np.ndarray:
     """Images [draw, height, width] moved together by `shift` (x, y) arcsec on their own grid,
     band-limited; light that leaves the stamp is lost.
 

@@ -5,6 +5,7 @@ target PSF, or into maps of the convergence.
 import math
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import tensorflow as tf
 
@@ -14,6 +15,7 @@ from astrogen.priors.convolutional import convolutional_prior
 from astrogen.priors.galaxy import basis_prior
 from astrogen.priors.storage import CARD, read_card, read_weights, weights_hash
 from astrogen.processes import refuse_fork
+from astrogen.types import FilePath
 
 SHIPPED = Path(__file__).parent / "weights"
 WEIGHTS = "weights"  # what training calls the folder of the weights in its own
@@ -38,7 +40,7 @@ SIZES = {  # of networks and images, several times those of the shipped priors
 }
 
 
-def load_prior(name):
+def load_prior(name: FilePath) -> Any:
     """A prior that is shipped with the package, or one from a folder that `astrogen train` wrote.
 
     Never uses the network. Loaded once per process: the same folder with the same content gives the
@@ -158,6 +160,6 @@ def _find(name):
     )
 
 
-def shipped_priors():
+def shipped_priors() -> list[str]:
     """Names of the priors that come with the package."""
     return sorted(path.parent.name for path in SHIPPED.glob("*/card.json"))

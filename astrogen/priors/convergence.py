@@ -15,16 +15,19 @@ Everything is a smooth function of the latent and of the cosmology (Omega_m, sig
 lambda and the mean of g are biquadratic polynomials of their logarithms.
 """
 
+from collections.abc import Mapping
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 
 from astrogen.errors import InputError
 from astrogen.priors.correction import Correction
 from astrogen.priors.grid_power import ARCMIN, grid_power, pixel_covariance, pixel_variance
 from astrogen.priors.storage import refuse_change
+from astrogen.types import Tensor
 
 MEMBERS = ("network", "gaussian", "lognormal")
 CENTRE = (0.3, 0.8)  # Omega_m and sigma_8 where the polynomials are expanded
@@ -62,6 +65,16 @@ class Change(NamedTuple):
     mean: np.ndarray
 
 
+class MapFrame(NamedTuple):
+    """The maps that a prior learned from: pixel_scale, arcmin per pixel; image_shape (height,
+    width); cosmology_range {"omega_m": (low, high), "sigma_8": (low, high)}.
+    """
+
+    pixel_scale: float
+    image_shape: tuple[int, int]
+    cosmology_range: Mapping[str, tuple[float, float]]
+
+
 class GridTable(NamedTuple):
     """A field on one grid, as polynomials of the cosmology: log_power [TERMS, n, m // 2 + 1] of g
     and log_kappa_power of the convergence, steradian; mean and log_std [TERMS] of the lognormal
@@ -89,9 +102,7 @@ class ConvergencePrior:
     log_shift : array [TERMS], of lambda
     change : Change, or None without a network
     network : Correction or None
-    pixel_scale : float, arcmin per pixel
-    image_shape : (height, width), of the maps that the network learned from
-    cosmology_range : {"omega_m": (low, high), "sigma_8": (low, high)}
+    frame : MapFrame
     card : dict
     """
 
@@ -100,28 +111,27 @@ class ConvergencePrior:
     def __init__(
         self,
         *,
-        kind,
-        name,
-        theory,
-        log_shift,
-        change,
-        network,
-        pixel_scale,
-        image_shape,
-        cosmology_range,
-        card,
-    ):
-        self.kind, self.name, self.pixel_scale = kind, name, pixel_scale
-        self.image_shape = tuple(image_shape)
+        kind: str,
+        name: str,
+        theory: Any,
+        log_shift: np.ndarray,
+        change: Any,
+        network: Any,
+        frame: MapFrame,
+        card: dict[str, Any],
+    ) -> None:
+        self.kind, self.name, self.pixel_scale = kind, name, frame.pixel_scale
+        height, width = frame.image_shape
+        self.image_shape = (int(height), int(width))
         self.cosmology_range = {
-            parameter: tuple(limits) for parameter, limits in cosmology_range.items()
+            parameter: tuple(limits) for parameter, limits in frame.cosmology_range.items()
         }
         self.card, self.network = card, network
         self.theory = Theory(*(np.asarray(part, np.float64) for part in theory))
         self.change = change and Change(*(np.asarray(part, np.float64) for part in change))
         self.log_shift = np.asarray(log_shift, np.float64)
 
-    def kappa_spectrum(self, l, cosmology):
+    def kappa_spectrum(self, l: npt.ArrayLike, cosmology: npt.ArrayLike) -> np.ndarray:
         """Spectrum [batch, ...] (steradian) of the convergence itself, before pixels, at multipoles
         l [...]; constant beyond the first and last knot.
         """
@@ -129,17 +139,19 @@ class ConvergencePrior:
         weights = _constant(hat_weights(l, self.theory.log_l))
         return tf.exp(tf.einsum("bk,...k->b...", knots, weights))
 
-    def kappa_power(self, n, m, cosmology):
+    def kappa_power(self, n: int, m: int, cosmology: npt.ArrayLike) -> np.ndarray:
         """Power [batch, n, m // 2 + 1] (steradian) of the convergence on a periodic grid of pixels:
         what a Wiener filter uses.
         """
         return tf.exp(_polynomial(grid_table(self, n, m).log_kappa_power, cosmology))
 
-    def shift(self, cosmology):
+    def shift(self, cosmology: Tensor) -> Tensor:
         """lambda [batch]: no convergence is below its negative."""
         return tf.exp(_polynomial(self.log_shift, cosmology))
 
-    def moments(self, cosmology, shape=None):
+    def moments(
+        self, cosmology: Tensor, shape: tuple[int, int] | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation [batch, 1, 1] of the lognormal field's g, the network's unit,
         on a grid (by default that of the maps it learned from).
         """
@@ -147,18 +159,19 @@ class ConvergencePrior:
         mean, log_std = (_polynomial(part, cosmology) for part in (table.mean, table.log_std))
         return mean[:, None, None], tf.exp(log_std)[:, None, None]
 
-    def kappa_std(self, cosmology):
+    def kappa_std(self, cosmology: Tensor) -> Tensor:
         """Standard deviation [batch, 1, 1] of a pixel."""
         return tf.exp(_polynomial(grid_table(self, *self.grid_shape).log_kappa_std, cosmology))[
             :, None, None
         ]
 
     @property
-    def grid_shape(self):
+    def grid_shape(self) -> tuple[int, int]:
         """Sides of the periodic grid that maps of `image_shape` are cut from."""
-        return tuple(side + MARGIN for side in self.image_shape)
+        height, width = self.image_shape
+        return height + MARGIN, width + MARGIN
 
-    def colour(self, latent, cosmology):
+    def colour(self, latent: Tensor, cosmology: Tensor) -> Tensor:
         """The field g [batch, n, m]."""
         n, m = latent.shape[-2:]
         log_power = _polynomial(grid_table(self, n, m).log_power, cosmology)
@@ -168,7 +181,7 @@ class ConvergencePrior:
         field = tf.signal.irfft2d(tf.signal.rfft2d(latent) * tf.cast(gain, tf.complex64), [n, m])
         return field if self.kind == "gaussian" else field + self.mean_of_log(n, m, cosmology)
 
-    def decode(self, latent, cosmology):
+    def decode(self, latent: Tensor, cosmology: Tensor) -> Tensor:
         """The convergence [batch, n, m]."""
         field = self.colour(latent, cosmology)
         return (
@@ -177,7 +190,7 @@ class ConvergencePrior:
             else tf.exp(self.log_map(field, cosmology)) - self.shift(cosmology)[:, None, None]
         )
 
-    def log_map(self, field, cosmology, *, network=None):
+    def log_map(self, field: Tensor, cosmology: Tensor, *, network: Any = None) -> Tensor:
         """log(kappa + lambda) [batch, n, m] of a coloured field g: the field itself, and for the
         network its correction, or by another network.
         """
@@ -188,7 +201,7 @@ class ConvergencePrior:
         unit = (field - self.mean_of_log(n, m, cosmology)) / std
         return field + std * (network or self.network)(unit, scaled_cosmology(cosmology))
 
-    def mean_of_log(self, n, m, cosmology):
+    def mean_of_log(self, n: int, m: int, cosmology: Tensor) -> Tensor:
         """The mean [batch, 1, 1] of g on a grid."""
         mean, _ = self.moments(cosmology, (n, m))
         if self.kind == "network":
@@ -208,7 +221,16 @@ class ConvergencePrior:
             "bij,ni,mj->bnm", lags, along_y, along_x
         )
 
-    def sample(self, num, *, omega_m, sigma_8, shape=None, seed, extrapolate=False):
+    def sample(
+        self,
+        num: int,
+        *,
+        omega_m: float,
+        sigma_8: float,
+        shape: tuple[int, int] | None = None,
+        seed: int,
+        extrapolate: bool = False,
+    ) -> Tensor:
         """Draw maps of one cosmology, cut from larger periodic grids so that opposite edges know
         nothing of each other.
 
@@ -233,7 +255,7 @@ class ConvergencePrior:
             tf.constant([[omega_m, sigma_8]], tf.float32),
         )
 
-    def draw(self, latent, cosmology):
+    def draw(self, latent: Tensor, cosmology: Tensor) -> Tensor:
         """Maps [batch, n - MARGIN, m - MARGIN] cut from the periodic grids of `latent` [batch, n,
         m].
         """
@@ -241,7 +263,14 @@ class ConvergencePrior:
             :, : latent.shape[1] - MARGIN, : latent.shape[2] - MARGIN
         ]
 
-    def check_cosmology(self, omega_m, sigma_8, *, extrapolate=False, advice=EXTRAPOLATE):
+    def check_cosmology(
+        self,
+        omega_m: float,
+        sigma_8: float,
+        *,
+        extrapolate: bool = False,
+        advice: str = EXTRAPOLATE,
+    ) -> bool:
         """Is the cosmology inside the range that the prior was fitted in?
 
         Parameters
@@ -275,7 +304,7 @@ class ConvergencePrior:
         return inside
 
 
-def polynomial_terms(cosmology):
+def polynomial_terms(cosmology: Tensor) -> Tensor:
     """The terms 1, x, y, x^2, x y, y^2, x^2 y, x y^2, x^2 y^2 [batch, TERMS] with x = ln(Omega_m /
     0.3), y = ln(sigma_8 / 0.8).
     """
@@ -283,7 +312,7 @@ def polynomial_terms(cosmology):
     return tf.stack(_monomials(*tf.unstack(scaled, axis=-1)), -1)
 
 
-def exact_terms(cosmology):
+def exact_terms(cosmology: npt.ArrayLike) -> np.ndarray:
     """`polynomial_terms` in double precision, by NumPy."""
     return np.stack(_monomials(*np.log(np.asarray(cosmology, np.float64) / CENTRE).T), -1)
 
@@ -292,7 +321,7 @@ def _monomials(x, y):
     return [x * 0 + 1, x, y, x * x, x * y, y * y, x * x * y, x * y * y, x * x * y * y]
 
 
-def change_terms(cosmology):
+def change_terms(cosmology: Tensor) -> Tensor:
     """The products x^a y^b [batch, CHANGE_TERMS], a and b from 0 to CHANGE_ORDER, of the scaled
     cosmology.
     """
@@ -301,7 +330,7 @@ def change_terms(cosmology):
     return tf.stack([x**a * y**b for a in orders for b in orders], -1)
 
 
-def change_design(cosmology_range):
+def change_design(cosmology_range: Any) -> np.ndarray:
     """The cosmologies [CHANGE_TERMS, 2] of a range that the polynomials of a Change are fixed by,
     denser towards its ends.
     """
@@ -311,9 +340,12 @@ def change_design(cosmology_range):
     return np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 2)
 
 
-def design(cosmology_range):
+def design(cosmology_range: Any) -> np.ndarray:
     """The nine cosmologies [TERMS, 2] of a range that biquadratic polynomials are fixed by."""
-    limits = [np.linspace(*cosmology_range[name], 3) for name in ("omega_m", "sigma_8")]
+    limits = [
+        np.linspace(low, high, 3)
+        for low, high in (cosmology_range[name] for name in ("omega_m", "sigma_8"))
+    ]
     return np.stack(np.meshgrid(*limits, indexing="ij"), -1).reshape(-1, 2)
 
 
@@ -327,7 +359,7 @@ def _constant(array):
 
 
 @lru_cache(maxsize=8)
-def grid_table(prior, n, m):
+def grid_table(prior: ConvergencePrior, n: int, m: int) -> GridTable:
     """The GridTable of a prior, exact at the nine cosmologies of its range."""
     points, shape, scale = design(prior.cosmology_range), (n, m), prior.pixel_scale
     terms = exact_terms(points)
@@ -352,14 +384,14 @@ def grid_table(prior, n, m):
     return GridTable(*(np.tensordot(inverse, value, 1).astype(np.float32) for value in values))
 
 
-def scaled_cosmology(cosmology):
+def scaled_cosmology(cosmology: Tensor) -> Tensor:
     """The cosmology [batch, 2] as networks see it: of order one over the range."""
     return tf.math.log(
         tf.convert_to_tensor(cosmology, tf.float32) / tf.constant(CENTRE)
     ) / tf.constant([0.3, 0.25])
 
 
-def multipoles(n, m, pixel_scale):
+def multipoles(n: int, m: int, pixel_scale: float) -> np.ndarray:
     """l = |2 pi k / theta| [n, m // 2 + 1] on the half-plane of a real transform; pixel_scale in
     arcmin per pixel.
     """
@@ -368,7 +400,7 @@ def multipoles(n, m, pixel_scale):
     return np.hypot(ky[:, None], kx)
 
 
-def hat_weights(l, log_l):
+def hat_weights(l: npt.ArrayLike, log_l: np.ndarray) -> np.ndarray:
     """Weights [..., knots] of linear interpolation in log l, at multipoles l [...]; constant beyond
     the first and last knot.
     """
@@ -378,7 +410,7 @@ def hat_weights(l, log_l):
     )
 
 
-def draw_latent(indices, shape, *, seed):
+def draw_latent(indices: Tensor, shape: tuple[int, int], *, seed: Any) -> Tensor:
     """White noise [num, height + MARGIN, width + MARGIN] for maps of a shape; that of index i
     depends on (seed, i) alone.
     """
@@ -387,12 +419,12 @@ def draw_latent(indices, shape, *, seed):
 
 
 @lru_cache(maxsize=8)
-def change_weights(n, m, pixel_scale, log_l):
+def change_weights(n: int, m: int, pixel_scale: float, log_l: tuple[float, ...]) -> np.ndarray:
     """Weights [n, m // 2 + 1, knots] of a Change's round gains on the modes of a grid."""
     return hat_weights(multipoles(n, m, pixel_scale), np.array(log_l))
 
 
-def lag_pairs():
+def lag_pairs() -> np.ndarray:
     """Where each of a Change's lags stands [LAGS, REACH + 1, REACH + 1] among the products
     cos(i ky) cos(j kx): at (i, j) and (j, i), not both zero, for a grid has no preferred axis.
     """
@@ -403,7 +435,7 @@ def lag_pairs():
     return pairs[1:]
 
 
-def lag_cosines(n, m):
+def lag_cosines(n: int, m: int) -> tuple[np.ndarray, np.ndarray]:
     """cos(i k) at the frequencies of a grid's half-plane, along y [n, REACH + 1] and along x
     [m // 2 + 1, REACH + 1].
     """
@@ -411,7 +443,9 @@ def lag_cosines(n, m):
     return np.cos(np.fft.fftfreq(n)[:, None] * lags), np.cos(np.fft.rfftfreq(m)[:, None] * lags)
 
 
-def convergence_prior(card, arrays, member="network"):
+def convergence_prior(
+    card: dict[str, Any], arrays: dict[str, dict[str, np.ndarray]], member: str = "network"
+) -> ConvergencePrior:
     """The prior that a card and its arrays describe (see `astrogen.priors.storage`); `member` is
     one of MEMBERS.
     """
@@ -422,8 +456,8 @@ def convergence_prior(card, arrays, member="network"):
         network.set_weights(
             [arrays["network"][f"weight_{index:02d}"] for index in range(len(network.weights))]
         )
-        rows = [_stored_rows(spectra, name, CHANGE_TERMS) for name in ("round", "lags")]
-        change = Change(spectra["change_log_l"], *rows, spectra["change_mean"])
+        gain, lags = (_stored_rows(spectra, name, CHANGE_TERMS) for name in ("round", "lags"))
+        change = Change(spectra["change_log_l"], gain, lags, spectra["change_mean"])
     return ConvergencePrior(
         kind=member,
         name=card["name"] + ("" if member == "network" else f"-{member}"),
@@ -431,14 +465,16 @@ def convergence_prior(card, arrays, member="network"):
         log_shift=spectra["log_shift"],
         change=change,
         network=network,
-        pixel_scale=card["pixel_scale"],
-        image_shape=card["image_shape"],
-        cosmology_range=card["cosmology_range"],
+        frame=MapFrame(
+            pixel_scale=card["pixel_scale"],
+            image_shape=card["image_shape"],
+            cosmology_range=card["cosmology_range"],
+        ),
         card=card,
     )
 
 
-def stored_arrays(prior):
+def stored_arrays(prior: ConvergencePrior) -> dict[str, dict[str, np.ndarray]]:
     """Arrays {file: {name: array}} of a prior with a network on disk: what `convergence_prior`
     reads.
 

@@ -8,11 +8,16 @@ decoder's derivatives are pushed forward through its layers by hand: it is linea
 activations, so each of them is one more convolution.
 """
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import keras
+import numpy as np
 import tensorflow as tf
 
-from astrogen.priors.galaxy import RAW_ONE, ImagePrior, residual_scale, squash
+from astrogen.priors.galaxy import RAW_ONE, ImagePrior, Population, residual_scale, squash
 from astrogen.priors.networks import ResidualMLP, gelu_and_rate
+from astrogen.types import Tensor
 
 COARSE = 8  # pixels: side of the images between dense layers and convolutions
 
@@ -25,7 +30,15 @@ class ConvEncoder(keras.layers.Layer):
     deviation.
     """
 
-    def __init__(self, side, channels, width, num_out, *, name=None):
+    def __init__(
+        self,
+        side: int,
+        channels: Sequence[int],
+        width: int,
+        num_out: int,
+        *,
+        name: str | None = None,
+    ) -> None:
         super().__init__(name=name)
         self.convolutions = [
             keras.layers.Conv2D(num, 5, strides=2, padding="same") for num in channels
@@ -34,7 +47,7 @@ class ConvEncoder(keras.layers.Layer):
         self.side = side
         self.build((None, side, side))
 
-    def build(self, input_shape):
+    def build(self, input_shape: Any) -> None:
         self.centre = self.add_weight(
             shape=(self.side, self.side), initializer="zeros", trainable=False, name="centre"
         )
@@ -49,7 +62,7 @@ class ConvEncoder(keras.layers.Layer):
         self.last.build((None, self.hidden.units))
         super().build(input_shape)
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
         value = squash((inputs - self.centre) / self.spread)[..., None]
         for layer in self.convolutions:
             value = tf.nn.gelu(layer(value), approximate=True)
@@ -67,7 +80,9 @@ class ConvDecoder(keras.layers.Layer):
     [batch, num_in, side, side].
     """
 
-    def __init__(self, num_in, width, channels, *, name=None):
+    def __init__(
+        self, num_in: int, width: int, channels: Sequence[int], *, name: str | None = None
+    ) -> None:
         super().__init__(name=name)
         self.num_in = num_in
         self.depth = channels[0]
@@ -78,7 +93,7 @@ class ConvDecoder(keras.layers.Layer):
         self.side = COARSE * 2 ** len(self.convolutions)
         self.build((None, num_in))
 
-    def build(self, input_shape):
+    def build(self, input_shape: Any) -> None:
         size = self.num_in
         for layer in self.dense:
             layer.build((None, size))
@@ -91,7 +106,7 @@ class ConvDecoder(keras.layers.Layer):
         self.gain = self.add_weight(shape=(side, side), initializer="ones", name="gain_map")
         super().build(input_shape)
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
         value = inputs
         for layer in self.dense:
             value = tf.nn.gelu(layer(value), approximate=True)
@@ -100,7 +115,7 @@ class ConvDecoder(keras.layers.Layer):
             value = tf.nn.depth_to_space(tf.nn.gelu(layer(value), approximate=True), 2)
         return self.bias + self.gain * tf.nn.depth_to_space(self.convolutions[-1](value), 2)[..., 0]
 
-    def call_with_jacobian(self, inputs):
+    def call_with_jacobian(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         batch = tf.shape(inputs)[0]
         value, slope = inputs, tf.eye(self.num_in, batch_shape=[batch])
         for layer in self.dense:
@@ -131,8 +146,8 @@ class ConvPrior(ImagePrior):
 
     Parameters
     ----------
-    encoder : ConvEncoder; decoder : ConvDecoder
-    spread : ResidualMLP, latent -> raw scales [k] of the residual, in units of residual_std
+    networks : {"encoder": ConvEncoder, "decoder": ConvDecoder, "spread": ResidualMLP, latent -> raw
+        scales [k] of the residual, in units of residual_std}
     residual_std : array [k], of the population's residual
     floor : float, least residual scale, in units of the (unit-norm) coefficients
     the others : as of `ImagePrior`
@@ -141,42 +156,24 @@ class ConvPrior(ImagePrior):
     def __init__(
         self,
         *,
-        name,
-        basis,
-        coefficient_mean,
-        coefficient_std,
-        encoder,
-        decoder,
-        spread,
-        residual_std,
-        whitening,
-        floor,
-        log_amplitude,
-        tilt,
-        pixel_scale,
-        target_fwhm,
-        card,
-    ):
-        super().__init__(
-            name=name,
-            basis=basis,
-            coefficient_mean=coefficient_mean,
-            coefficient_std=coefficient_std,
-            whitening=whitening,
-            log_amplitude=log_amplitude,
-            tilt=tilt,
-            pixel_scale=pixel_scale,
-            target_fwhm=target_fwhm,
-            card=card,
-        )
-        self.encoder, self.decoder, self.spread, self.floor = encoder, decoder, spread, floor
+        name: str,
+        population: Population,
+        networks: Mapping[str, Any],
+        residual_std: np.ndarray,
+        whitening: tuple[np.ndarray, np.ndarray],
+        floor: float,
+        card: dict[str, Any],
+    ) -> None:
+        super().__init__(name=name, population=population, whitening=whitening, card=card)
+        self.encoder, self.decoder = networks["encoder"], networks["decoder"]
+        self.spread, self.floor = networks["spread"], floor
         self.residual_std = tf.constant(residual_std, tf.float32)
 
-    def components(self, latent):
+    def components(self, latent: Tensor) -> tuple[Tensor, Tensor]:
         coloured = self._colour(latent)
         return self.project(self.decoder(coloured)), self._scale(self.spread(coloured))
 
-    def components_and_jacobian(self, latent):
+    def components_and_jacobian(self, latent: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         coloured = self._colour(latent)
         image, image_slope = self.decoder.call_with_jacobian(coloured)
         raw, raw_slope = self.spread.call_with_jacobian(coloured)
@@ -190,7 +187,7 @@ class ConvPrior(ImagePrior):
     def _scale(self, raw):
         return residual_scale(raw, self.floor / self.residual_std) * self.residual_std
 
-    def project(self, images):
+    def project(self, images: Tensor) -> Tensor:
         """Coefficients [..., k] of images [..., height, width]."""
         num, pixels = self.basis.shape[0], self.image_shape[0] * self.image_shape[1]
         flat = tf.matmul(
@@ -200,11 +197,11 @@ class ConvPrior(ImagePrior):
         )
         return tf.reshape(flat, tf.concat([tf.shape(images)[:-2], [num]], 0))
 
-    def guess(self, coefficients):
+    def guess(self, coefficients: Tensor) -> Tensor:
         return self._whiten(self.encoder(self.images(coefficients))[:, : self.latent_size])
 
 
-def make_networks(card, num_components):
+def make_networks(card: dict[str, Any], num_components: int) -> dict[str, Any]:
     """The networks {name: layer} that a card describes, untrained."""
     latent, side = card["latent"], card["side"]
     return {
@@ -216,7 +213,9 @@ def make_networks(card, num_components):
     }
 
 
-def convolutional_prior(card, arrays):
+def convolutional_prior(
+    card: dict[str, Any], arrays: dict[str, dict[str, np.ndarray]]
+) -> ConvPrior:
     """The prior that a card and its arrays describe (see `astrogen.priors.storage`)."""
     basis, residual = arrays["basis"], arrays["residual"]
     networks = make_networks(card, len(basis["std"]))
@@ -226,16 +225,18 @@ def convolutional_prior(card, arrays):
         )
     return ConvPrior(
         name=card["name"],
-        basis=basis["images"],
-        coefficient_mean=basis["mean"],
-        coefficient_std=basis["std"],
-        **networks,
+        population=Population(
+            basis=basis["images"],
+            coefficient_mean=basis["mean"],
+            coefficient_std=basis["std"],
+            log_amplitude=card["log_amplitude"],
+            tilt=card["tilt"],
+            pixel_scale=card["pixel_scale"],
+            target_fwhm=card["target_fwhm"],
+        ),
+        networks=networks,
         residual_std=residual["std"],
         whitening=(residual["whitening_mean"], residual["whitening_factor"]),
         floor=card["floor"],
-        log_amplitude=card["log_amplitude"],
-        tilt=card["tilt"],
-        pixel_scale=card["pixel_scale"],
-        target_fwhm=card["target_fwhm"],
         card=card,
     )

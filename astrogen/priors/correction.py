@@ -3,9 +3,14 @@ so that it commutes with every translation, by kernels that look alike from all 
 commutes with the eight flips and transposes of the grid.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import keras
 import numpy as np
 import tensorflow as tf
+
+from astrogen.types import Tensor
 
 # Where a kernel has each of its three weights: in the middle, at the edges, in the corners.
 ORBITS = np.eye(3, dtype=np.float32)[[[2, 1, 2], [1, 0, 1], [2, 1, 2]]]
@@ -28,13 +33,20 @@ class Correction(keras.layers.Layer):
     smoothing : sequence of float, sigma in pixels of the Gaussians
     """
 
-    def __init__(self, channels, dilations, smoothing, *, name="correction"):
+    def __init__(
+        self,
+        channels: int,
+        dilations: Sequence[int],
+        smoothing: Sequence[float],
+        *,
+        name: str = "correction",
+    ) -> None:
         super().__init__(name=name)
         self.channels, self.dilations, self.smoothing = channels, tuple(dilations), tuple(smoothing)
         self.last = keras.layers.Dense(1, kernel_initializer="zeros")
         self.build(None)
 
-    def build(self, input_shape):
+    def build(self, input_shape: Any) -> None:
         self.kernels, self.shifts = [], []
         depth = 1 + len(self.smoothing)
         for index in range(len(self.dilations)):
@@ -51,7 +63,7 @@ class Correction(keras.layers.Layer):
         self.last.build((None, depth))
         super().build(input_shape)
 
-    def call(self, field, cosmology):
+    def call(self, field: Tensor, cosmology: Tensor) -> Tensor:
         x, y = tf.unstack(cosmology, axis=-1)
         terms = tf.stack([x, y, x * x, x * y, y * y], -1)
         value = tf.stack([field, *smoothed(field, self.smoothing)], -1)
@@ -63,20 +75,20 @@ class Correction(keras.layers.Layer):
         return self.last(value)[..., 0]
 
 
-def squareplus(value):
+def squareplus(value: Tensor) -> Tensor:
     """(x + sqrt(x^2 + 4)) / 2 - 1: as smooth as softplus, zero at zero, and a third of a network's
     time less.
     """
     return 0.5 * (value + tf.sqrt(value**2 + 4.0)) - 1.0
 
 
-def wrapped(value, width):
+def wrapped(value: Tensor, width: int) -> Tensor:
     """Images [batch, n, m, channel] with `width` pixels of their other side on every side."""
     value = tf.concat([value[:, -width:], value, value[:, :width]], 1)
     return tf.concat([value[:, :, -width:], value, value[:, :, :width]], 2)
 
 
-def smoothed(field, sigmas):
+def smoothed(field: Tensor, sigmas: Sequence[float]) -> Tensor:
     """Periodic fields [batch, n, m] convolved with Gaussians of sigmas in pixels, times sqrt(1 +
     sigma): a red (1/k) spectrum keeps its variance.
     """

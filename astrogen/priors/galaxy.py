@@ -14,16 +14,40 @@ more fine structure than simulated ones.
 from abc import ABC, abstractmethod
 from functools import cached_property
 from importlib import import_module
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from astrogen.priors.networks import ResidualMLP
 from astrogen.priors.storage import refuse_change
+from astrogen.types import Tensor
 
 RAW_ONE = float(np.log(np.expm1(1.0)))  # softplus(RAW_ONE) = 1
 PIVOT = 50.0  # component whose residual the tilt leaves alone
 GRID = 128  # side on which `basis_transform` is taken: the forward model's padded grid
+
+
+class Population(NamedTuple):
+    """What is known of the galaxies that a prior learned from, before any network.
+
+    basis : array [k, height, width], orthonormal images
+    coefficient_mean, coefficient_std : arrays [k], of the training population
+    log_amplitude : (float, float), mean and standard deviation of the log of the residual's
+        variance factor
+    tilt : float, component n of a real galaxy's residual has its scale times (n / PIVOT)^tilt: what
+        a simulation lacks is fine structure
+    pixel_scale, target_fwhm : float, arcsec: nominal, a prior is scale-free within its range of
+        sizes
+    """
+
+    basis: np.ndarray
+    coefficient_mean: np.ndarray
+    coefficient_std: np.ndarray
+    log_amplitude: Any
+    tilt: Any
+    pixel_scale: float
+    target_fwhm: float
 
 
 class ImagePrior(ABC):
@@ -35,16 +59,9 @@ class ImagePrior(ABC):
 
     Parameters
     ----------
-    basis : array [k, height, width], orthonormal images
-    coefficient_mean, coefficient_std : arrays [k], of the training population
+    population : Population
     whitening : (array [d], array [d, d]), mean and lower Cholesky factor of the VAE's aggregate
         posterior
-    log_amplitude : (float, float), mean and standard deviation of the log of the residual's
-        variance factor
-    tilt : float, component n of a real galaxy's residual has its scale times (n / PIVOT)^tilt: what
-        a simulation lacks is fine structure
-    pixel_scale, target_fwhm : float, arcsec, of the training population: nominal, the prior is
-        scale-free within its range of sizes
     """
 
     __setattr__ = refuse_change
@@ -52,41 +69,37 @@ class ImagePrior(ABC):
     def __init__(
         self,
         *,
-        name,
-        basis,
-        coefficient_mean,
-        coefficient_std,
-        whitening,
-        log_amplitude,
-        tilt,
-        pixel_scale,
-        target_fwhm,
-        card,
-    ):
+        name: str,
+        population: Population,
+        whitening: tuple[np.ndarray, np.ndarray],
+        card: dict[str, Any],
+    ) -> None:
         self.name, self.card = name, card
-        self.pixel_scale, self.target_fwhm = pixel_scale, target_fwhm
-        self.basis = tf.constant(basis, tf.float32)
+        self.pixel_scale, self.target_fwhm = population.pixel_scale, population.target_fwhm
+        self.basis = tf.constant(population.basis, tf.float32)
         self.image_shape = tuple(self.basis.shape[1:])
-        self.coefficient_mean = tf.constant(coefficient_mean, tf.float32)
-        self.coefficient_std = tf.constant(coefficient_std, tf.float32)
+        self.coefficient_mean = tf.constant(population.coefficient_mean, tf.float32)
+        self.coefficient_std = tf.constant(population.coefficient_std, tf.float32)
         self.whitening_mean, self.whitening_factor = (tf.constant(x, tf.float32) for x in whitening)
         self.latent_size = self.whitening_mean.shape[0]
-        self.log_amplitude_mean, self.log_amplitude_std = (float(x) for x in log_amplitude)
-        self.roughness = tf.constant(
-            (np.arange(1, len(self.coefficient_std) + 1) / PIVOT) ** tilt, tf.float32
+        self.log_amplitude_mean, self.log_amplitude_std = (
+            float(x) for x in population.log_amplitude
         )
-        self.move_x, self.move_y = (tf.constant(x) for x in _shift_operators(basis))
+        self.roughness = tf.constant(
+            (np.arange(1, len(self.coefficient_std) + 1) / PIVOT) ** population.tilt, tf.float32
+        )
+        self.move_x, self.move_y = (tf.constant(x) for x in _shift_operators(population.basis))
 
     @abstractmethod
-    def components(self, latent):
+    def components(self, latent: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and residual scale of the coefficients, each [batch, k], for latents [batch, d]."""
 
     @abstractmethod
-    def components_and_jacobian(self, latent):
+    def components_and_jacobian(self, latent: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """As `components`, and the derivatives of mean and scale, each [batch, d, k]."""
 
     @abstractmethod
-    def guess(self, coefficients):
+    def guess(self, coefficients: Tensor) -> Tensor:
         """The encoder's latent [batch, d] for coefficients [batch, k] of a unit-norm galaxy."""
 
     @property
@@ -102,7 +115,7 @@ class ImagePrior(ABC):
         return _distributions().normals(mean, tf.exp(0.5 * log_amplitude) * self.roughness * scale)
 
     @cached_property
-    def basis_transform(self):
+    def basis_transform(self) -> np.ndarray:
         """Transform of the whitened basis on the padded grid, complex64 [k, GRID, GRID // 2 + 1],
         images centred.
         """
@@ -112,7 +125,7 @@ class ImagePrior(ABC):
         padded = np.pad(basis, [(0, 0), (top, GRID - height - top), (left, GRID - width - left)])
         return np.fft.rfft2(padded).astype(np.complex64)
 
-    def move_coefficients(self, coefficients, shift):
+    def move_coefficients(self, coefficients: Tensor, shift: Tensor) -> Tensor:
         """Coefficients [..., k] of the images moved by `shift` [..., 2] prior pixels, to second
         order in the shift.
         """
@@ -124,7 +137,7 @@ class ImagePrior(ABC):
             self.move_y, coefficients
         )
 
-    def move_slopes(self, coefficients, shift):
+    def move_slopes(self, coefficients: Tensor, shift: Tensor) -> Tensor:
         """Derivatives [batch, 2, k] of `move_coefficients` with respect to the shift."""
         along_x, along_y = _apply(self.move_x, coefficients), _apply(self.move_y, coefficients)
         first = shift[..., :1] * along_x + shift[..., 1:] * along_y
@@ -133,13 +146,13 @@ class ImagePrior(ABC):
         second_y = 0.5 * (self._derivative(along_y, shift) + _apply(self.move_y, first))
         return tf.stack([along_x + second_x, along_y + second_y], 1)
 
-    def decode(self, latent):
+    def decode(self, latent: Tensor) -> Tensor:
         """Mean images [batch, height, width], of unit norm about, for latents [batch, d] ~
         N(0, I).
         """
         return self.images(self.components(latent)[0])
 
-    def images(self, coefficients):
+    def images(self, coefficients: Tensor) -> Tensor:
         """Images [..., height, width] of coefficients [..., k]."""
         flat = tf.matmul(
             tf.reshape(coefficients, [-1, self.basis.shape[0]]),
@@ -147,7 +160,7 @@ class ImagePrior(ABC):
         )
         return tf.reshape(flat, [*tf.unstack(tf.shape(coefficients)[:-1]), *self.image_shape])
 
-    def sample(self, num, *, seed):
+    def sample(self, num: int, *, seed: int) -> Tensor:
         """Draw galaxies of unit flux like those of the training population, residual included:
         Tensor [num, height, width].
 
@@ -163,11 +176,11 @@ class ImagePrior(ABC):
         )
 
     @property
-    def draw_sizes(self):
+    def draw_sizes(self) -> tuple[int, int]:
         """Standard normals behind one galaxy: those of the latent, and those of its residual."""
         return self.latent_size, self.basis.shape[0]
 
-    def draw(self, latent, normals=None):
+    def draw(self, latent: Tensor, normals: Tensor | None = None) -> Tensor:
         """Images [batch, height, width] of unit flux, of standard normals [batch, d] and, for the
         residual, [batch, k]; without these, its mean.
         """
@@ -199,38 +212,21 @@ class BasisPrior(ImagePrior):
     def __init__(
         self,
         *,
-        name,
-        basis,
-        coefficient_mean,
-        coefficient_std,
-        encoder,
-        decoder,
-        whitening,
-        floor,
-        log_amplitude,
-        tilt,
-        pixel_scale,
-        target_fwhm,
-        card,
-    ):
-        super().__init__(
-            name=name,
-            basis=basis,
-            coefficient_mean=coefficient_mean,
-            coefficient_std=coefficient_std,
-            whitening=whitening,
-            log_amplitude=log_amplitude,
-            tilt=tilt,
-            pixel_scale=pixel_scale,
-            target_fwhm=target_fwhm,
-            card=card,
-        )
+        name: str,
+        population: Population,
+        encoder: Any,
+        decoder: Any,
+        whitening: tuple[np.ndarray, np.ndarray],
+        floor: float,
+        card: dict[str, Any],
+    ) -> None:
+        super().__init__(name=name, population=population, whitening=whitening, card=card)
         self.encoder, self.decoder, self.floor = encoder, decoder, floor
 
-    def components(self, latent):
+    def components(self, latent: Tensor) -> tuple[Tensor, Tensor]:
         return self._split(self.decoder(self._colour(latent)))
 
-    def components_and_jacobian(self, latent):
+    def components_and_jacobian(self, latent: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         output, slope = self.decoder.call_with_jacobian(self._colour(latent))
         mean_slope, raw_slope = tf.split(
             tf.matmul(self.whitening_factor, slope, transpose_a=True), 2, -1
@@ -250,12 +246,12 @@ class BasisPrior(ImagePrior):
             residual_scale(raw, self.floor / self.coefficient_std) * self.coefficient_std,
         )
 
-    def guess(self, coefficients):
+    def guess(self, coefficients: Tensor) -> Tensor:
         white = squash((coefficients - self.coefficient_mean) / self.coefficient_std)
         return self._whiten(self.encoder(white)[:, : self.latent_size])
 
 
-def basis_prior(card, arrays):
+def basis_prior(card: dict[str, Any], arrays: dict[str, dict[str, np.ndarray]]) -> BasisPrior:
     """The prior that a card and its arrays describe (see `astrogen.priors.storage`)."""
     basis, whitening = arrays["basis"], arrays["decoder"]
     num, latent = len(basis["std"]), card["latent"]
@@ -267,17 +263,19 @@ def basis_prior(card, arrays):
         )
     return BasisPrior(
         name=card["name"],
-        basis=basis["images"],
-        coefficient_mean=basis["mean"],
-        coefficient_std=basis["std"],
+        population=Population(
+            basis=basis["images"],
+            coefficient_mean=basis["mean"],
+            coefficient_std=basis["std"],
+            log_amplitude=card["log_amplitude"],
+            tilt=card["tilt"],
+            pixel_scale=card["pixel_scale"],
+            target_fwhm=card["target_fwhm"],
+        ),
         encoder=encoder,
         decoder=decoder,
         whitening=(whitening["whitening_mean"], whitening["whitening_factor"]),
         floor=card["floor"],
-        log_amplitude=card["log_amplitude"],
-        tilt=card["tilt"],
-        pixel_scale=card["pixel_scale"],
-        target_fwhm=card["target_fwhm"],
         card=card,
     )
 
@@ -286,14 +284,14 @@ def _distributions():
     return import_module("astrogen.priors.distributions")
 
 
-def squash(white):
+def squash(white: Tensor) -> Tensor:
     """Whitened coefficients as the encoder sees them: outliers are bent back smoothly beyond six
     standard deviations.
     """
     return 6.0 * tf.tanh(white / 6.0)
 
 
-def residual_scale(raw, floor):
+def residual_scale(raw: Tensor, floor: float) -> Tensor:
     """Positive residual scales from the decoder's raw output, 1 at raw = 0, never below the
     floor.
     """

@@ -18,7 +18,9 @@ MIDDLE = 0.3826  # of one mode's cell, its mean distance from the origin: where 
 LEAST = 1e-4  # of the mean power of a grid's modes, below which no mode is let fall
 
 
-def pixel_covariance(log_l, log_spectrum, shape, *, pixel_scale):
+def pixel_covariance(
+    log_l: np.ndarray, log_spectrum: np.ndarray, shape: tuple[int, int], *, pixel_scale: float
+) -> np.ndarray:
     """Covariance of the means over pixels of an endless field, at lags up to half a grid.
 
     The pixel window and what is folded back from beyond the Nyquist frequency are in it; agrees
@@ -60,7 +62,7 @@ def pixel_covariance(log_l, log_spectrum, shape, *, pixel_scale):
     return covariance.reshape(*np.shape(log_spectrum)[:-1], *covariance.shape[1:])
 
 
-def grid_power(covariance, *, pixel_scale):
+def grid_power(covariance: np.ndarray, *, pixel_scale: float) -> np.ndarray:
     """Power C(l) = <|FFT|^2> A_pix / N_pix of the modes of a periodic grid whose covariance at lags
     up to half of its sides is given.
 
@@ -76,20 +78,20 @@ def grid_power(covariance, *, pixel_scale):
     return np.maximum(power, LEAST * power.mean((-2, -1), keepdims=True))
 
 
-def mode_counts(n, m):
+def mode_counts(n: int, m: int) -> np.ndarray:
     """How many modes of the full transform each of the half-plane [n, m // 2 + 1] stands for."""
     columns = np.full(m // 2 + 1, 2.0)
     columns[[0, m // 2]] = 1.0
     return np.broadcast_to(columns, (n, m // 2 + 1))
 
 
-def pixel_variance(power, shape, *, pixel_scale):
+def pixel_variance(power: np.ndarray, shape: tuple[int, int], *, pixel_scale: float) -> np.ndarray:
     """Variance [...] of a pixel of a periodic grid, of the power [..., n, m // 2 + 1] of modes."""
     area = (pixel_scale * ARCMIN) ** 2
     return np.sum(power * mode_counts(*shape), (-2, -1)) / (shape[0] * shape[1] * area)
 
 
-def windowed_power(covariance, window, *, pixel_scale):
+def windowed_power(covariance: np.ndarray, window: np.ndarray, *, pixel_scale: float) -> np.ndarray:
     """Mean of |FFT|^2 A_pix / sum(w^2) over square maps that are cut from an endless field and
     multiplied by a window w w^T.
 

@@ -1,7 +1,12 @@
 """The networks of the galaxy prior: plain Keras 3 layers that own their weights."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import keras
 import tensorflow as tf
+
+from astrogen.types import Tensor
 
 if keras.backend.backend() != "tensorflow":
     raise ImportError(
@@ -19,28 +24,30 @@ class ResidualMLP(keras.layers.Layer):
     product each, a fraction of what automatic differentiation of every output costs.
     """
 
-    def __init__(self, num_in, widths, num_out, *, name=None):
+    def __init__(
+        self, num_in: int, widths: Sequence[int], num_out: int, *, name: str | None = None
+    ) -> None:
         super().__init__(name=name)
         self.num_in = num_in
         self.hidden = [keras.layers.Dense(width) for width in widths]
         self.last = keras.layers.Dense(num_out)
         self.build((None, num_in))
 
-    def build(self, input_shape):
+    def build(self, input_shape: Any) -> None:
         size = input_shape[-1]
         for layer in [*self.hidden, self.last]:
             layer.build((None, size))
             size = layer.units
         super().build(input_shape)
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
         value = inputs
         for layer in self.hidden:
             active = tf.nn.gelu(layer(value), approximate=True)
             value = value + active if value.shape[-1] == layer.units else active
         return self.last(value)
 
-    def call_with_jacobian(self, inputs):
+    def call_with_jacobian(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         value, slope = inputs, tf.eye(self.num_in, batch_shape=[tf.shape(inputs)[0]])
         for layer in self.hidden:
             active, rate = gelu_and_rate(layer(value))
@@ -50,7 +57,7 @@ class ResidualMLP(keras.layers.Layer):
         return self.last(value), tf.matmul(slope, self.last.kernel)
 
 
-def gelu_and_rate(x):
+def gelu_and_rate(x: Tensor) -> tuple[Tensor, Tensor]:
     """GELU (tanh form, Hendrycks & Gimpel 2016) and its derivative: the exponential of the error
     function costs ten times as much on a CPU.
     """

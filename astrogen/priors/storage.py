@@ -4,7 +4,9 @@ file is checked against the card before use.
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,13 +14,14 @@ from astrogen.data.arrays import npz_bytes
 from astrogen.data.files import write_whole
 from astrogen.data.reading import parse_npz, read_bytes, read_json
 from astrogen.errors import InputFileError, WeightsError
+from astrogen.types import FilePath
 
 FORMAT, VERSION, CARD = "astrogen prior", 1, "card.json"
 LARGEST = 64 * 2**20  # bytes of one file of arrays
 LARGEST_INSIDE = 2**30  # of its arrays, decompressed
 
 
-def refuse_change(prior, name, value):
+def refuse_change(prior: Any, name: str, value: Any) -> None:
     """What a prior does when an attribute is set: after `load_prior`, which gives one object to all
     of a process, it refuses.
     """
@@ -30,7 +33,9 @@ def refuse_change(prior, name, value):
     object.__setattr__(prior, name, value)
 
 
-def write_weights(directory, *, card, arrays):
+def write_weights(
+    directory: FilePath, *, card: dict[str, Any], arrays: Mapping[str, Mapping[str, np.ndarray]]
+) -> dict[str, Any]:
     """Write arrays {file: {name: array}} and the card that describes them.
 
     Floats are kept in half precision: the file is halved, and the least residual scale is a hundred
@@ -60,7 +65,7 @@ def write_weights(directory, *, card, arrays):
     return card
 
 
-def read_weights(directory):
+def read_weights(directory: FilePath) -> tuple[dict[str, Any], dict[str, dict[str, np.ndarray]]]:
     """The card and the arrays {file: {name: float32 array}} of a directory.
 
     Raises
@@ -76,12 +81,12 @@ def read_weights(directory):
     }
 
 
-def weights_hash(card):
+def weights_hash(card: dict[str, Any]) -> str:
     """One sha256 that stands for a prior: of its card, which holds those of its arrays."""
     return hashlib.sha256(json.dumps(card, sort_keys=True).encode()).hexdigest()
 
 
-def read_card(directory):
+def read_card(directory: FilePath) -> dict[str, Any]:
     """The card of a directory, of which the arrays have not been read; errors of `read_weights`."""
     path = Path(directory) / CARD
     if not path.exists():

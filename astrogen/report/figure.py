@@ -7,6 +7,7 @@ stretch, so that panels can be compared by eye.
 
 import io
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from matplotlib.ticker import FuncFormatter
 from astrogen.data.files import write_whole
 from astrogen.errors import printable
 from astrogen.galaxies.quantities import format_value
-from astrogen.galaxies.result import all_status
+from astrogen.galaxies.result import Result, all_status
 from astrogen.inference.verdict import format_p
 from astrogen.report.scene import draw_scene
 from astrogen.report.style import (
@@ -32,11 +33,12 @@ from astrogen.report.style import (
     WARNING,
     extent_of,
 )
+from astrogen.types import FilePath
 
 NUM_IMAGINED = 3
 
 
-def write_figure(result, path, *, dpi=110):
+def write_figure(result: Result, path: FilePath, *, dpi: int = 110) -> Path:
     """Draw the figure of a result to a file, PNG or whatever else the ending says.
 
     Parameters
@@ -54,13 +56,13 @@ def write_figure(result, path, *, dpi=110):
     return path
 
 
-def figure_bytes(result, *, dpi, kind="png"):
+def figure_bytes(result: Result, *, dpi: int, kind: str = "png") -> bytes:
     stream = io.BytesIO()
     draw_figure(result).savefig(stream, dpi=dpi, format=kind, facecolor="white")
     return stream.getvalue()
 
 
-def draw_figure(result):
+def draw_figure(result: Result) -> Figure:
     """The figure of a result, as a matplotlib Figure: eight panels of one galaxy in one exposure,
     or those of `scene`.
     """
@@ -111,12 +113,12 @@ def _panels(result):
     ]
 
 
-def fitted_background(result):
+def fitted_background(result: Result) -> float:
     """Posterior mean of the background, flux per observed pixel: figures show light above it."""
     return result.background[0] if len(result.background_draws) else 0.0
 
 
-def common_stretch(result):
+def common_stretch(result: Result) -> AsinhNorm:
     """Asinh from the noise of the stamp to the brightest of the deconvolved image, as surface
     brightness.
     """
@@ -344,11 +346,11 @@ def _labelled_quantities(result):
     ]
 
 
-def sentences_in_figure(sentences):
+def sentences_in_figure(sentences: Sequence[str]) -> list[str]:
     """Two lines of at most 190 letters fit under the panels."""
     fitting = [sentence for sentence in sentences if len(sentence) <= 190]
     return fitting[:2] if len(fitting) == len(sentences) <= 2 else fitting[:1]
 
 
-def number_text(value):
+def number_text(value: float) -> str:
     return f"{value:.2f}" if math.isfinite(value) else "-"

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
+from astrogen.darkmatter.map_mass import MassMap
 from astrogen.data.files import write_whole
 from astrogen.report.style import (
     GOOD,
@@ -23,6 +24,7 @@ from astrogen.report.style import (
     picture_of,
     rows_of,
 )
+from astrogen.types import FilePath
 
 NUM_DRAWN = 3
 WIDTH, DPI = 14.0, 110
@@ -33,7 +35,7 @@ NOTE = (
 )
 
 
-def write_mass_report(result, directory, *, title):
+def write_mass_report(result: MassMap, directory: FilePath, *, title: str) -> Path:
     """Write index.html and massmap.png on a MassMap; the page needs nothing else.
 
     Parameters
@@ -63,7 +65,7 @@ def write_mass_report(result, directory, *, title):
     return directory / "index.html"
 
 
-def draw_mass_map(result, *, title):
+def draw_mass_map(result: MassMap, *, title: str) -> Figure:
     """The figure, as a matplotlib Figure of eight panels; all maps of convergence share one
     stretch.
     """
@@ -71,27 +73,11 @@ def draw_mass_map(result, *, title):
     figure.get_layout_engine().set(rect=(0.005, 0.055, 0.99, 0.89), w_pad=0.03, h_pad=0.05)
     axes = figure.subplots(2, 4)
     low, high = _stretch(result)
-    direct = (
-        ("observed, smoothed by its beam", result.field.maps[0])
-        if result.ks is None
-        else (f"Kaiser–Squires, {result.provenance['ks_smoothing']:g}′ smoothing", result.ks[0])
-    )
-    shown = [
-        direct,
-        ("Wiener filter", result.wiener),
-        ("posterior mean", result.mean),
-        ("standard deviation", result.std),
-        ("signal to noise", result.signal_to_noise),
-    ]
-    shown += [
-        (f"draw {number + 1}", result.draws[index])
-        for number, index in enumerate(np.linspace(0, len(result.draws) - 1, NUM_DRAWN).astype(int))
-    ]
     bars = {
         "standard deviation": ("viridis", 0.0, float(result.std.max())),
         "signal to noise": (SIGNED, -4.0, 4.0),
     }
-    for axis, (name, pixels) in zip(axes.ravel(), shown, strict=True):
+    for axis, (name, pixels) in zip(axes.ravel(), _panels(result), strict=True):
         colours, vmin, vmax = bars.get(name, (LIGHT, low, high))
         picture = axis.imshow(
             pixels,
@@ -110,35 +96,43 @@ def draw_mass_map(result, *, title):
         )
     axes[1, 0].set_xlabel("arcmin", fontsize=9, color=QUIET)
     axes[1, 0].set_ylabel("arcmin", fontsize=9, color=QUIET)
-    figure.text(
-        0.012, 0.965, title, fontsize=15, weight="bold", color=INK, va="center", parse_math=False
+    _write_around(figure, result, title)
+    return figure
+
+
+def _panels(result):
+    """(name, pixels) of the eight panels."""
+    direct = (
+        ("observed, smoothed by its beam", result.field.maps[0])
+        if result.ks is None
+        else (f"Kaiser–Squires, {result.provenance['ks_smoothing']:g}′ smoothing", result.ks[0])
     )
-    figure.text(
-        0.988,
-        0.965,
+    drawn = np.linspace(0, len(result.draws) - 1, NUM_DRAWN).astype(int)
+    return [
+        direct,
+        ("Wiener filter", result.wiener),
+        ("posterior mean", result.mean),
+        ("standard deviation", result.std),
+        ("signal to noise", result.signal_to_noise),
+        *((f"draw {number + 1}", result.draws[index]) for number, index in enumerate(drawn)),
+    ]
+
+
+def _write_around(figure, result, title):
+    """What stands above and below the panels."""
+    style = {"va": "center", "parse_math": False}
+    figure.text(0.012, 0.965, title, fontsize=15, weight="bold", color=INK, **style)
+    about = (
         f"{result.provenance['prior']} prior · {len(result.draws)} draws ·"
-        f" {result.field.pixel_scale:g}′ per pixel",
-        fontsize=10.5,
-        color=QUIET,
-        va="center",
-        ha="right",
-        parse_math=False,
+        f" {result.field.pixel_scale:g}′ per pixel"
     )
+    figure.text(0.988, 0.965, about, fontsize=10.5, color=QUIET, ha="right", **style)
     words = (
         "; ".join(result.status)
         or f"ok: R-hat {result.diagnostics['r_hat']:.3f}, reduced χ² of the draws {result.diagnostics['reduced_chi2']:.3f}"
     )
-    figure.text(
-        0.012,
-        0.025,
-        words,
-        fontsize=10.5,
-        color=WARNING if result.status else GOOD,
-        va="center",
-        parse_math=False,
-        wrap=True,
-    )
-    return figure
+    colour = WARNING if result.status else GOOD
+    figure.text(0.012, 0.025, words, fontsize=10.5, color=colour, wrap=True, **style)
 
 
 def _stretch(result):

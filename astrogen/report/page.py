@@ -4,6 +4,7 @@ needs nothing else.
 
 import io
 import math
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from matplotlib.image import imsave
 
 from astrogen.data.files import write_whole
 from astrogen.galaxies.quantities import QUANTITIES, format_value
-from astrogen.galaxies.result import all_status, file_names
+from astrogen.galaxies.result import Result, all_status, file_names
 from astrogen.report.figure import (
     common_stretch,
     figure_bytes,
@@ -22,13 +23,21 @@ from astrogen.report.figure import (
     sentences_in_figure,
 )
 from astrogen.report.style import LIGHT, list_of, page_of, picture_of, plain
+from astrogen.types import FilePath
 
 MAX_FIGURES = 24  # figures in one page; about 0.25 MB each
 
 
 def write_report(
-    results, directory, *, title, failures=(), max_figures=MAX_FIGURES, picture=None, caption=""
-):
+    results: Sequence[Result],
+    directory: FilePath,
+    *,
+    title: str,
+    failures: Sequence[tuple[str, str]] = (),
+    max_figures: int = MAX_FIGURES,
+    picture: FilePath | None = None,
+    caption: str = "",
+) -> Path:
     """Write index.html on a run: a table of all objects and the figure of the first ones, in one
     file that needs nothing else.
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from astrogen.errors import printable
 from astrogen.galaxies.quantities import format_value
-from astrogen.galaxies.result import all_status
+from astrogen.galaxies.result import Result, all_status
 from astrogen.report.style import (
     GOOD,
     INK,
@@ -28,7 +28,7 @@ PANEL = 2.15  # inches
 IMAGINED_SEED = 0
 
 
-def draw_scene(result):
+def draw_scene(result: Result) -> Figure:
     """As a matplotlib Figure: columns of exposures, and columns of the galaxies (of the bands,
     where there is one galaxy).
     """

@@ -4,7 +4,9 @@ rival.
 
 import io
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.colors import AsinhNorm
@@ -12,11 +14,13 @@ from matplotlib.figure import Figure
 
 from astrogen.data.files import write_whole
 from astrogen.errors import printable
+from astrogen.galaxies.result import Result
 from astrogen.report.figure import fitted_background
 from astrogen.report.style import INK, LIGHT, MASKED, extent_of
+from astrogen.types import FilePath
 
 
-def write_contact_sheet(rows, path, *, dpi=80):
+def write_contact_sheet(rows: Mapping[str, np.ndarray], path: FilePath, *, dpi: int = 80) -> None:
     """Many stamps on one sheet, each divided by its peak and shown on the same asinh stretch, so
     that populations can be compared by eye.
 
@@ -58,7 +62,9 @@ def write_contact_sheet(rows, path, *, dpi=80):
     write_whole(Path(path), stream.getvalue())
 
 
-def write_map_sheet(rows, path, *, pixel_scale, dpi=90):
+def write_map_sheet(
+    rows: Sequence[Any], path: FilePath, *, pixel_scale: float, dpi: int = 90
+) -> None:
     """Convergence maps on one sheet and one stretch, so that cosmologies can be compared by eye.
 
     Parameters
@@ -92,7 +98,15 @@ def write_map_sheet(rows, path, *, pixel_scale, dpi=90):
     write_whole(Path(path), stream.getvalue())
 
 
-def write_comparison(results, rivals, truths, path, *, rival_name, dpi=110):
+def write_comparison(
+    results: Sequence[Result],
+    rivals: np.ndarray,
+    truths: np.ndarray,
+    path: FilePath,
+    *,
+    rival_name: str,
+    dpi: int = 110,
+) -> FilePath:
     """Observed, another method, deconvolved and truth of simulated galaxies side by side, each
     galaxy on one stretch of surface brightness.
 

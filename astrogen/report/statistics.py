@@ -4,6 +4,7 @@ each above its departure from the simulations.
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -11,6 +12,7 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, ScalarForm
 
 from astrogen.data.files import write_whole
 from astrogen.report.style import INK, QUIET
+from astrogen.types import FilePath
 
 STYLES = {
     "network": ("#c2410c", "-", 1.8),
@@ -32,7 +34,7 @@ PANELS = {
 }
 
 
-def write_statistics(compared, path, *, dpi=110):
+def write_statistics(compared: dict[str, Any], path: FilePath, *, dpi: int = 110) -> None:
     """Draw all statistics of one cosmology to a file.
 
     Parameters
@@ -47,7 +49,7 @@ def write_statistics(compared, path, *, dpi=110):
     write_whole(path, stream.getvalue())
 
 
-def draw_statistics(compared):
+def draw_statistics(compared: dict[str, Any]) -> Figure:
     """The figure of one cosmology, as a matplotlib Figure of nine statistics.
 
     Argument as that of `write_statistics`.

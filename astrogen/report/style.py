@@ -4,7 +4,9 @@ provenance.
 
 import base64
 import json
+from collections.abc import Mapping, Sequence
 from html import escape
+from typing import Any
 
 from astrogen.errors import printable
 
@@ -70,12 +72,12 @@ PAGE = """<!DOCTYPE html>
 """
 
 
-def extent_of(shape, width):
+def extent_of(shape: tuple[int, int], width: float) -> tuple[float, float, float, float]:
     height = width * shape[0] / max(shape[1], 1)
     return -width / 2, width / 2, -height / 2, height / 2
 
 
-def page_of(title, *, overview, body, provenance):
+def page_of(title: str, *, overview: str, body: str, provenance: Mapping[str, Any]) -> str:
     """A whole page that needs no other file; `overview` and `body` are HTML, `title` is text,
     `provenance` a dict.
 
@@ -91,7 +93,7 @@ def page_of(title, *, overview, body, provenance):
     return "\n".join(map(printable, page.split("\n")))
 
 
-def rows_of(items):
+def rows_of(items: Mapping[str, Any]) -> str:
     """A dict as an HTML table of two columns."""
     return (
         "<table>"
@@ -103,7 +105,7 @@ def rows_of(items):
     )
 
 
-def list_of(kind, texts):
+def list_of(kind: str, texts: Sequence[str]) -> str:
     """Sentences as an HTML list of the class "status" or "notes"; nothing where there are none."""
     return (
         f'<ul class="{kind}">{"".join(f"<li>{escape(text)}</li>" for text in texts)}</ul>'
@@ -112,7 +114,7 @@ def list_of(kind, texts):
     )
 
 
-def picture_of(png, alternative, *, attributes=""):
+def picture_of(png: bytes, alternative: str, *, attributes: str = "") -> str:
     """The bytes of a PNG as an HTML image that is part of the page."""
     return (
         f'<img {attributes}alt="{escape(alternative)}"'
@@ -120,7 +122,7 @@ def picture_of(png, alternative, *, attributes=""):
     )
 
 
-def plain(value):
+def plain(value: Any) -> str:
     """A value of a provenance as one line of text."""
     if isinstance(value, dict):
         return ", ".join(f"{key} {plain(item)}" for key, item in value.items())

@@ -4,7 +4,8 @@ that the file holds, letter for letter, and numbers are in the unit that their c
 
 import io
 import re
-from typing import NamedTuple
+from collections.abc import Collection
+from typing import Any, NamedTuple
 
 import numpy as np
 from astropy.coordinates import Angle, SkyCoord
@@ -16,6 +17,7 @@ from astrogen.data.reading import only_input_errors
 from astrogen.data.tables import is_number, open_table, split_text, typed_table
 from astrogen.data.units import read_unit
 from astrogen.errors import InputError
+from astrogen.types import FilePath
 
 EXACT_INTEGER = 2**53  # beyond, a floating-point number has lost digits
 MISSING = ("", "--", "nan", "null", "none", "n/a")  # as text in a column of numbers
@@ -45,7 +47,7 @@ class Columns(NamedTuple):
     numbers: dict
 
 
-def read_columns(path, *, text, numbers):
+def read_columns(path: FilePath, *, text: Collection[str], numbers: Collection[str]) -> Columns:
     """Columns of a table in one of the formats of `astrogen.data.tables`.
 
     Parameters
@@ -170,7 +172,7 @@ def _parquet_units(schema):
 # --- numbers with units
 
 
-def read_sky(path, ra, dec, names):
+def read_sky(path: FilePath, ra: Any, dec: Any, names: tuple[str, str]) -> SkyCoord:
     """Positions on the sky.
 
     Parameters
@@ -291,7 +293,7 @@ def _numbers(column):
     return None, written
 
 
-def read_pixels(path, name, column):
+def read_pixels(path: FilePath, name: str, column: Any) -> np.ndarray:
     """Pixel coordinates [num], NaN where missing.
 
     Raises

@@ -6,20 +6,31 @@ import hashlib
 import importlib.util
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from astrogen.data.frames import sky_to_pixels
 from astrogen.data.images import list_extents, read_psfex, split_path
-from astrogen.data.observation import Frame, check_frame, cut_frame, make_psf, read_frame, read_psf
+from astrogen.data.observation import (
+    NOISE,
+    Frame,
+    Observation,
+    check_frame,
+    cut_frame,
+    make_psf,
+    read_frame,
+    read_psf,
+)
 from astrogen.data.tables import read_table
 from astrogen.data.units import level_or_path
 from astrogen.errors import InputError, InputFileError
 from astrogen.survey.columns import read_columns, read_pixels, read_sky
+from astrogen.types import FilePath
 
 NAMES = {  # column names that catalogues use, in the order in which they are looked for
     "id": ("id", "object_id", "objid", "objectid", "source_id", "number", "name", "ident"),
@@ -29,7 +40,6 @@ NAMES = {  # column names that catalogues use, in the order in which they are lo
     "y": ("y", "y_image", "ywin_image", "ycentroid"),
 }
 ONE_BASED = ("x_image", "y_image", "xwin_image", "ywin_image")  # SExtractor counts from 1
-NOISE = ("variance", "sigma", "weight")
 COMPANIONS = ("psf", *NOISE, "mask")  # paths, beside the image's band
 
 
@@ -59,7 +69,7 @@ class Target(NamedTuple):
     before: int = 0
 
 
-def read_catalogue(path):
+def read_catalogue(path: FilePath) -> tuple[list[str], Any, np.ndarray | None]:
     """The objects of a table: identifiers, and positions.
 
     Parameters
@@ -96,7 +106,11 @@ def read_catalogue(path):
     }
     if found["ra"] and found["dec"]:
         names = found["ra"], found["dec"]
-        return ident, read_sky(path, *(columns.numbers[name] for name in names), names), None
+        return (
+            ident,
+            read_sky(path, columns.numbers[names[0]], columns.numbers[names[1]], names),
+            None,
+        )
     if "sky" in columns.numbers:
         return ident, columns.numbers["sky"], None
     if found["x"] and found["y"]:
@@ -133,7 +147,7 @@ def _identifiers(path, columns):
     return ident
 
 
-def list_exposures(images, **companions):
+def list_exposures(images: Any, **companions: Any) -> list[Exposure]:
     """Exposures of a list of images, or of a table of them.
 
     Parameters
@@ -263,7 +277,7 @@ def _beside(table, kind, name, unit):
     return name if Path(name).exists() else str(beside)
 
 
-def match(catalogue, exposures):
+def match(catalogue: Any, exposures: Sequence[Exposure]) -> tuple[list[Target], Any]:
     """Every object in every exposure that holds its position, and the objects that no exposure
     holds.
 
@@ -308,13 +322,13 @@ def match(catalogue, exposures):
     ]
 
 
-def as_objects(targets, *, joint):
+def as_objects(targets: Sequence[Target], *, joint: bool) -> list[tuple[Target, ...]]:
     """What is inferred at once, as tuples of Targets: each target alone, or (`joint`) all of one
     object, objects of the same exposures together.
     """
     if not joint:
         return [(target,) for target in targets]
-    found = {}
+    found: dict[str, list[Target]] = {}
     for target in targets:
         found.setdefault(target.ident, []).append(target)
     return sorted(map(tuple, found.values()), key=lambda some: [target.exposure for target in some])
@@ -346,7 +360,14 @@ def _whole(exposure, bad_bits):
     return _Whole(frame, pixel_scale)
 
 
-def cut_out(target, exposure, *, size, name, bad_bits=None):
+def cut_out(
+    target: Target,
+    exposure: Exposure,
+    *,
+    size: int,
+    name: str,
+    bad_bits: Sequence[int | str] | None = None,
+) -> Observation:
     """The Observation of one target: its stamp of `size` pixels with its own PSF; what lies beyond
     the exposure is masked.
     """
@@ -397,7 +418,7 @@ def _varies(path):
     return read_psfex(split_path(path)[0]) is not None
 
 
-def is_callable(name):
+def is_callable(name: Any) -> bool:
     """Whether a PSF is named as module:function."""
     return bool(re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name)) and not Path(name).exists()
 
@@ -413,11 +434,12 @@ def _function(name):
         ) from error
 
 
-def function_hash(name):
+def function_hash(name: str) -> str:
     """The sha256 of the file that holds `module:function`."""
     module = name.split(":")[0]
     try:
-        return file_hash(importlib.util.find_spec(module).origin)
+        found: Any = importlib.util.find_spec(module)
+        return file_hash(found.origin)
     # no such package; no such module; one without a file
     except (ImportError, AttributeError, TypeError, OSError) as error:
         raise InputError(
@@ -425,7 +447,7 @@ def function_hash(name):
         ) from error
 
 
-def file_hash(path):
+def file_hash(path: FilePath) -> str:
     """The sha256 of a file, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -6,21 +6,23 @@ are compared with it before a parser sees them: a damaged file can make one hang
 
 import hashlib
 import json
+from typing import Any
 
 from astrogen.data.files import write_whole
 from astrogen.data.reading import open_regular, parse_json
 from astrogen.errors import InputFileError, SurveyError
+from astrogen.types import FilePath
 
 DIGEST = "sha256"  # the name in a JSON file of that of the rest
 AGAIN = "run it again with resume=True, which does again what is damaged"
 
 
-def sha256_of(content):
+def sha256_of(content: bytes) -> str:
     """In hexadecimal, of bytes."""
     return hashlib.sha256(content).hexdigest()
 
 
-def signed(content):
+def signed(content: dict[str, Any]) -> bytes:
     """The bytes of a JSON file of a dict, with the digest of all else in it."""
     return _text(content | {DIGEST: sha256_of(_text(content))})
 
@@ -29,12 +31,12 @@ def _text(content):
     return (json.dumps(content, indent=1, sort_keys=True) + "\n").encode()
 
 
-def write_signed(path, content):
+def write_signed(path: FilePath, content: dict[str, Any]) -> None:
     """Write a dict that JSON can hold."""
     write_whole(path, signed(content))
 
 
-def read_signed(path, *, format, advice=AGAIN):
+def read_signed(path: FilePath, *, format: str, advice: str = AGAIN) -> dict[str, Any]:
     """The dict of a JSON file, without its digest.
 
     Every byte counts: what would be read as the same content is refused too.
@@ -65,7 +67,7 @@ def read_signed(path, *, format, advice=AGAIN):
     return found
 
 
-def read_hashed(path, digest, *, advice=AGAIN):
+def read_hashed(path: FilePath, digest: str | None, *, advice: str = AGAIN) -> bytes:
     """The bytes of a file whose sha256 is `digest`.
 
     Raises

@@ -5,11 +5,14 @@ words.
 import hashlib
 import os
 import sys
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from astrogen.errors import SurveyError
 from astrogen.survey.work import infer_chunk
+from astrogen.types import FilePath
 
 ALGEBRA = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 TENSORFLOW = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")
@@ -17,7 +20,9 @@ ONE_THREAD = dict.fromkeys(ALGEBRA + TENSORFLOW, "1")  # what libraries read whe
 RESTART = "start the workers anew with " + " ".join(f"{name}=1" for name in ONE_THREAD)
 
 
-def infer_remotely(code, path, objects, exposures, fit):
+def infer_remotely(
+    code: str, path: FilePath, objects: Sequence[Any], exposures: Sequence[Any], fit: Any
+) -> Any:
     """`infer_chunk` for a worker of an existing cluster.
 
     Raises
@@ -35,7 +40,7 @@ def infer_remotely(code, path, objects, exposures, fit):
     return infer_chunk(path, objects, exposures, fit)
 
 
-def keep_to_one_thread(path):
+def keep_to_one_thread(path: FilePath) -> None:
     """Keep linear algebra and TensorFlow to one thread in this process, so that sums do not depend
     on the number of cores; a SurveyError about `path` where it cannot be done.
     """
@@ -67,7 +72,7 @@ def keep_to_one_thread(path):
 
 
 @lru_cache(1)
-def code_hash():
+def code_hash() -> str:
     """The sha256 over the package's source files."""
     root, digest = Path(__file__).parent.parent, hashlib.sha256()
     for path in sorted(root.rglob("*.py")):

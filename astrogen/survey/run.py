@@ -5,11 +5,12 @@ Progress counts objects (without --joint, each in each of its exposures).
 
 import contextlib
 import os
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
@@ -36,7 +37,8 @@ from astrogen.survey.store import (
     warn_of_damage,
     write_catalogue,
 )
-from astrogen.survey.work import cannot_write, infer_chunk, survives
+from astrogen.survey.work import Fit, cannot_write, infer_chunk, survives
+from astrogen.types import FilePath
 
 DASK_TIMEOUT = 30  # seconds until a scheduler that does not answer counts as gone
 DIED = "the worker process died on it (out of memory, or a fault of a library)"
@@ -54,26 +56,26 @@ class Done(NamedTuple):
 
 
 def run_survey(
-    catalogue,
-    images,
+    catalogue: FilePath,
+    images: Any,
     *,
-    out,
-    fit,
-    psf=(),
-    variance=(),
-    sigma=(),
-    weight=(),
-    mask=(),
-    band=(),
-    chunk=256,
-    num_workers=1,
-    scheduler=None,
-    shard=(1, 1),
-    resume=False,
-    force=False,
-    progress=False,
-    words_fn=str,
-):
+    out: FilePath,
+    fit: Fit,
+    psf: Sequence[Any] = (),
+    variance: Sequence[Any] = (),
+    sigma: Sequence[Any] = (),
+    weight: Sequence[Any] = (),
+    mask: Sequence[Any] = (),
+    band: Sequence[str] = (),
+    chunk: int = 256,
+    num_workers: int = 1,
+    scheduler: str | None = None,
+    shard: tuple[int, int] = (1, 1),
+    resume: bool = False,
+    force: bool = False,
+    progress: bool = False,
+    words_fn: Callable[[str], str] = str,
+) -> Done:
     """Deconvolve every object of a catalogue in every image that holds it: in each alone, or in all
     together (`fit.joint`).
 

@@ -16,9 +16,10 @@ import io
 import itertools
 import json
 import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow
@@ -35,6 +36,7 @@ from astrogen.galaxies.quantities import QUANTITIES, Quantities, measured_words
 from astrogen.galaxies.result import ExposureFit, Result, Source
 from astrogen.inference.verdict import Fit
 from astrogen.survey.ledger import read_hashed, read_signed, sha256_of, signed, write_signed
+from astrogen.types import FilePath
 
 FORMAT = "astrogen survey 4"
 MANIFEST, CATALOGUE, FAILURES = "manifest.json", "catalogue.parquet", "failures.ecsv"
@@ -67,7 +69,7 @@ UNITS = {
 }
 
 
-def chunk_path(out, number):
+def chunk_path(out: FilePath, number: int) -> Path:
     """The file of one chunk."""
     return Path(out) / "chunks" / f"{number:06d}.npz"
 
@@ -90,7 +92,7 @@ class Seen(NamedTuple):
     missing: tuple = ()
 
 
-def pack(result, seen, *, bands, num_kept):
+def pack(result: Any, seen: Seen, *, bands: Sequence[str], num_kept: int) -> Any:
     """What is kept of one object: a row of the catalogue, arrays, and the rest as JSON.
 
     Parameters
@@ -197,7 +199,7 @@ def _fluxes(source, bands):
     was not seen.
     """
     named = [band for band in bands if band]
-    values, errors, covariance = *source.flux, source.flux_covariance
+    (values, errors), covariance = source.flux, source.flux_covariance
     place = {band: number for number, band in enumerate(source.bands)}
     columns = {"reference": source.reference}
     for band in named:
@@ -211,7 +213,13 @@ def _fluxes(source, bands):
     return columns
 
 
-def write_chunk(path, packed, failures, *, unsettled=False):
+def write_chunk(
+    path: FilePath,
+    packed: Sequence[Any],
+    failures: Sequence[tuple[str, str]],
+    *,
+    unsettled: bool = False,
+) -> None:
     """Write packed results and failures, (identifier, reason), of one chunk: equal input makes
     equal bytes.
 
@@ -220,7 +228,9 @@ def write_chunk(path, packed, failures, *, unsettled=False):
     unsettled : bool, the machine failed on the way: a resumed run does the chunk again
     """
     rows, arrays = [row for row, *_ in packed], [arrays for _, arrays, _ in packed]
-    content = {f"row/{name}": [row[name] for row in rows] for name in (rows[0] if rows else ())}
+    content: dict[str, Any] = {
+        f"row/{name}": [row[name] for row in rows] for name in (rows[0] if rows else ())
+    }
     for name in arrays[0] if arrays else ():
         # Arrays of one rank flat, with their shapes: stamps and PSFs may differ.
         some = [np.asarray(each[name]) for each in arrays]
@@ -241,12 +251,12 @@ def write_chunk(path, packed, failures, *, unsettled=False):
     write_signed(index_path(path), index)
 
 
-def index_path(path):
+def index_path(path: FilePath) -> Path:
     """The file that says what is in a chunk's file."""
     return Path(path).with_suffix(".json")
 
 
-def read_index(path):
+def read_index(path: FilePath) -> dict[str, Any]:
     """What is in a chunk: dict of the sha256 of its file, objects [(identifier, images)],
     failures [(identifier, reason)], unsettled.
     """
@@ -295,7 +305,7 @@ def _read_rows(path, index):
         return Table({name.removeprefix("row/"): values for name, values in rows.items()})
 
 
-def is_whole(path, objects=None):
+def is_whole(path: FilePath, objects: Any = None) -> bool:
     """Whether a chunk is there as it was written, and settled; of these objects, tuples of
     Targets, where they are given.
 
@@ -317,7 +327,7 @@ def is_whole(path, objects=None):
     return not index["unsettled"]
 
 
-def read_object(out, ident, *, image=None):
+def read_object(out: FilePath, ident: str, *, image: str | None = None) -> Any:
     """One object of a survey run, with the imagined solutions that were kept.
 
     Parameters
@@ -466,7 +476,7 @@ def _one_of(shapes, values, number):
 # --- the run
 
 
-def read_survey(out):
+def read_survey(out: FilePath) -> Table:
     """The catalogue of a finished run, as an astropy Table.
 
     Raises
@@ -492,7 +502,9 @@ def read_survey(out):
         return Table.read(io.BytesIO(content), format="parquet")
 
 
-def write_catalogue(out, num_chunks, lost, words_fn):
+def write_catalogue(
+    out: FilePath, num_chunks: int, lost: Any, words_fn: Callable[[str], str]
+) -> Any:
     """The rows of all chunks as one table, the failures as another, in the words that `words_fn`
     makes of theirs, and the ledger; returns the numbers of rows, of failures, and of rows that lack
     something.
@@ -547,7 +559,9 @@ def _parquet(table):
     return buffer.getvalue()
 
 
-def settle_manifest(out, wanted, *, resume, force=False):
+def settle_manifest(
+    out: FilePath, wanted: dict[str, Any], *, resume: bool, force: bool = False
+) -> Any:
     """Write the manifest of a new run, or see that an old one is of the same configuration.
 
     Raises
@@ -605,7 +619,7 @@ def _hashes(ledger):
         return {}
 
 
-def warn_of_damage(out):
+def warn_of_damage(out: FilePath) -> None:
     """Warn of files of a finished run that are not as they were written: the run is going to write
     them again.
     """
@@ -624,7 +638,7 @@ def _short(value):
     return text if len(text) < 80 else sha256_of(text.encode())[:12]
 
 
-def read_manifest(path):
+def read_manifest(path: FilePath) -> dict[str, Any]:
     """The manifest of a run, as a dict.
 
     Raises

@@ -5,13 +5,15 @@ Nothing here depends on who does it, or when.
 
 import os
 import time
+from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from astrogen.data.detection import mask_neighbours
 from astrogen.errors import SurveyError, is_machines
 from astrogen.survey.inputs import cut_out
 from astrogen.survey.store import INCOMPLETE, Seen, pack, write_chunk
+from astrogen.types import FilePath
 
 # objects inferred at once; always so many, so that nothing depends on how many a chunk holds
 BATCH = 32
@@ -45,7 +47,13 @@ class _Cut(NamedTuple):
     stamps: tuple
 
 
-def infer_chunk(path, objects, exposures, fit, known_failures=()):
+def infer_chunk(
+    path: FilePath,
+    objects: Sequence[Any],
+    exposures: Sequence[Any],
+    fit: Fit,
+    known_failures: Sequence[Any] = (),
+) -> Any:
     """Infer objects, tuples of Targets, and write their chunk; returns its path.
 
     One bad input never touches the others. After a fault of the machine all of it is done again, so
@@ -66,7 +74,7 @@ def infer_chunk(path, objects, exposures, fit, known_failures=()):
     return path
 
 
-def cannot_write(path, error):
+def cannot_write(path: FilePath, error: OSError) -> SurveyError:
     """The SurveyError of a file of a run that an OSError keeps from being written."""
     return SurveyError(
         path,
@@ -133,7 +141,7 @@ def _packed(objects, exposures, fit, known_failures, reason_fn):
     return [packed[index] for index in sorted(packed)], failures
 
 
-def survives(objects, exposures, fit):
+def survives(objects: Sequence[Any], exposures: Sequence[Any], fit: Fit) -> Any:
     """Infer objects and forget them: a process that dies of one tells so by dying."""
     cuts = _cut(objects, exposures, fit, [], _reason)
     for _ in _infer(cuts, fit, [], lambda result, seen: None, _reason):

@@ -1,23 +1,51 @@
 """Training: plain loops that write weights and cards."""
 
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+
 from astrogen.data.files import hold_folder
 from astrogen.errors import InputError, WeightsError
+from astrogen.types import FilePath
+
+
+class Recipe(NamedTuple):
+    """How a prior is trained.
+
+    function : "module.function" of this folder, called with records, a Run, and those of `options`
+        that were given
+    num_steps : int, of the shipped weights
+    options : names of the parameters of `train_prior` that it knows
+    """
+
+    function: str
+    num_steps: int
+    options: frozenset[str] = frozenset()
+
+
+RECIPES = {
+    "galaxy": Recipe("galaxy.train_galaxy", 20000, frozenset({"real", "strategy"})),
+    "galaxy-conv": Recipe("convolutional.train_convolutional", 4000),
+    "kappa": Recipe(
+        "kappa.train_kappa", 3000, frozenset({"validation", "spectrum", "loss", "strategy"})
+    ),
+}
 
 
 def train_prior(
-    name,
+    name: str,
     *,
-    records,
-    out,
-    num_steps=None,
-    seed=1,
-    resume=False,
-    real=None,
-    validation=None,
-    spectrum=None,
-    loss=None,
-    strategy=None,
-):
+    records: FilePath,
+    out: FilePath,
+    num_steps: int | None = None,
+    seed: int = 1,
+    resume: bool = False,
+    real: FilePath | None = None,
+    validation: FilePath | None = None,
+    spectrum: FilePath | None = None,
+    loss: str | None = None,
+    strategy: Any = None,
+) -> Path:
     """Train the prior `name` from records and write its weights; see the module of each.
 
     Parameters
@@ -39,7 +67,7 @@ def train_prior(
     -------
     path : of the weights, for `load_prior`
     """
-    given = {
+    given: dict[str, Any] = {
         word: value
         for word, value in (
             ("real", real),
@@ -50,60 +78,30 @@ def train_prior(
         )
         if value is not None
     }
-    allowed = {
-        "galaxy": {"real", "strategy"},
-        "galaxy-conv": set(),
-        "kappa": {"validation", "spectrum", "loss", "strategy"},
-    }
-    if name not in allowed:
+    _check_options(name, given)
+    # Before anything else of TensorFlow runs: a cluster has to be joined first.
+    from astrogen.training.replicas import choose_strategy, worker_folder
+
+    strategy = choose_strategy(given.pop("strategy", None))
+    folder = worker_folder(out, strategy)
+    with hold_folder(folder, error=WeightsError):
+        from astrogen.training.run import Run
+
+        recipe, resume_from = RECIPES[name], Path(out) if resume else None
+        run = Run(folder, num_steps or recipe.num_steps, seed, resume_from, strategy)
+        module, function = recipe.function.split(".")
+        train = getattr(import_module(f"astrogen.training.{module}"), function)
+        return train(records, run, **given)
+
+
+def _check_options(name, given):
+    if name not in RECIPES:
         raise InputError(
-            f"train_prior: name must be {', '.join(map(repr, allowed))}, got {name!r}; see"
+            f"train_prior: name must be {', '.join(map(repr, RECIPES))}, got {name!r}; see"
             " `astrogen train --help`"
         )
-    for word in sorted(given.keys() - allowed[name]):
+    for word in sorted(given.keys() - RECIPES[name].options):
         raise InputError(
             f"train_prior: {word} must be None for {name!r}, got {str(given[word])!r}; it is for"
             " another prior"
         )
-    # Before anything else of TensorFlow runs: a cluster has to be joined first.
-    from astrogen.training.replicas import choose_strategy, worker_folder
-
-    strategy = choose_strategy(strategy)
-    with hold_folder(worker_folder(out, strategy), error=WeightsError):
-        return _train(
-            name, records, out, num_steps, seed, resume, real, validation, spectrum, loss, strategy
-        )
-
-
-def _train(name, records, out, num_steps, seed, resume, real, validation, spectrum, loss, strategy):
-    if name == "galaxy":
-        from astrogen.training.galaxy import train_galaxy
-
-        return train_galaxy(
-            records,
-            out,
-            num_steps=num_steps or 20000,
-            seed=seed,
-            resume=resume,
-            real=real,
-            strategy=strategy,
-        )
-    if name == "galaxy-conv":
-        from astrogen.training.convolutional import train_convolutional
-
-        return train_convolutional(
-            records, out, num_steps=num_steps or 4000, seed=seed, resume=resume
-        )
-    from astrogen.training.kappa import train_kappa
-
-    return train_kappa(
-        records,
-        out,
-        validation=validation,
-        spectrum=spectrum,
-        num_steps=num_steps or 3000,
-        seed=seed,
-        loss=loss or "wgan-gp",
-        resume=resume,
-        strategy=strategy,
-    )

@@ -7,8 +7,6 @@ noise of the training only: for inference, what the decoder cannot make is learn
 coefficients of the basis.
 """
 
-from pathlib import Path
-
 import keras
 import numpy as np
 import tensorflow as tf
@@ -32,6 +30,7 @@ from astrogen.training.galaxy import (
     named_weights,
 )
 from astrogen.training.records import load_images, read_manifest
+from astrogen.training.run import open_logs, write_scalars
 from astrogen.training.vae import divergence_of
 
 SHAPE = {
@@ -73,24 +72,25 @@ class PixelNoise(keras.layers.Layer):
         return tf.exp(self.map + self.level(latent)[..., None]) + PIXEL_FLOOR
 
 
-def train_convolutional(records, out, *, num_steps, seed, resume=False):
-    """Train the convolutional prior and write it to `out`/weights, with `out`/sheet.png to look at.
+def train_convolutional(records, run):
+    """Train the convolutional prior and write it to weights/ in the folder of the run, with
+    sheet.png to look at.
 
     Parameters
     ----------
     records : path, of `python -m data_pipelines galaxies`
-    out : path; also holds checkpoints, TensorBoard logs and the basis of an interrupted run
-    num_steps : int, of 64 galaxies
+    run : Run, of steps of 64 galaxies on one device; its folder also holds the basis of an
+        interrupted run
 
     Returns
     -------
     path : of the weights
     """
-    out = Path(out)
+    out, seed = run.out, run.seed
     out.mkdir(parents=True, exist_ok=True)
     keras.utils.set_random_seed(seed)
     manifest = read_manifest(records)
-    basis, white = basis_of_run(records, out, seed, resume)
+    basis, white = basis_of_run(records, run)
     held_out = load_images(records, split="validation")["image"]
     white_held_out = np.concatenate(
         [whiten(oriented(held_out, orientation), basis) for orientation in range(8)]
@@ -104,11 +104,8 @@ def train_convolutional(records, out, *, num_steps, seed, resume=False):
         noise,
         basis,
         flat,
+        run,
         validation=_some(white_held_out, NUM_VALIDATION, [seed, 5]),
-        out=out,
-        num_steps=num_steps,
-        seed=seed,
-        resume=resume,
     )
     latent, residual = _residuals(networks, basis, _some(flat, NUM_RESIDUALS, [seed, 3]), seed)
     latent_held_out, residual_held_out = _residuals(
@@ -127,7 +124,7 @@ def train_convolutional(records, out, *, num_steps, seed, resume=False):
             for key in ("kind", "num", "seed", "recipe_version", "sha256")
             if key in manifest
         },
-        "num_steps": num_steps,
+        "num_steps": run.num_steps,
         "batch": BATCH,
         "seed": seed,
     }
@@ -168,14 +165,14 @@ def evidence_terms(networks, noise, images, wild):
     return normals(painted, scale).log_prob(images), divergence_of(mean, sigma)
 
 
-def train_pixels(networks, noise, basis, flat, *, validation, out, num_steps, seed, resume=False):
+def train_pixels(networks, noise, basis, flat, run, *, validation):
     """Maximise the evidence lower bound of a population of images.
 
     Parameters
     ----------
     networks : {"encoder", "decoder"}; noise : PixelNoise
     flat : array [num, k], whitened coefficients in all orientations; validation : array [num, k]
-    out : path, for checkpoints/ and logs/ (TensorBoard)
+    run : Run
 
     Returns
     -------
@@ -184,11 +181,48 @@ def train_pixels(networks, noise, basis, flat, *, validation, out, num_steps, se
     """
     encoder, decoder = networks["encoder"], networks["decoder"]
     optimizer = keras.optimizers.Adam(
-        keras.optimizers.schedules.CosineDecay(LEARNING_RATE, num_steps), clipnorm=10.0
+        keras.optimizers.schedules.CosineDecay(LEARNING_RATE, run.num_steps), clipnorm=10.0
     )
-    weights = encoder.trainable_variables + decoder.trainable_variables + noise.trainable_variables
+    train_step = _make_step(networks, noise, basis, optimizer, run.seed)
+    validate = _make_validation(networks, noise, basis, validation, run.seed)
+    count = tf.Variable(0, dtype=tf.int64)
+    checkpoint = tf.train.Checkpoint(
+        encoder=encoder, decoder=decoder, noise=noise, optimizer=optimizer, count=count
+    )
+    manager = keep_checkpoints(checkpoint, run.out, resume_from=run.resume_from)
+    logs = open_logs(run)
+    with tqdm(total=run.num_steps, initial=int(count), unit=" steps") as progress:
+        for step in range(int(count), run.num_steps):
+            weight = tf.constant(
+                min(1.0, FIRST_WEIGHT + (1 - FIRST_WEIGHT) * step / (WARM_UP * run.num_steps)),
+                tf.float32,
+            )
+            # a resumed run sees the batches of an uninterrupted one
+            batch = tf.constant(_some(flat, BATCH, [run.seed, step]))
+            likelihood, divergence = train_step(batch, weight, tf.constant(step))
+            progress.update()
+            if (step + 1) % CHECKPOINT_EVERY == 0 or step + 1 == run.num_steps:
+                terms, elbo = validate(), likelihood - divergence
+                told = {f"validation/{name}": value for name, value in terms.items()}
+                write_scalars(logs, step + 1, told | {"training/elbo": elbo})
+                progress.set_postfix_str(
+                    f"ELBO {float(elbo):.1f}, validation {float(terms['elbo']):.1f}"
+                    f" nats, NMSE {float(terms['reconstruction_nmse']):.4f}"
+                )
+                count.assign(step + 1)
+                manager.save()
+    return {name: float(value) for name, value in validate().items()}
+
+
+def _make_step(networks, noise, basis, optimizer, seed):
+    """A traced step of training; gives the mean log-likelihood and KL divergence."""
+    weights = [
+        weight
+        for part in (networks["encoder"], networks["decoder"], noise)
+        for weight in part.trainable_variables
+    ]
     optimizer.build(weights)
-    latent = decoder.num_in
+    latent = networks["decoder"].num_in
 
     @tf.function
     def train_step(white, weight, count):
@@ -201,10 +235,17 @@ def train_pixels(networks, noise, basis, flat, *, validation, out, num_steps, se
         optimizer.apply_gradients(zip(gradients, weights))
         return tf.reduce_mean(likelihood), tf.reduce_mean(divergence)
 
+    return train_step
+
+
+def _make_validation(networks, noise, basis, validation, seed):
+    """The means of the terms on the validation galaxies, as a traced function."""
+    encoder, decoder = networks["encoder"], networks["decoder"]
+
     @tf.function
     def validate():
         images = paint(basis, tf.constant(validation))
-        normals = tf.random.stateless_normal([validation.shape[0], latent], [seed, 0])
+        normals = tf.random.stateless_normal([validation.shape[0], decoder.num_in], [seed, 0])
         likelihood, divergence = evidence_terms(networks, noise, images, normals)
         left = tf.reduce_sum(
             (decoder(encode(encoder, images)[0]) - images) ** 2, [1, 2]
@@ -216,35 +257,7 @@ def train_pixels(networks, noise, basis, flat, *, validation, out, num_steps, se
             "reconstruction_nmse": tf.reduce_mean(left),
         }
 
-    count = tf.Variable(0, dtype=tf.int64)
-    checkpoint = tf.train.Checkpoint(
-        encoder=encoder, decoder=decoder, noise=noise, optimizer=optimizer, count=count
-    )
-    manager = keep_checkpoints(checkpoint, out, resume_from=out if resume else None)
-    logs = tf.summary.create_file_writer(str(out / "logs"))
-    with tqdm(total=num_steps, initial=int(count), unit=" steps") as progress:
-        for step in range(int(count), num_steps):
-            weight = tf.constant(
-                min(1.0, FIRST_WEIGHT + (1 - FIRST_WEIGHT) * step / (WARM_UP * num_steps)),
-                tf.float32,
-            )
-            # a resumed run sees the batches of an uninterrupted one
-            batch = tf.constant(_some(flat, BATCH, [seed, step]))
-            likelihood, divergence = train_step(batch, weight, tf.constant(step))
-            progress.update()
-            if (step + 1) % CHECKPOINT_EVERY == 0 or step + 1 == num_steps:
-                terms = {name: float(value) for name, value in validate().items()}
-                with logs.as_default(step=step + 1):
-                    for name, value in terms.items():
-                        tf.summary.scalar(f"validation/{name}", value)
-                    tf.summary.scalar("training/elbo", likelihood - divergence)
-                progress.set_postfix_str(
-                    f"ELBO {float(likelihood - divergence):.1f}, validation {terms['elbo']:.1f}"
-                    f" nats, NMSE {terms['reconstruction_nmse']:.4f}"
-                )
-                count.assign(step + 1)
-                manager.save()
-    return {name: float(value) for name, value in validate().items()}
+    return validate
 
 
 def fit_spread(spread, latent, residual, *, held_out, seed):

@@ -12,13 +12,13 @@ from astrogen.data.files import write_whole
 from astrogen.data.reading import open_regular, read_npz
 from astrogen.errors import InputFileError, RecordsError
 from astrogen.priors import load_prior
-from astrogen.priors.galaxy import BasisPrior
+from astrogen.priors.galaxy import BasisPrior, Population
 from astrogen.priors.storage import write_weights
 from astrogen.report import write_contact_sheet
 from astrogen.training.basis import Basis, fit_basis, whiten
 from astrogen.training.real import compress_real
 from astrogen.training.records import load_images, read_manifest, sha256_of
-from astrogen.training.replicas import scope_of, worker_folder
+from astrogen.training.replicas import scope_of
 from astrogen.training.vae import (
     FLOOR,
     LATENT,
@@ -40,42 +40,38 @@ LOG_AMPLITUDE = (1.7, 0.7)
 TILT = 0.3
 
 
-def train_galaxy(records, out, *, num_steps, seed, resume=False, real=None, strategy=None):
-    """Train the galaxy prior and write it to `out`/weights, with `out`/sheet.png to look at.
+def train_galaxy(records, run, *, real=None):
+    """Train the galaxy prior and write it to weights/ in the folder of the run, with sheet.png to
+    look at.
 
     Parameters
     ----------
     records : path, of `python -m data_pipelines galaxies`
-    out : path; also holds checkpoints, TensorBoard logs and the basis of an interrupted run
-    num_steps : int, of 256 galaxies
+    run : Run, of steps of 256 galaxies; its folder also holds the basis of an interrupted run;
+        several hosts need a common folder to resume
     real : path or None, records of `python -m data_pipelines real`: noisy stamps that the VAE
         learns from under their own PSF and noise
-    strategy : tf.distribute.Strategy or None; several hosts need a common folder `out` to resume
 
     Returns
     -------
     path : of the weights
     """
-    resume_from, out = Path(out) if resume else None, worker_folder(out, strategy)
+    out, seed = run.out, run.seed
     out.mkdir(parents=True, exist_ok=True)
     keras.utils.set_random_seed(seed)
     manifest = read_manifest(records)
-    basis, white = basis_of_run(records, out, seed, resume)
+    basis, white = basis_of_run(records, run)
     held_out = load_images(records, split="validation")["image"]
-    with scope_of(strategy):
+    with scope_of(run.strategy):
         networks = make_networks(NUM_COMPONENTS)
         stamps = _real_stamps(real, basis, networks) if real else None
         metrics = train_vae(
             networks,
             basis,
             white,
+            run,
             validation=whiten(held_out, basis),
-            out=out,
-            num_steps=num_steps,
-            seed=seed,
-            resume_from=resume_from,
             real=stamps,
-            strategy=strategy,
         )
     training = {
         "records": {
@@ -83,7 +79,7 @@ def train_galaxy(records, out, *, num_steps, seed, resume=False, real=None, stra
             for key in ("kind", "num", "seed", "recipe_version", "sha256")
             if key in manifest
         },
-        "num_steps": num_steps,
+        "num_steps": run.num_steps,
         "seed": seed,
         "real": str(Path(real).name) if real else None,
     }
@@ -99,13 +95,15 @@ def train_galaxy(records, out, *, num_steps, seed, resume=False, real=None, stra
     return weights
 
 
-def basis_of_run(records, out, seed, resume):
-    """The basis and the population's whitened coefficients, kept in `out` so that a resumed run of
-    the same records and seed starts at once.
+def basis_of_run(records, run):
+    """The basis and the population's whitened coefficients, kept in the folder of the run so that a
+    resumed one of the same records and seed starts at once.
     """
+    out, seed = run.out, run.seed
     kept, coefficients = out / "basis.npz", out / "coefficients.npy"
     origin = f"{read_manifest(records)['sha256']} seed {seed}"
-    if resume and kept.is_file():  # written last: where it is whole, so are the coefficients
+    # Written last: where it is whole, so are the coefficients.
+    if run.resume_from and kept.is_file():
         stored = read_npz(kept, max_bytes=MAX_BASIS, kinds="fU")
         ranks = [stored[name].ndim for name in ("origin", *Basis._fields) if name in stored]
         if ranks != [0, 3, 1, 1, 0] or len({len(stored[name]) for name in Basis._fields[:3]}) > 1:
@@ -170,17 +168,19 @@ def _real_stamps(real, basis, networks):
     """
     plain = BasisPrior(
         name="basis",
-        basis=basis.images,
-        coefficient_mean=basis.mean,
-        coefficient_std=basis.std,
+        population=Population(
+            basis=basis.images,
+            coefficient_mean=basis.mean,
+            coefficient_std=basis.std,
+            log_amplitude=LOG_AMPLITUDE,
+            tilt=TILT,
+            pixel_scale=PIXEL_SCALE,
+            target_fwhm=TARGET_FWHM,
+        ),
         encoder=networks.encoder,
         decoder=networks.decoder,
         whitening=(np.zeros(LATENT), np.eye(LATENT)),
         floor=FLOOR,
-        log_amplitude=LOG_AMPLITUDE,
-        tilt=TILT,
-        pixel_scale=PIXEL_SCALE,
-        target_fwhm=TARGET_FWHM,
         card={},
     )
     return compress_real(real, plain)

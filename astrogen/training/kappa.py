@@ -13,11 +13,11 @@ from astrogen.data.files import write_whole
 from astrogen.data.reading import parse_json, read_json, read_npz
 from astrogen.errors import InputError, InputFileError
 from astrogen.priors import load_prior
-from astrogen.priors.convergence import TERMS, ConvergencePrior, Theory, stored_arrays
+from astrogen.priors.convergence import TERMS, ConvergencePrior, MapFrame, Theory, stored_arrays
 from astrogen.priors.correction import Correction
 from astrogen.priors.storage import read_weights, weights_hash, write_weights
 from astrogen.training.records import load_maps, read_manifest
-from astrogen.training.replicas import scope_of, worker_folder
+from astrogen.training.replicas import scope_of
 from astrogen.training.spectra import (
     fit_shift,
     fit_theory,
@@ -53,31 +53,19 @@ RANGE_STEP = 0.01  # to which the range of the cosmology is widened
 ALIKE = ("source_redshift", "pixel_scale", "transform", "corrected", "fixed")
 
 
-def train_kappa(
-    records,
-    out,
-    *,
-    validation=None,
-    spectrum=None,
-    num_steps,
-    seed,
-    loss="wgan-gp",
-    resume=False,
-    strategy=None,
-):
-    """Train the convergence prior and write it to `out`/weights.
+def train_kappa(records, run, *, validation=None, spectrum=None, loss="wgan-gp"):
+    """Train the convergence prior and write it to weights/ in the folder of the run.
 
     Parameters
     ----------
     records : path, of `python -m data_pipelines convergence`
-    out : path; also holds checkpoints, TensorBoard logs and the tables of an interrupted run
+    run : Run, of steps of the generator, 16 maps each; its folder also holds the tables of an
+        interrupted run; several hosts need a common folder to resume
     validation : path or None, records of other simulations
     spectrum : path or None, of `python -m data_pipelines expected-spectrum`: the spectrum of all
         three fields; without it that of the shipped prior, times what the simulations' bands ask
         for
-    num_steps : int, of the generator, 16 maps each
     loss : str, "wgan-gp", or "gan" for the loss of the first GAN, to see it fail
-    strategy : tf.distribute.Strategy or None; several hosts need a common folder `out` to resume
 
     Returns
     -------
@@ -88,15 +76,17 @@ def train_kappa(
     ValueError : records of too few simulations; validation, spectrum or an interrupted run of other
         sources or pixels.
     """
-    resume_from, out = Path(out) if resume else None, worker_folder(out, strategy)
+    out, seed = run.out, run.seed
     out.mkdir(parents=True, exist_ok=True)
     keras.utils.set_random_seed(seed)
     about = read_manifest(records)
     if validation:
         check_alike(about, records, read_manifest(validation), validation)
     maps, held_out = split_maps(load_maps(records), validation and load_maps(validation))
-    theory, log_shift = start_of_run(maps, about, records, spectrum, out, resume=resume)
-    with scope_of(strategy):
+    theory, log_shift = start_of_run(
+        maps, about, records, spectrum, out, resume=run.resume_from is not None
+    )
+    with scope_of(run.strategy):
         network, average = Correction(**NETWORK), Correction(**NETWORK, name="average")
         average.set_weights(network.get_weights())
         prior = make_prior("network", theory, log_shift, network, maps)
@@ -104,14 +94,10 @@ def train_kappa(
             prior,
             average,
             maps,
+            run,
             validation=held_out,
             target=fit_features(prior, maps),
-            out=out,
-            num_steps=num_steps,
-            seed=seed,
             loss=loss,
-            resume_from=resume_from,
-            strategy=strategy,
         )
     network.set_weights(average.get_weights())
     training = {
@@ -123,7 +109,7 @@ def train_kappa(
         "num_simulations": len(np.unique(maps["simulation"])),
         "num_maps": len(maps["kappa"]),
         "num_held_out": len(held_out["kappa"]),
-        "num_steps": num_steps,
+        "num_steps": run.num_steps,
         "batch": BATCH,
         "num_critic": NUM_CRITIC,
         "spectrum": spectrum and read_json(spectrum)["what"],
@@ -162,9 +148,11 @@ def symmetrise_kappa(teacher, out, *, spectrum, num_steps, seed):
         log_shift=arrays["spectra"]["log_shift"],
         change=no_change(),
         network=None,
-        pixel_scale=card["pixel_scale"],
-        image_shape=card["image_shape"],
-        cosmology_range=card["cosmology_range"],
+        frame=MapFrame(
+            pixel_scale=card["pixel_scale"],
+            image_shape=card["image_shape"],
+            cosmology_range=card["cosmology_range"],
+        ),
         card={},
     )
     prior.network = Teacher(teacher, prior)
@@ -271,9 +259,11 @@ def make_prior(kind, theory, log_shift, network, maps):
         log_shift=log_shift,
         change=no_change() if network else None,
         network=network,
-        pixel_scale=maps["pixel_scale"],
-        image_shape=maps["kappa"].shape[1:],
-        cosmology_range=range_of(maps),
+        frame=MapFrame(
+            pixel_scale=maps["pixel_scale"],
+            image_shape=maps["kappa"].shape[1:],
+            cosmology_range=range_of(maps),
+        ),
         card={},
     )
 

@@ -14,13 +14,13 @@ from astrogen.priors.convergence import multipoles
 NUM_BANDS = 16
 # multipoles: bands whose fields' third moments are taken, a bispectrum of nearly equal sides
 THIRD_EDGES = np.geomspace(250, 3400, 7)
-LEVELS = np.arange(-3.0, 5.1, 0.5, np.float32)  # of the standardised log density
+LEVELS = np.arange(-3.0, 5.1, 0.5, dtype=np.float32)  # of the standardised log density
 PEAK_LEVELS, MINIMUM_LEVELS = (
-    np.arange(-1.0, 6.1, 0.75, np.float32),
-    np.arange(-3.5, 1.6, 0.5, np.float32),
+    np.arange(-1.0, 6.1, 0.75, dtype=np.float32),
+    np.arange(-3.5, 1.6, 0.5, dtype=np.float32),
 )
 # of a pixel over the mean of its four neighbours, standard deviations
-CURVATURE_LEVELS = np.arange(-1.75, 2.6, 0.25, np.float32)
+CURVATURE_LEVELS = np.arange(-1.75, 2.6, 0.25, dtype=np.float32)
 SOFTNESS = 0.15  # standard deviations by which a peak has to stand out to be counted in full
 FIRST, LAST = 140.0, 6650.0  # multipoles: all but the lowest
 

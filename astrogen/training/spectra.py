@@ -14,6 +14,7 @@ from astrogen.priors.convergence import (
     TERMS,
     Change,
     ConvergencePrior,
+    MapFrame,
     Theory,
     change_design,
     change_terms,
@@ -199,9 +200,11 @@ def lognormal_of(prior):
         log_shift=prior.log_shift,
         change=None,
         network=None,
-        pixel_scale=prior.pixel_scale,
-        image_shape=prior.image_shape,
-        cosmology_range=prior.cosmology_range,
+        frame=MapFrame(
+            pixel_scale=prior.pixel_scale,
+            image_shape=prior.image_shape,
+            cosmology_range=prior.cosmology_range,
+        ),
         card=prior.card,
     )
 

@@ -19,6 +19,7 @@ from astrogen.priors.networks import ResidualMLP
 from astrogen.training.checkpoints import keep_checkpoints
 from astrogen.training.real import real_log_likelihood
 from astrogen.training.replicas import averaged, mean_here, parts
+from astrogen.training.run import open_logs, write_scalars
 
 LATENT = 64
 WIDTHS = (768, 768, 768)
@@ -90,40 +91,67 @@ def real_evidence_terms(networks, basis, stamps, floor, noise):
     return likelihood, divergence_of(mean, sigma)
 
 
-def train_vae(
-    networks,
-    basis,
-    white,
-    *,
-    validation,
-    out,
-    num_steps,
-    seed,
-    resume_from=None,
-    real=None,
-    strategy=None,
-):
+def train_vae(networks, basis, white, run, *, validation, real=None):
     """Maximise the evidence lower bound of a population.
 
     Parameters
     ----------
-    white : array [8, num, k], whitened coefficients in eight orientations; validation : array [num,
-        k]
-    out : path, for checkpoints/ and logs/ (TensorBoard)
-    resume_from : path or None, an `out` whose last checkpoint is gone on from
+    white : array [8, num, k], whitened coefficients in eight orientations
+    run : Run; this is called in the scope of its strategy
+    validation : array [num, k]
     real : Compressed or None, noisy real stamps: a share of every step
-    strategy : tf.distribute.Strategy or None, whose scope this is called in
 
     Returns
     -------
     dict : the last values of the terms on the validation galaxies, nats per galaxy
     """
-    schedule = keras.optimizers.schedules.CosineDecay(LEARNING_RATE, num_steps)
+    schedule = keras.optimizers.schedules.CosineDecay(LEARNING_RATE, run.num_steps)
     optimizer = keras.optimizers.Adam(schedule)
-    weights = networks.encoder.trainable_variables + networks.decoder.trainable_variables
-    optimizer.build(weights)
+    optimizer.build(_weights(networks))
     floor = tf.constant(FLOOR / basis.std)
-    latent = networks.decoder.num_in
+    train_step, real_step = _make_steps(networks, basis, floor, optimizer, run)
+    draw_noise = _noise_of(networks.decoder.num_in, run.seed)
+    validate = _make_validation(networks, floor, validation, run.seed)
+    count = tf.Variable(0, dtype=tf.int64)
+    checkpoint = tf.train.Checkpoint(
+        encoder=networks.encoder, decoder=networks.decoder, optimizer=optimizer, count=count
+    )
+    manager = keep_checkpoints(checkpoint, run.out, resume_from=run.resume_from)
+    logs, first = open_logs(run), int(count.numpy())
+    flat = white.reshape(-1, white.shape[-1])
+    with tqdm(total=run.num_steps, initial=first, unit=" steps") as progress:
+        for step in range(first, run.num_steps):
+            # a resumed run sees the batches of an uninterrupted one
+            rng = np.random.default_rng([run.seed, step])
+            weight = tf.constant(min(1.0, 0.02 + step / (WARM_UP * run.num_steps)), tf.float32)
+            batch = tf.constant(flat[np.sort(rng.integers(0, len(flat), BATCH))].astype(np.float32))
+            likelihood, divergence = train_step(batch, draw_noise(tf.constant(step)), weight)
+            if real is not None and step % 4 == 3:
+                rows = rng.integers(0, real.data.shape[0], REAL_BATCH)
+                stamps = tf.nest.map_structure(lambda x: tf.gather(x, rows), real)
+                real_step(stamps, weight, tf.constant(step))
+            progress.update()
+            if (step + 1) % CHECKPOINT_EVERY == 0 or step + 1 == run.num_steps:
+                terms, elbo = validate(), likelihood - divergence
+                told = {f"validation/{name}": value for name, value in terms.items()}
+                write_scalars(logs, step + 1, told | {"training/elbo": elbo})
+                progress.set_postfix_str(
+                    f"ELBO {float(elbo):.1f}, validation {float(terms['elbo']):.1f} nats"
+                )
+                count.assign(step + 1)
+                manager.save()
+    return {name: float(value) for name, value in validate().items()}
+
+
+def _weights(networks):
+    return networks.encoder.trainable_variables + networks.decoder.trainable_variables
+
+
+def _make_steps(networks, basis, floor, optimizer, run):
+    """The traced steps on simulated coefficients and on real stamps; each gives the mean
+    log-likelihood and KL divergence.
+    """
+    weights, latent = _weights(networks), networks.decoder.num_in
 
     def take_step(terms_fn, weight):
         def step(share):
@@ -138,14 +166,9 @@ def train_vae(
             optimizer.apply_gradients(zip(parts(gradients), weights))
             return tf.reduce_mean(likelihood), tf.reduce_mean(divergence)
 
-        return averaged(strategy, step)
+        return averaged(run.strategy, step)
 
-    # XLA draws other numbers than TensorFlow: with and without replicas, the same are wanted
-    @tf.function(jit_compile=True)
-    def draw_noise(count):
-        return tf.random.stateless_normal([BATCH, latent], tf.stack([seed, count]))
-
-    @tf.function(jit_compile=strategy is None)  # XLA has no collectives across replicas
+    @tf.function(jit_compile=run.strategy is None)  # XLA has no collectives across replicas
     def train_step(batch, noise, weight):
         return take_step(
             lambda share: evidence_terms(networks, share(batch), floor, share(noise)), weight
@@ -154,7 +177,7 @@ def train_vae(
     @tf.function
     def real_step(stamps, weight, count):
         noise = tf.random.stateless_normal(
-            [stamps.data.shape[0], latent], tf.stack([seed + 1, count])
+            [stamps.data.shape[0], latent], tf.stack([run.seed + 1, count])
         )
         return take_step(
             lambda share: real_evidence_terms(
@@ -163,9 +186,28 @@ def train_vae(
             weight,
         )
 
+    return train_step, real_step
+
+
+def _noise_of(latent, seed):
+    """The normals [BATCH, latent] of a step."""
+
+    # XLA draws other numbers than TensorFlow: with and without replicas, the same are wanted
+    @tf.function(jit_compile=True)
+    def draw_noise(count):
+        return tf.random.stateless_normal([BATCH, latent], tf.stack([seed, count]))
+
+    return draw_noise
+
+
+def _make_validation(networks, floor, validation, seed):
+    """The means of the terms on the validation galaxies, as a traced function."""
+
     @tf.function
     def validate():
-        noise = tf.random.stateless_normal([validation.shape[0], latent], [seed, 0])
+        noise = tf.random.stateless_normal(
+            [validation.shape[0], networks.decoder.num_in], [seed, 0]
+        )
         likelihood, divergence = evidence_terms(networks, tf.constant(validation), floor, noise)
         return {
             "log_likelihood": tf.reduce_mean(likelihood),
@@ -173,41 +215,7 @@ def train_vae(
             "elbo": tf.reduce_mean(likelihood - divergence),
         }
 
-    count = tf.Variable(0, dtype=tf.int64)
-    checkpoint = tf.train.Checkpoint(
-        encoder=networks.encoder, decoder=networks.decoder, optimizer=optimizer, count=count
-    )
-    manager = keep_checkpoints(checkpoint, out, resume_from=resume_from)
-    logs = tf.summary.create_file_writer(str(out / "logs"))
-    flat = white.reshape(-1, white.shape[-1])
-    with tqdm(total=num_steps, initial=int(count.numpy()), unit=" steps") as progress:
-        for step in range(int(count.numpy()), num_steps):
-            # a resumed run sees the batches of an uninterrupted one
-            rng = np.random.default_rng([seed, step])
-            weight = tf.constant(min(1.0, 0.02 + step / (WARM_UP * num_steps)), tf.float32)
-            batch = tf.constant(flat[np.sort(rng.integers(0, len(flat), BATCH))].astype(np.float32))
-            likelihood, divergence = train_step(batch, draw_noise(tf.constant(step)), weight)
-            if real is not None and step % 4 == 3:
-                rows = rng.integers(0, real.data.shape[0], REAL_BATCH)
-                real_step(
-                    tf.nest.map_structure(lambda x: tf.gather(x, rows), real),
-                    weight,
-                    tf.constant(step),
-                )
-            progress.update()
-            if (step + 1) % CHECKPOINT_EVERY == 0 or step + 1 == num_steps:
-                terms = {name: float(value) for name, value in validate().items()}
-                with logs.as_default(step=step + 1):
-                    for name, value in terms.items():
-                        tf.summary.scalar(f"validation/{name}", value)
-                    tf.summary.scalar("training/elbo", likelihood - divergence)
-                progress.set_postfix_str(
-                    f"ELBO {float(likelihood - divergence):.1f}, validation {terms['elbo']:.1f}"
-                    " nats"
-                )
-                count.assign(step + 1)
-                manager.save()
-    return {name: float(value) for name, value in validate().items()}
+    return validate
 
 
 def aggregate_posterior(networks, white, *, seed, num=20000):

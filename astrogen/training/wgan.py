@@ -26,6 +26,7 @@ from astrogen.training.checkpoints import keep_checkpoints
 from astrogen.training.critic import Critic, critic_loss, generator_loss, gradient_penalty
 from astrogen.training.map_features import map_features
 from astrogen.training.replicas import averaged, mean_here, parts
+from astrogen.training.run import open_logs, write_scalars
 from astrogen.training.spectra import fit_polynomial
 
 BATCH, NUM_CRITIC = 16, 2
@@ -262,20 +263,7 @@ def running(decay, count):
     return tf.minimum(decay, tf.cast(count + 1, tf.float32) / tf.cast(count + 10, tf.float32))
 
 
-def train_wgan(
-    prior,
-    average,
-    maps,
-    *,
-    validation,
-    target,
-    out,
-    num_steps,
-    seed,
-    loss="wgan-gp",
-    resume_from=None,
-    strategy=None,
-):
+def train_wgan(prior, average, maps, run, *, validation, target, loss="wgan-gp"):
     """Train the prior's network, in place, and leave in `average` the averaged weights of the last
     quarter of the steps that did best on held-out simulations.
 
@@ -286,18 +274,18 @@ def train_wgan(
     Parameters
     ----------
     maps, validation : dict(kappa [N, n, n], cosmology [N, 2], simulation [N]), of `load_maps`
-    out : path, for checkpoints/, logs/ (TensorBoard) and the best weights
-    resume_from : path or None, an `out` whose last checkpoint is gone on from
-    strategy : tf.distribute.Strategy or None, whose scope this is called in
+    run : Run; this is called in the scope of its strategy, and the best weights are kept in its
+        folder
 
     Returns
     -------
     dict : step and statistic of the choice, and the diversity of drawn maps (see
         `astrogen.darkmatter.statistics.diversity`)
     """
-    step = Step(prior, average, target, loss=loss, seed=seed, strategy=strategy)
-    manager = keep_checkpoints(step.checkpoint, out, resume_from=resume_from)
-    logs = tf.summary.create_file_writer(str(out / "logs"))
+    out, num_steps, seed = run.out, run.num_steps, run.seed
+    step = Step(prior, average, target, loss=loss, seed=seed, strategy=run.strategy)
+    manager = keep_checkpoints(step.checkpoint, out, resume_from=run.resume_from)
+    logs = open_logs(run)
     warm_up = min(WARM_UP, num_steps // 2) if loss == "wgan-gp" else 0
     validate = validator(prior, average, validation, target.scatter, seed)
     with tqdm(total=num_steps, initial=int(step.count.numpy()), unit=" steps") as progress:
@@ -316,9 +304,7 @@ def train_wgan(
                     step.best.assign(told["statistic"])
                     write_best(out / "best.npz", average, told | {"step": index + 1})
                 manager.save()
-                with logs.as_default(step=index + 1):
-                    for name, value in told.items():
-                        tf.summary.scalar(name, value)
+                write_scalars(logs, index + 1, told)
                 progress.set_postfix_str(
                     ", ".join(f"{name} {float(value):.3g}" for name, value in told.items())
                 )

@@ -39,7 +39,15 @@ class TwoSample(NamedTuple):
     num_held_out: tuple
 
 
-def classify(first, second, *, seed, first_groups=None, second_groups=None, num_steps=400):
+def classify(
+    first: np.ndarray,
+    second: np.ndarray,
+    *,
+    seed: int,
+    first_groups: np.ndarray | None = None,
+    second_groups: np.ndarray | None = None,
+    num_steps: int = 400,
+) -> TwoSample:
     """Two-sample test of two sets of maps by a classifier (Lopez-Paz & Oquab 2017).
 
     A third of the groups of each set is kept apart: with the simulations as groups, no held-out map
@@ -107,7 +115,7 @@ def _held_out(num, groups, rng):
     return np.isin(labels, rng.permutation(names)[:num_out])
 
 
-def make_classifier(seed):
+def make_classifier(seed: int) -> keras.Model:
     """The network, untrained: maps [batch, height, width, 1] -> score [batch, 1], positive for the
     second set.
     """

@@ -5,13 +5,17 @@ l = 2 pi |k|, with k in cycles per radian. The power spectrum of the continuous 
 F3> A_pix^2 / N_pix in steradian squared.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 
 from astrogen.darkmatter.statistics.maps import checked_edges, checked_maps, checked_pixel_scale
 from astrogen.errors import InputError
 
 
-def angular_frequency(shape, *, pixel_scale):
+def angular_frequency(shape: tuple[int, int], *, pixel_scale: float) -> np.ndarray:
     """l of every mode of np.fft.rfft2, as an array [height, width // 2 + 1].
 
     Parameters
@@ -27,7 +31,9 @@ def angular_frequency(shape, *, pixel_scale):
     )
 
 
-def power_spectrum(maps, *, pixel_scale, edges, taper=0.0):
+def power_spectrum(
+    maps: npt.ArrayLike, *, pixel_scale: float, edges: npt.ArrayLike, taper: float = 0.0
+) -> np.ndarray:
     """Angular power spectrum of each map, averaged over the modes of each band.
 
     A patch of a larger sky is not periodic: its edges mix modes. For a field of 2.45 degrees and a
@@ -62,7 +68,9 @@ def power_spectrum(maps, *, pixel_scale, edges, taper=0.0):
     return area * power.reshape(len(maps), -1) @ bands.reshape(len(bands), -1).T
 
 
-def mean_frequency(shape, *, pixel_scale, edges):
+def mean_frequency(
+    shape: tuple[int, int], *, pixel_scale: float, edges: npt.ArrayLike
+) -> np.ndarray:
     """Mean l of the modes of each band: where a spectrum by `power_spectrum` belongs.
 
     Arguments as there; shape is (height, width).
@@ -114,20 +122,20 @@ def _bands(shape, pixel_scale, edges, function):
 # --- bispectrum
 
 
-def equilateral(edges):
+def equilateral(edges: npt.ArrayLike) -> list[Any]:
     """Triangles whose three sides lie in the same band, for every band between the edges of l."""
     edges = checked_edges(edges, "equilateral")
     return [((low, high),) * 3 for low, high in zip(edges[:-1], edges[1:], strict=True)]
 
 
-def squeezed(edges, *, long):
+def squeezed(edges: npt.ArrayLike, *, long: tuple[float, float]) -> list[Any]:
     """Triangles of one long wave, with l in the band `long` = (lowest, highest), and two short ones
     in each band between the edges.
     """
     return [(tuple(long), short, short) for _, short, _ in equilateral(edges)]
 
 
-def bispectrum(maps, *, pixel_scale, triangles):
+def bispectrum(maps: npt.ArrayLike, *, pixel_scale: float, triangles: Sequence[Any]) -> np.ndarray:
     """Bispectrum of each map: mean of F1 F2 F3 over all closed triangles of modes whose sides lie
     in three bands of l.
 

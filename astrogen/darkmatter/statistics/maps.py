@@ -3,11 +3,12 @@ map.
 """
 
 import numpy as np
+import numpy.typing as npt
 
 from astrogen.errors import InputError
 
 
-def checked_maps(maps, function, *, smallest=3):
+def checked_maps(maps: npt.ArrayLike, function: str, *, smallest: int = 3) -> np.ndarray:
     """Maps as an array [batch, height, width]; `function` is named in the error.
 
     Raises
@@ -29,7 +30,7 @@ def checked_maps(maps, function, *, smallest=3):
     return maps
 
 
-def checked_edges(edges, function):
+def checked_edges(edges: npt.ArrayLike, function: str) -> np.ndarray:
     """Edges of bins as an array, ascending; the first and the last may be infinite.
 
     Raises
@@ -45,7 +46,7 @@ def checked_edges(edges, function):
     return edges
 
 
-def checked_pixel_scale(pixel_scale, function):
+def checked_pixel_scale(pixel_scale: float, function: str) -> float:
     """The pixel's side in radian.
 
     Raises
@@ -60,7 +61,14 @@ def checked_pixel_scale(pixel_scale, function):
     return np.deg2rad(pixel_scale / 60)
 
 
-def count_in_bins(rows, values, edges, *, num_rows, weights=None):
+def count_in_bins(
+    rows: np.ndarray,
+    values: np.ndarray,
+    edges: np.ndarray,
+    *,
+    num_rows: int,
+    weights: np.ndarray | None = None,
+) -> np.ndarray:
     """Histogram of each row: values with edges[i] <= value < edges[i + 1].
 
     Parameters

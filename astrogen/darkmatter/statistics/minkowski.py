@@ -3,6 +3,7 @@ characteristic.
 """
 
 import numpy as np
+import numpy.typing as npt
 
 from astrogen.darkmatter.statistics.maps import (
     checked_edges,
@@ -13,7 +14,9 @@ from astrogen.darkmatter.statistics.maps import (
 from astrogen.errors import InputError
 
 
-def minkowski_functionals(maps, *, pixel_scale, thresholds):
+def minkowski_functionals(
+    maps: npt.ArrayLike, *, pixel_scale: float, thresholds: npt.ArrayLike
+) -> np.ndarray:
     """V0, V1 and V2 of each map, from the field's derivatives (Schmalzing & Gorski 1998, eq.
 
     12, 13, 18-20).

@@ -3,12 +3,13 @@ out among their neighbours.
 """
 
 import numpy as np
+import numpy.typing as npt
 
 from astrogen.darkmatter.statistics.maps import checked_edges, checked_maps, count_in_bins
 from astrogen.errors import InputError
 
 
-def pixel_pdf(maps, *, edges):
+def pixel_pdf(maps: npt.ArrayLike, *, edges: npt.ArrayLike) -> np.ndarray:
     """Probability density of the pixels of each map; pixels outside the edges count in the total
     alone.
 
@@ -28,7 +29,7 @@ def pixel_pdf(maps, *, edges):
     )
 
 
-def moments(maps):
+def moments(maps: npt.ArrayLike) -> np.ndarray:
     """Mean, standard deviation, skewness and excess kurtosis of the pixels of each map, as an array
     [batch, 4].
 
@@ -60,7 +61,7 @@ def moments(maps):
     )
 
 
-def peak_counts(maps, *, edges):
+def peak_counts(maps: npt.ArrayLike, *, edges: npt.ArrayLike) -> np.ndarray:
     """Number of peaks of each map by height: pixels above all eight neighbours.
 
     Pixels on the map's border have fewer and never count.
@@ -87,7 +88,7 @@ def peak_counts(maps, *, edges):
     return count_in_bins(np.nonzero(peaks)[0], centre[peaks], edges, num_rows=len(maps))
 
 
-def minimum_counts(maps, *, edges):
+def minimum_counts(maps: npt.ArrayLike, *, edges: npt.ArrayLike) -> np.ndarray:
     """Number of minima of each map by value: pixels below all eight neighbours.
 
     Arguments and result as those of `peak_counts`.

@@ -2,15 +2,22 @@
 varied as it should be.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from astrogen.darkmatter.statistics.maps import checked_maps
 from astrogen.errors import InputError
 
 
-def jackknife(values, *, groups=None, summary_fn=None):
+def jackknife(
+    values: npt.ArrayLike,
+    *,
+    groups: npt.ArrayLike | None = None,
+    summary_fn: Callable[[np.ndarray], Any] | None = None,
+) -> tuple[Any, Any]:
     """A summary of values per map, and its standard error from leaving out one group after the
     other.
 
@@ -75,7 +82,7 @@ class Diversity(NamedTuple):
     nearest: np.ndarray
 
 
-def diversity(maps):
+def diversity(maps: npt.ArrayLike) -> Diversity:
     """The variety of a set of maps: near 1 and small where maps are independent, towards 0 and 1
     where a generator has collapsed to a few maps.
 
