@@ -178,7 +178,9 @@ def _parser():
         "--baselines", action="store_true", help="run run_baselines.py too, in the same session"
     )
     parser.add_argument("--draws", type=int, default=200, metavar="N", help="(default 200)")
-    parser.add_argument("--method", choices=["laplace", "map", "hmc"], default="laplace")
+    parser.add_argument(
+        "--method", choices=["laplace", "map", "hmc", "vi", "auto"], default="laplace"
+    )
     parser.add_argument("--prior", default="galaxy", metavar="NAME")
     parser.add_argument(
         "--out",

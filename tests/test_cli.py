@@ -481,8 +481,8 @@ def test_warnings_of_the_input_are_one_line_each(folder, capsys):
             id="scale",
         ),
         pytest.param(
-            ["deconvolve", "i", "--psf", "p", "--out", "x", "--method", "vi"],
-            "invalid choice: 'vi'",
+            ["deconvolve", "i", "--psf", "p", "--out", "x", "--method", "best"],
+            "invalid choice: 'best'",
             id="method",
         ),
         pytest.param(

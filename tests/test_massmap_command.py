@@ -112,7 +112,7 @@ def test_a_footprint_a_convergence_map_and_a_flip(files):
 
 
 def test_strict_tells_by_its_exit_code(files, monkeypatch):
-    monkeypatch.setattr("astrogen.darkmatter.map_mass.R_HAT_LIMIT", 0.5)
+    monkeypatch.setattr("astrogen.darkmatter.map_mass.R_HAT_MAX", 0.5)
     options = (
         "--shear",
         files["e1"],

@@ -208,6 +208,26 @@ def test_log_prior_is_a_product_of_normals(case):
     )
 
 
+def test_the_public_distributions_make_up_the_density(case):
+    """Likelihood and latent as distributions, against the density that inference sees."""
+    parameters = tf.constant(places(case), tf.float32)
+    latent, flux, shift, amplitude = posterior.split(parameters, case.prior.latent_size)
+    likelihood = posterior.likelihood(case.prior, case.compressed, parameters)
+    others = -0.5 * (
+        (flux / posterior.LOG_FLUX_STD) ** 2
+        + tf.reduce_sum((shift / posterior.SHIFT_STD) ** 2, -1)
+        + ((amplitude - case.prior.log_amplitude_mean) / case.prior.log_amplitude_std) ** 2
+    )
+    whole = likelihood.log_prob(case.compressed.data) + case.prior.latent.log_prob(latent) + others
+    num = case.compressed.data.shape[1] + case.prior.latent_size
+    np.testing.assert_allclose(
+        posterior.log_density(case.prior, case.compressed, parameters),
+        whole + 0.5 * num * np.log(2 * np.pi),
+        rtol=1e-4,
+        atol=2e-3,
+    )
+
+
 def test_the_amplitude_is_that_of_the_galaxy_as_seen(case):
     """Whatever the latent and the shift, log amplitude 0 has the norm, in sigmas, of the linear
     estimate.

@@ -466,3 +466,13 @@ def test_any_flipped_byte_is_found(folder, rng):
         )
         with pytest.raises(WeightsError, match="sha256 must be"):
             load_prior(folder)
+
+
+def test_coefficients_are_those_that_galaxies_are_drawn_from(galaxy):
+    """Of the training population, whose residual has no roughness added."""
+    latent = galaxy.latent.sample(3, seed=[1, 2])
+    assert latent.shape == (3, galaxy.latent_size)
+    given = galaxy.coefficients(latent, log_amplitude=0.6)
+    mean, scale = galaxy.components(latent)
+    np.testing.assert_allclose(given.mean(), mean)
+    np.testing.assert_allclose(given.stddev(), np.exp(0.3) * galaxy.roughness * scale, rtol=1e-5)

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from astrogen.inference import diagnostics, rotation
+from astrogen.inference import diagnostics, kernels
 from astrogen.inference.climb import value_and_gradient
 from astrogen.inference.deflation import far_from_one
-from astrogen.inference.rotation import sample_rotating
+from astrogen.inference.rotation import SETTINGS, sample_rotating
 
 SIZE = 600
 
@@ -31,19 +31,15 @@ def skewed(white, evidence):
     return tf.reduce_sum(3 * white - tf.exp(white), -1)
 
 
-def walk(
-    density, evidence=0.0, *, size=SIZE, chains=4, draws=100, burnin=60, seed=(5, 6), **options
-):
+def walk(density, evidence=0.0, *, size=SIZE, chains=4, draws=100, burnin=60, seed=(5, 6)):
     start = tf.random.stateless_normal([chains, size], [3, 4])
     return sample_rotating(
         density,
         start,
         evidence,
         keep_fn=keep,
-        num_draws=draws,
-        num_burnin=burnin,
         seed=seed,
-        **options,
+        settings=SETTINGS._replace(num_draws=draws, num_burnin=burnin),
     )
 
 
@@ -93,26 +89,25 @@ def potential(x):
 PLACE, MOMENTUM = np.array([0.8, -0.5]), np.array([-0.7, 1.1])
 
 
-@pytest.fixture
-def fly(monkeypatch):
-    """End and energy error of a trajectory that begins with a given momentum and is not refused."""
+def fly(place, momentum, step, num_steps):
+    """End and energy error of a trajectory."""
 
-    def from_place(place, momentum, step, num_steps):
-        monkeypatch.setattr(
-            tf.random, "stateless_normal", lambda *_: tf.constant(momentum[None], tf.float32)
-        )
-        monkeypatch.setattr(tf.random, "stateless_uniform", lambda *_: tf.fill([1], 1e-30))
-        white = tf.constant(place[None], tf.float32)
-        state = rotation._State(white, *value_and_gradient(quartic, white, None))
-        moved, _, error = rotation._transition(
-            quartic, state, None, tf.constant([1, 2]), tf.constant(step), tf.constant(num_steps)
-        )
-        return moved.white.numpy()[0].astype(float), float(error[0])
+    def density(white):
+        return value_and_gradient(quartic, white, None)
 
-    return from_place
+    white = tf.constant(place[None], tf.float32)
+    end, error, _ = kernels.fly(
+        density,
+        kernels.Place(white, *density(white)),
+        tf.constant(momentum[None], tf.float32),
+        step,
+        float(num_steps),
+        rotating=True,
+    )
+    return end.position.numpy()[0].astype(float), float(error[0])
 
 
-def end_momentum(fly, step, num_steps):
+def end_momentum(step, num_steps):
     """From the positions one step before and after: these lie on a circle about the kicked end, so
     that their difference is 2 sin(step) times the momentum, the two kicks cancelling.
     """
@@ -120,19 +115,19 @@ def end_momentum(fly, step, num_steps):
     return (after - before) / (2 * np.sin(step))
 
 
-def test_a_trajectory_is_undone_by_turning_its_momentum(fly):
+def test_a_trajectory_is_undone_by_turning_its_momentum():
     end, _ = fly(PLACE, MOMENTUM, 0.2, 12)
     assert np.abs(end - PLACE).max() > 0.3
-    back, _ = fly(end, -end_momentum(fly, 0.2, 12), 0.2, 12)
+    back, _ = fly(end, -end_momentum(0.2, 12), 0.2, 12)
     np.testing.assert_allclose(back, PLACE, atol=1e-4)
 
 
-def test_the_energy_error_is_that_of_the_place_and_falls_with_the_square_of_the_step(fly):
+def test_the_energy_error_is_that_of_the_place_and_falls_with_the_square_of_the_step():
     """Four times smaller for a half of the step and twice their number."""
     errors = []
     for step, num_steps in ((0.2, 10), (0.1, 20)):
         end, told = fly(PLACE, MOMENTUM, step, num_steps)
-        last = end_momentum(fly, step, num_steps)
+        last = end_momentum(step, num_steps)
         errors.append(potential(end) - potential(PLACE) + 0.5 * (last @ last - MOMENTUM @ MOMENTUM))
         assert told == pytest.approx(errors[-1], abs=2e-5)
     assert abs(errors[0]) > 1e-3
@@ -154,7 +149,12 @@ def test_a_density_that_ends_is_never_left_and_the_fall_is_counted():
 
     start = tf.zeros([3, 4])
     done = sample_rotating(
-        walled, start, 0.0, keep_fn=keep, num_draws=200, num_burnin=50, seed=(1, 1)
+        walled,
+        start,
+        0.0,
+        keep_fn=keep,
+        seed=(1, 1),
+        settings=SETTINGS._replace(num_draws=200, num_burnin=50),
     )
     assert np.isfinite(done.kept).all() and done.kept.min() > -1
     assert np.isfinite(done.log_density).all()

@@ -386,8 +386,8 @@ def _read_psf(path, pixel_scale, options):
 
 
 def _is_quick(observations, options):
-    """Whether the work is done before it would have been traced."""
-    return options.method in ("map", "laplace") and len(observations) <= MOST_UNTRACED
+    """Whether the work is done before it would have been traced; chains are, in any case."""
+    return options.method in ("map", "laplace", "auto") and len(observations) <= MOST_UNTRACED
 
 
 def _deconvolve_all(observations, prior, failures, options):

@@ -119,9 +119,9 @@ def add_inference(verb):
     )
     how.add_argument(
         "--method",
-        choices=("map", "laplace", "hmc", "auto"),
-        default="laplace",
-        help="(default laplace)",
+        choices=("auto", "laplace", "hmc", "vi", "map"),
+        default="auto",
+        help="auto (default): laplace where it can be trusted, else hmc until its chains agree",
     )
     how.add_argument(
         "--draws", type=count, default=200, metavar="N", help="posterior draws (default 200)"

@@ -30,7 +30,8 @@ from astrogen.data.images import read_plane_wcs, read_planes, write_planes
 from astrogen.data.reading import parse_json
 from astrogen.errors import InputError, InputFileError
 from astrogen.inference import diagnostics
-from astrogen.inference.rotation import sample_rotating
+from astrogen.inference.rotation import SETTINGS, sample_rotating
+from astrogen.inference.verdict import R_HAT_DRIFT, R_HAT_MAX
 from astrogen.instruments.lensing import embed, kaiser_squires, make_grid, observe, shear_kernels
 from astrogen.priors import load_prior
 from astrogen.priors.convergence import ConvergencePrior
@@ -41,9 +42,6 @@ from astrogen.types import FilePath
 FORMAT = "astrogen mass map 1"
 SAMPLED = "sampled"  # for `cosmology`
 FIRST_STEP = 0.3
-R_HAT_LIMIT = 1.05  # of the watched pixels and modes
-# R-hat of the log-density, which mixes slowest of all: beyond it the burn-in was too short
-DRIFT_LIMIT = 1.3
 # trajectories of each chain; a network starts from its lognormal field's posterior, and needs half
 # as many again
 BURNIN, SAMPLED_BURNIN = 40, 120
@@ -215,9 +213,8 @@ def map_mass(
             white,
             evidence,
             keep_fn=start.draw_fn,
-            num_draws=0,
-            num_burnin=num_burnin,
             seed=(seed, 1),
+            settings=SETTINGS._replace(num_draws=0, num_burnin=num_burnin),
             progress=progress,
         )
         white, step, num_burnin = walk.end, walk.step, num_burnin // 2
@@ -227,9 +224,10 @@ def map_mass(
         white,
         evidence,
         keep_fn=target.draw_fn,
-        num_draws=THIN * -(-num_draws // num_chains),
-        num_burnin=num_burnin,
         seed=(seed, 2),
+        settings=SETTINGS._replace(
+            num_draws=THIN * -(-num_draws // num_chains), num_burnin=num_burnin
+        ),
         first_step=step,
         progress=progress,
     )
@@ -347,15 +345,15 @@ def _diagnose(field, walk, *, sampled):
 def _status(found):
     """What is not as it should be, in words."""
     sentences = []
-    if not found["r_hat"] < R_HAT_LIMIT:
+    if not found["r_hat"] < R_HAT_MAX:
         sentences.append(
             f"not converged: R-hat {found['r_hat']:.3f} over the watched pixels and modes is not"
-            f" below {R_HAT_LIMIT}; take more draws (--draws), or a longer burn-in (--burn-in)"
+            f" below {R_HAT_MAX}; take more draws (--draws), or a longer burn-in (--burn-in)"
         )
-    if not found["r_hat_log_density"] < DRIFT_LIMIT:
+    if not found["r_hat_log_density"] < R_HAT_DRIFT:
         sentences.append(
             f"not converged: R-hat {found['r_hat_log_density']:.2f} of the log-density is not below"
-            f" {DRIFT_LIMIT}; take a longer burn-in (--burn-in)"
+            f" {R_HAT_DRIFT}; take a longer burn-in (--burn-in)"
         )
     if found["divergent"]:
         sentences.append(

@@ -18,6 +18,7 @@ chain moves (Liu 2001, section 9.4.3), so that the draws are those of the exact 
 """
 
 from functools import lru_cache
+from importlib import import_module
 from typing import NamedTuple
 
 import numpy as np
@@ -28,7 +29,7 @@ from astrogen.galaxies import bands as tying
 from astrogen.galaxies import conditional, posterior
 from astrogen.galaxies.scene import tensor
 from astrogen.inference import find_map
-from astrogen.inference.hmc import hop
+from astrogen.inference.contracts import Sampling
 from astrogen.inference.laplace import whitening
 
 WEAKEST = 0.03  # signal-to-noise squared below which directions of the data are dropped
@@ -37,10 +38,10 @@ FAINTEST = 0.01  # the same, of one galaxy alone
 # covariances
 FOLLOWED = 0.3
 OVERDISPERSION = 1.25  # chains start this much wider than the Laplace approximation
-FIRST_STEP, TARGET_ACCEPT = 0.4, 0.8
-# mean length of a trajectory in the whitened space: the posterior is up to three times wider than
-# its Laplace approximation in some directions
-PATH, MOST_LEAPFROGS = 3.5, 20
+FIRST_STEP = 0.4
+# the trajectories are long: the posterior is up to three times wider than its Laplace approximation
+# in some directions
+SETTINGS = Sampling(path=3.5, max_steps=20)
 
 
 class Blend(NamedTuple):
@@ -408,25 +409,29 @@ def draw_references(prior, blend, parameters, data, rng):
 
 class Chains:
     """Chains of one blend: parameters [chain, galaxy * p] and what they move by, given data that
-    may change between moves.
+    may change between moves. The first `num_hops` trajectories adapt the step size.
     """
 
-    def __init__(self, prior, blend, climb, rng, *, num_chains):
-        self.prior, self.blend, self.rng, self.log_step, self.count = (
-            prior,
-            blend,
-            rng,
-            np.log(FIRST_STEP),
-            0,
-        )
-        self.whitening = whitening(climb.precision)[0]
+    def __init__(self, prior, blend, climb, rng, *, num_chains, num_hops):
+        self.prior, self.blend, self.rng = prior, blend, rng
+        self.mode, self.whitening = climb.parameters, whitening(climb.precision)[0]
         self.focus = focus(
             prior, blend, tf.reshape(climb.parameters, [blend.field.forward.shape[0], -1])
         )
-        noise = tensor(rng.standard_normal([num_chains, climb.parameters.shape[1]]))
-        self.parameters = climb.parameters + OVERDISPERSION * tf.linalg.matvec(
-            self.whitening, noise
+        self.white = OVERDISPERSION * tensor(
+            rng.standard_normal([num_chains, climb.parameters.shape[1]])
         )
+        # loads TensorFlow Probability, which galaxies alone do without
+        kernels = import_module("astrogen.inference.kernels")
+        self.acceptance = kernels.acceptance
+        self.first, self.step, self.renew = kernels.stepper(
+            _white_target(prior), SETTINGS._replace(num_burnin=num_hops)
+        )
+        self.results = None
+
+    @property
+    def parameters(self):
+        return self.mode + tf.linalg.matvec(self.whitening, self.white)
 
     def move(self, data, *, num_hops, learn):
         """Move given data [chain, r]: Hamiltonian trajectories of the near density, then a test by
@@ -436,50 +441,42 @@ class Chains:
         -------
         (acceptance of the trajectories, of the test) : means over the chains
         """
-        near, before, passed = (
-            self.focus._replace(
-                data=tf.matmul(tensor(data), self.focus.whole.directions[0], transpose_b=True)[None]
-            ),
-            self.parameters,
-            1.0,
+        near = self.focus._replace(
+            data=tf.matmul(tensor(data), self.focus.whole.directions[0], transpose_b=True)[None]
         )
-        rates = [self._hop(near, learn) for _ in range(num_hops)]
+        evidence, before, start = (near, self.mode, self.whitening), self.white, self.parameters
+        if self.results is None:
+            self.results = self.first(self.white, evidence, tf.constant(FIRST_STEP))
+        else:
+            self.results = self.renew(self.white, self.results, evidence)
+        rates = []
+        for _ in range(num_hops):
+            seed = tf.constant(self.rng.integers(2**31, size=2), tf.int32)
+            self.white, self.results = self.step(self.white, self.results, evidence, seed)
+            rates.append(self.acceptance(self.results))
+        passed = 1.0
         if not learn:
-            gain = _surplus(
-                self.prior, self.parameters, evidence_of(self.blend, data), near
-            ) - _surplus(self.prior, before, evidence_of(self.blend, data), near)
+            exact = evidence_of(self.blend, data)
+            gain = _surplus(self.prior, self.parameters, exact, near) - _surplus(
+                self.prior, start, exact, near
+            )
             gain = np.where(np.isfinite(gain), gain, -np.inf)
-            self.parameters = tf.where(
-                (np.log(self.rng.random(len(gain))) < gain)[:, None], self.parameters, before
+            self.white = tf.where(
+                (np.log(self.rng.random(len(gain))) < gain)[:, None], self.white, before
             )
             passed = float(np.exp(np.minimum(gain, 0)).mean())
         return float(np.mean(rates)), passed
 
-    def _hop(self, near, learn):
-        step, self.count = np.exp(self.log_step), self.count + 1
-        num_steps = int(
-            np.clip(round(PATH * (0.5 + 0.618034 * self.count % 1.0) / step), 1, MOST_LEAPFROGS)
-        )
-        momentum, chance = (
-            self.rng.standard_normal(self.parameters.shape),
-            np.log(self.rng.random(len(self.parameters))),
-        )
-        self.parameters, accept = hop(
-            near_target(self.prior),
-            self.parameters,
-            self.whitening,
-            near,
-            tensor(momentum),
-            tensor(chance),
-            tf.constant(step, tf.float32),
-            tf.constant(num_steps),
-        )
-        rate = float(tf.reduce_mean(accept))
-        if learn:
-            self.log_step = float(
-                np.clip(self.log_step + 0.5 * (rate - TARGET_ACCEPT), np.log(0.02), np.log(1.2))
-            )
-        return rate
+
+@lru_cache
+def _white_target(prior):
+    """`near_target` of white positions [chain, galaxy * p] and (Near, mode, whitening matrix)."""
+
+    def log_density_fn(white, evidence):
+        near, mode, to_parameters = evidence
+        return near_target(prior)(mode + tf.linalg.matvec(to_parameters, white), near)
+
+    return log_density_fn
 
 
 def _surplus(prior, parameters, evidence, near):

@@ -17,8 +17,10 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from astrogen.galaxies import posterior
+from astrogen.galaxies import moments, posterior
 from astrogen.graphs import any_size
+from astrogen.inference.contracts import Target
+from astrogen.inference.laplace import fold, member_normals
 
 NUM_FOLLOWED = 24  # directions in which the covariance is followed whole
 NUM_STEPS = 2  # of conjugate gradients
@@ -268,17 +270,59 @@ def log_densities(prior, here, parameters):
     return values, tuple(decoded)
 
 
+class Evidence(NamedTuple):
+    """What inference hands back to the functions of a Target."""
+
+    compressed: posterior.Compressed
+    here: Focus
+
+
+def make_target(prior, compressed, mode):
+    """The posterior of stamps as methods of inference see it, near parameters [batch, p]."""
+    return Target(*_target_functions(prior), Evidence(compressed, focus(prior, compressed, mode)))
+
+
 @lru_cache
-def target(prior):
-    """The log-density of all chains at once as a function of (parameters [chain, batch, p], Focus)
-    -> [chain, batch]; the same one each time, so that nothing
-    is traced twice."""
+def _target_functions(prior):
+    """(log_density_fn, weigh_fn, report_fn) of a `Target`; the same ones each time, so that nothing
+    is traced twice.
+    """
 
-    def log_density_fn(parameters, here):
+    def log_density_fn(parameters, evidence):
         parameters = _batch_first(parameters)
-        return tf.transpose(_log_density(prior, here, parameters, *decode(prior, parameters)))
+        return tf.transpose(
+            _log_density(prior, evidence.here, parameters, *decode(prior, parameters))
+        )
 
-    return log_density_fn
+    def weigh_fn(parameters, evidence):
+        return log_densities(prior, evidence.here, parameters)
+
+    def report_fn(parameters, evidence, seeds):
+        drawn, _, _ = draw_galaxies(prior, evidence, parameters, seeds)
+        return moments.report(prior, drawn, evidence.compressed.coefficients.numpy())
+
+    return log_density_fn, weigh_fn, report_fn
+
+
+def draw_galaxies(prior, evidence, parameters, seeds, decoded=None):
+    """As `draw_coefficients`, each object's randomness from its own seed."""
+    compressed, here = evidence
+    normals = standard_normals(
+        tf.constant(seeds), parameters.shape[0], here.forward.shape[-1], here.data.shape[1]
+    )
+    return draw_coefficients(prior, compressed, here, parameters, normals, decoded)
+
+
+@tf.function(autograph=False)
+def standard_normals(seeds, num_draws, num_coefficients, num_directions):
+    """Standard normals [draw, batch, num_coefficients + num_directions + 1] for
+    `draw_coefficients`.
+
+    As many are drawn as there could be directions: how many the batch keeps depends on the objects
+    beside this one.
+    """
+    wide = member_normals(fold(seeds, 1), num_draws, 2 * num_coefficients + 1)
+    return tf.concat([wide[..., 1 : num_coefficients + num_directions + 1], wide[..., :1]], -1)
 
 
 def draw_coefficients(prior, compressed, here, parameters, normals, decoded=None):

@@ -23,29 +23,18 @@ from astrogen.galaxies import conditional, posterior
 from astrogen.galaxies.conclude import Drawn, Grid, make_exposure, make_result, make_source
 from astrogen.galaxies.plans import plan_of, seeds_of
 from astrogen.graphs import any_size
-from astrogen.inference import (
-    diagnostics,
-    draw_gaussian,
-    find_map,
-    gaussian_log_density,
-    resample,
-    sample_hmc,
-)
+from astrogen.inference import find_map
+from astrogen.inference.contracts import Sampling, Settings
+from astrogen.inference.methods import check_method, draw, name_of
 from astrogen.instruments import telescope
 from astrogen.priors import load_prior
 from astrogen.priors.storage import weights_hash
 from astrogen.processes import refuse_fork
 
-METHODS = ("map", "laplace", "hmc", "auto")
-PROPOSALS = 1.5  # draws from the Laplace approximation for each that is kept after weighting
-NUM_BURNIN = 60
 LARGEST_BATCH = 64
-# draws of a chain for each that is kept: R-hat below 1.01 needs more of them than an image needs
-THINNING = 3
-K_HAT_LIMIT = 0.7  # above it importance weights cannot be trusted (Vehtari et al. 2024)
 MODE_ONLY = (
     "errors_too_small: the latent was held at its mode and only the residual varies; use the method"
-    " laplace or hmc for errors",
+    " auto for errors",
 )
 
 
@@ -55,7 +44,7 @@ def deconvolve(
     psf=None,
     pixel_scale=None,
     prior="galaxy",
-    method="laplace",
+    method="auto",
     num_draws=200,
     seed,
     prior_scale=None,
@@ -75,16 +64,20 @@ def deconvolve(
         with one for each
     pixel_scale : float or None, arcsec/pixel of what is no Observation; None: from its WCS
     prior : str, path or prior; see `load_prior`
-    method : "laplace" (draws from the Laplace approximation, importance weighted), "hmc", "auto"
-        (laplace, then hmc for those whose k-hat says that
-        laplace is not enough), or "map" (the latent at its mode; errors are too small)
+    method : "auto" (the Laplace approximation where its importance weights can be trusted, else
+        Hamiltonian Monte Carlo until the chains agree on flux, place and shape), "laplace", "hmc",
+        "vi" (a normal fitted to the posterior, importance weighted), or "map" (the latent at its
+        mode; errors are too small). Or a function of (target_log_prob_fn, num_burnin) that makes a
+        `tfp.mcmc.TransitionKernel`: it runs in the space in which the Laplace approximation is a
+        standard normal
     num_draws : int, posterior draws per object
-    seed : int; equal seeds give equal draws, whatever the batches
+    seed : int; equal seeds give equal draws, in any order. With other batches they differ by
+        rounding; those of chains, which amplify it, by the error of their means
     prior_scale : float or None, arcsec/pixel of the deconvolved image. None: half the observed
         pixel, or larger where the galaxy would not fit its stamp
     background : "fit" (a level per stamp that may be anything, marginalised) or "fixed" (the stamps
         are background-subtracted)
-    num_chains : int, for "hmc"
+    num_chains : int, of methods with chains
     batch_size : int or None, objects inferred at once; memory grows with it. A number is kept to,
         and the last batch filled up, so that an object's treatment does
         not depend on how many others there are; None: as many as there are, at most 64
@@ -170,12 +163,11 @@ def deconvolve_each(
 
 def check_options(caller, method, background, num_draws, batch_size=None):
     """A ValueError in the name of `caller` where an option is wrong."""
-    for name, value, allowed in (
-        ("method", method, METHODS),
-        ("background", background, ("fit", "fixed")),
-    ):
-        if value not in allowed:
-            raise InputError(f"{caller}: {name} must be one of {allowed}, got {value!r}")
+    check_method(caller, method)
+    if background not in ("fit", "fixed"):
+        raise InputError(
+            f"{caller}: background must be one of ('fit', 'fixed'), got {background!r}"
+        )
     for name, value, least in (
         ("num_draws", num_draws, 8),
         ("batch_size", 1 if batch_size is None else batch_size, 1),
@@ -189,14 +181,16 @@ def check_options(caller, method, background, num_draws, batch_size=None):
 
 class _Batch(NamedTuple):
     """Draws of one batch, as arrays: coefficients [draw, batch, k] of flux * a, parameters [draw,
-    batch, p], background [draw, batch], num_fitted [batch],
-    diagnostics {name: [batch]}."""
+    batch, p], background [draw, batch], num_fitted [batch], diagnostics {name: [batch]}, methods
+    [batch], by which the draws were made.
+    """
 
     coefficients: np.ndarray
     parameters: np.ndarray
     background: np.ndarray
     num_fitted: np.ndarray
     diagnostics: dict
+    methods: np.ndarray
 
 
 def _infer(plans, prior, telescopes, *, method, num_draws, background, num_chains, batch_size):
@@ -209,127 +203,25 @@ def _infer(plans, prior, telescopes, *, method, num_draws, background, num_chain
     climb = any_size(find_map)(
         log_density_fn, curvature_fn, compressed, posterior.start(prior, compressed)
     )
-    here = conditional.focus(prior, compressed, climb.parameters)
-    parameters, told, decoded = draw_parameters(
-        prior, climb, here, seeds, method=method, num_draws=num_draws, num_chains=num_chains
-    )
-    normals = standard_normals(
-        seeds, num_draws, prior.coefficient_std.shape[0], compressed.data.shape[1]
-    )
+    target = conditional.make_target(prior, compressed, climb.parameters)
+    settings = Settings(num_draws, Sampling(num_chains=num_chains))
+    drawn = draw(method, target, climb, seeds, settings)
     coefficients, level, num_fitted = (
         tensor.numpy()
-        for tensor in conditional.draw_coefficients(
-            prior, compressed, here, tf.constant(parameters), normals, decoded
+        for tensor in conditional.draw_galaxies(
+            prior, target.evidence, tf.constant(drawn.draws), seeds, drawn.made
         )
     )
-    told = {"map_converged": climb.converged.numpy().astype(float), **told}
+    told = {"map_converged": climb.converged.numpy().astype(float), **drawn.diagnostics}
     count = len(plans)
     return _Batch(
         coefficients[:, :count],
-        parameters[:, :count],
+        drawn.draws[:, :count],
         level[:, :count],
         num_fitted[:count],
         {name: value[:count] for name, value in told.items()},
+        drawn.methods[:count],
     )
-
-
-def draw_parameters(prior, climb, here, seeds, *, method, num_draws, num_chains):
-    """Parameters [draw, batch, p], what there is to say about them {name: [batch]}, and what they
-    decode to where that is known, or None.
-    """
-    if method == "map":
-        return np.repeat(climb.parameters.numpy()[None], num_draws, 0), {}, None
-    if method == "hmc":
-        return (
-            *_draw_hmc(prior, climb, here, seeds, num_draws=num_draws, num_chains=num_chains),
-            None,
-        )
-    draws, told, decoded = _draw_laplace(prior, climb, here, seeds, num_draws=num_draws)
-    rough = np.flatnonzero(told["k_hat"] > K_HAT_LIMIT)
-    if method == "laplace" or not len(rough):
-        return draws, told, decoded
-    # powers of two: few shapes, few traces
-    filled = np.r_[rough, np.repeat(rough[0], (1 << (len(rough) - 1).bit_length()) - len(rough))]
-    some_climb, some_here = (
-        tf.nest.map_structure(lambda x: tf.gather(x, filled) if x.shape.rank else x, nest)
-        for nest in (climb, here)
-    )
-    sampled, more = _draw_hmc(
-        prior, some_climb, some_here, seeds[filled], num_draws=num_draws, num_chains=num_chains
-    )
-    draws = draws.copy()
-    draws[:, rough] = sampled[:, : len(rough)]
-    told = {
-        **told,
-        **{name: np.full(len(seeds), np.nan) for name in more if name not in told},
-        "k_hat": told["k_hat"].copy(),
-    }
-    for name, values in more.items():
-        told[name][rough] = values[: len(rough)]
-    told["k_hat"][rough] = np.nan  # their draws are no longer weighted ones
-    return draws, told, None
-
-
-def _draw_hmc(prior, climb, here, seeds, *, num_draws, num_chains):
-    per_chain = max(-(-num_draws // num_chains), 4)
-    chains = sample_hmc(
-        conditional.target(prior),
-        climb,
-        here,
-        num_draws=THINNING * per_chain,
-        num_burnin=NUM_BURNIN,
-        num_chains=num_chains,
-        seed=seeds,
-        together=True,
-    )
-    draws = chains.draws.numpy()[::THINNING].reshape(-1, *chains.draws.shape[2:])[:num_draws]
-    return draws, {
-        "r_hat": chains.r_hat.max(-1),
-        "ess": chains.ess.min(-1),
-        "num_divergent": chains.divergent.astype(float),
-        "accept_rate": chains.accept_rate,
-    }
-
-
-def _draw_laplace(prior, climb, here, seeds, *, num_draws):
-    proposals = draw_gaussian(climb, num_draws=int(PROPOSALS * num_draws), seed=seeds)
-    values, decoded = conditional.log_densities(prior, here, proposals)
-    smooth, k_hat = diagnostics.smooth_weights(
-        (values - gaussian_log_density(climb, proposals)).numpy()
-    )
-    chosen = tf.constant(resample(smooth, num_draws=num_draws, seed=seeds))
-    places = tf.stack(
-        [chosen, tf.tile(tf.range(len(seeds), dtype=chosen.dtype)[None], [num_draws, 1])], -1
-    )
-    draws, *decoded = (tf.gather_nd(array, places) for array in (proposals, *decoded))
-    return (
-        draws.numpy(),
-        {"k_hat": k_hat, "ess": diagnostics.effective_sample_size(smooth)},
-        tuple(decoded),
-    )
-
-
-def standard_normals(seeds, num_draws, num_coefficients, num_directions):
-    """Standard normals [draw, batch, num_coefficients + num_directions + 1] for
-    `conditional.draw_coefficients`.
-
-    As many are drawn as there could be directions: how many the batch keeps depends on the objects
-    beside this one.
-    """
-    wide = _wide_normals(seeds, num_draws, 2 * num_coefficients + 1)
-    return tf.concat([wide[..., 1 : num_coefficients + num_directions + 1], wide[..., :1]], -1)
-
-
-@any_size
-@tf.function(autograph=False)
-def _wide_normals(seeds, num_draws, num):
-    folded = tf.map_fn(lambda seed: tf.random.experimental.stateless_fold_in(seed, 1), seeds)
-    normals = tf.map_fn(
-        lambda seed: tf.random.stateless_normal([num_draws, num], seed),
-        folded,
-        fn_output_signature=tf.float32,
-    )
-    return tf.transpose(normals, [1, 0, 2])
 
 
 def _compress(plans, prior, telescopes, background):
@@ -460,7 +352,7 @@ def _results(plans, stamps, batch, prior, telescopes, method, provenance):
         yield make_result(
             [source],
             [exposure],
-            method=method,
+            method=batch.methods[row],
             diagnostics=told,
             provenance=provenance,
             status=judge_sky(
@@ -502,7 +394,9 @@ def _no_data(plan, prior, method, provenance):
     exposure = make_exposure(
         observation, light=np.zeros_like(observation.image), background_draws=np.zeros(0)
     )
-    return make_result([source], [exposure], method=method, diagnostics={}, provenance=provenance)
+    return make_result(
+        [source], [exposure], method=name_of(method), diagnostics={}, provenance=provenance
+    )
 
 
 def provenance_of(prior, method, num_draws, seed, background):
@@ -513,7 +407,7 @@ def provenance_of(prior, method, num_draws, seed, background):
         **versions,
         "prior": prior.name,
         "weights": weights_hash(prior.card),
-        "method": method,
+        "method": name_of(method),
         "num_draws": num_draws,
         "seed": seed,
         "background": background,

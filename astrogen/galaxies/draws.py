@@ -15,9 +15,13 @@ import tensorflow as tf
 from astrogen.galaxies import bands as tying
 from astrogen.galaxies import blend as blending
 from astrogen.galaxies import conditional
-from astrogen.galaxies.deconvolve import MODE_ONLY, draw_parameters, standard_normals
+from astrogen.galaxies.deconvolve import MODE_ONLY
+from astrogen.galaxies.moments import moment_weights, shapes_of
 from astrogen.galaxies.scene import light_of, moments_of, normal_matrix, rests_of
 from astrogen.inference import diagnostics
+from astrogen.inference.contracts import Settings
+from astrogen.inference.methods import draw
+from astrogen.inference.verdict import R_HAT_MAX
 
 LARGEST_BLEND = 8  # galaxies: the cost grows with the square and more
 # of a galaxy's light that another one's makes up where it stands, from which the two move together
@@ -27,7 +31,6 @@ CLIMBS, SETTLED = 6, 0.1
 NUM_CHAINS, NUM_BURNIN = 4, 25
 THINNING = 2  # moves for each draw that is kept
 NUM_HOPS = 2  # trajectories for each move
-R_HAT_BLEND = 1.05  # of fluxes and shapes of several galaxies
 
 
 class Draws(NamedTuple):
@@ -51,29 +54,22 @@ def draw_alone(scene, galaxy, seeds, *, method, num_draws):
     """As `deconvolve` draws a galaxy."""
     prior, rng = scene.prior, _generator(seeds)
     words = np.array([seeds], np.int64).astype(np.int32)
-    here = conditional.focus(prior, galaxy.compressed, galaxy.climb.parameters)
-    parameters, told, decoded = draw_parameters(
-        prior, galaxy.climb, here, words, method=method, num_draws=num_draws, num_chains=4
-    )
-    normals = standard_normals(
-        words, num_draws, len(scene.deviations()), galaxy.compressed.data.shape[1]
-    )
-    coefficients = (
-        conditional.draw_coefficients(
-            prior, galaxy.compressed, here, tf.constant(parameters), normals, decoded
-        )[0]
-        .numpy()[:, 0]
-        .astype(np.float64)
-    )
+    target = conditional.make_target(prior, galaxy.compressed, galaxy.climb.parameters)
+    drawn = draw(method, target, galaxy.climb, words, Settings(num_draws))
+    coefficients = conditional.draw_galaxies(
+        prior, target.evidence, tf.constant(drawn.draws), words, drawn.made
+    )[0]
+    coefficients = coefficients.numpy()[:, 0].astype(np.float64)
     moments = moments_of(scene, galaxy, [white[None] for white in scene.white])
-    told = {name: float(value[0]) for name, value in told.items() if not np.isnan(value[0])}
-    used = "hmc" if "r_hat" in told else "map" if method == "map" else "laplace"
+    told = {
+        name: float(value[0]) for name, value in drawn.diagnostics.items() if not np.isnan(value[0])
+    }
     return Draws(
         [tying.draw_bands(galaxy.tie, coefficients, moments, rng)],
-        [parameters[:, 0]],
+        [drawn.draws[:, 0]],
         rng,
         {"map_converged": 1.0, **told},
-        used,
+        drawn.methods[0],
         MODE_ONLY if method == "map" else (),
     )
 
@@ -219,7 +215,14 @@ def draw_together(scene, galaxies, groups, seeds, *, num_draws):
     """Draws of several galaxies from chains of each blend given the images of the others."""
     rng, prior, alone = _generator(seeds), scene.prior, len(groups) == 1
     chains = [
-        blending.Chains(prior, group.blend, group.climb, rng, num_chains=NUM_CHAINS)
+        blending.Chains(
+            prior,
+            group.blend,
+            group.climb,
+            rng,
+            num_chains=NUM_CHAINS,
+            num_hops=NUM_BURNIN * NUM_HOPS,
+        )
         for group in groups
     ]
     images = [np.repeat(galaxy.coefficients, NUM_CHAINS, 1) for galaxy in galaxies]
@@ -276,20 +279,6 @@ def draw_together(scene, galaxies, groups, seeds, *, num_draws):
     return Draws(coefficients, latents, rng, told, "hmc", status)
 
 
-def moment_weights(prior, shape):
-    """What takes coefficients to moments of their image, [k, 7]: flux; and 1, x, y, x^2, y^2, x y
-    under a round Gaussian as wide as the image of coefficients `shape` [k].
-    """
-    basis = prior.basis.numpy().astype(np.float64)
-    side = np.arange(basis.shape[1]) - (basis.shape[1] - 1) / 2
-    x, y = side, side[:, None]
-    light = np.maximum(np.tensordot(shape, basis, 1), 0)
-    width = max(0.5 * float((light * (x**2 + y**2)).sum() / light.sum()), 1.0)  # squared, pixels
-    window = np.exp(-0.5 * (x**2 + y**2) / width)
-    planes = [np.ones_like(window), *(window * part for part in (1, x, y, x**2, y**2, x * y))]
-    return np.einsum("kyx,myx->km", basis, planes)
-
-
 def judge_chains(seen_moments, references):
     """The worst R-hat, and the fewest effective draws, of what the catalogue tells: fluxes in each
     band; and place, size and ellipticity in the reference band.
@@ -305,21 +294,16 @@ def judge_chains(seen_moments, references):
     the chains disagree most
     """
     fluxes = np.moveaxis(seen_moments[..., 0], -1, 0)  # [chain, move, galaxy, band]
-    # [chain, move, galaxy] each
-    _, total, x, y, xx, yy, xy = np.moveaxis(
-        seen_moments[:, np.arange(len(references)), references], (-1, -2), (0, 1)
-    )
-    x, y = x / total, y / total
-    xx, yy, xy = xx / total - x**2, yy / total - y**2, xy / total - x * y
-    shapes = np.stack([x, y, xx + yy, (xx - yy) / (xx + yy), 2 * xy / (xx + yy)], -1)
+    shapes = shapes_of(seen_moments[:, np.arange(len(references)), references])
+    shapes = np.moveaxis(shapes, 2, 0)  # [chain, move, galaxy, shape]
     told, sentences = {}, []
     for what, values in (("flux", fluxes), ("shape", shapes)):
         worst = diagnostics.r_hat(values).max(-1)  # [galaxy]
         told[f"r_hat_{what}"] = float(worst.max())
-        if not worst.max() <= R_HAT_BLEND:
+        if not worst.max() <= R_HAT_MAX:
             sentences.append(
                 f"not_converged: R-hat of a {what} of galaxy {int(worst.argmax()) + 1} is"
-                f" {worst.max():.3f}, more than {R_HAT_BLEND}: the chains disagree; take more draws"
+                f" {worst.max():.3f}, more than {R_HAT_MAX}: the chains disagree; take more draws"
             )
     told["ess"] = float(
         min(diagnostics.effective_draws(values).min() for values in (fluxes, shapes))

@@ -2,7 +2,7 @@
 
 NumPy, vectorised over objects.
 
-Agrees with ArviZ, and with the closed form of an autoregressive chain (tests/test_inference.py).
+Agrees with ArviZ to rounding, also for antithetic chains, and with the closed form of an autoregressive chain (tests/test_inference.py).
 """
 
 import numpy as np
@@ -35,26 +35,31 @@ def r_hat(draws):
 
 def effective_draws(draws):
     """Bulk effective sample size [...] of draws [chain, draw, ...]: rank-normalised, split chains
-    (Vehtari et al. 2021, eq. 10).
+    (Vehtari et al. 2021, eq. 10-13), cut off as Stan and ArviZ do.
 
     One where the chains never moved.
     """
     values = _rank_normalise(_split(draws))
     num_chains, num_draws = values.shape[:2]
-    covariance = _autocovariance(values)
-    within = covariance[:, 0].mean(0) * num_draws / (num_draws - 1)
-    total = within * (num_draws - 1) / num_draws + values.mean(1).var(0, ddof=1)
+    covariance = _autocovariance(values).mean(0)
+    within = covariance[0] * num_draws / (num_draws - 1)
+    total = covariance[0] + values.mean(1).var(0, ddof=1)
     still = total == 0
-    correlation = 1 - (within - covariance.mean(0) * num_draws / (num_draws - 1)) / np.where(
-        still, 1, total
-    )
+    correlation = 1 - (within - covariance) / np.where(still, 1, total)
     correlation[0] = 1.0
-    pairs = (
-        correlation[: num_draws // 2 * 2].reshape(num_draws // 2, 2, *correlation.shape[1:]).sum(1)
-    )
-    positive = np.cumprod(pairs > 0, 0).astype(bool)  # Geyer's initial monotone positive sequence
-    pairs = np.where(positive, np.minimum.accumulate(pairs, 0), 0)
-    time = np.maximum(2 * pairs.sum(0) - 1, 1 / np.log10(num_chains * num_draws))
+    # Geyer's initial sequence: pairs of lags, as long as they are positive, each no larger than the
+    # one before; then half of the first pair that is not, or of the last one
+    num_pairs = max((num_draws - 3) // 2, 0) + 1
+    even, odd = correlation[: 2 * num_pairs : 2], correlation[1 : 2 * num_pairs : 2]
+    pairs = even + odd
+    positive = pairs > 0
+    positive[-1] = False  # the last is looked at, and not added up
+    last = np.argmin(positive, 0)[None]
+    before = np.arange(num_pairs).reshape(-1, *[1] * (pairs.ndim - 1)) < last
+    tail, end = (np.take_along_axis(part, last, 0)[0] for part in (even, pairs))
+    tail = np.where((tail > 0) | (end >= 0), tail, 0)
+    time = 2 * np.where(before, np.minimum.accumulate(pairs, 0), 0).sum(0) + tail - 1
+    time = np.maximum(time, 1 / np.log10(num_chains * num_draws))
     return np.where(still, 1.0, num_chains * num_draws / time)
 
 
@@ -103,7 +108,7 @@ def smooth_weights(log_weights):
     values = np.where(empty, 0.0, values)
     values = np.maximum(values - values.max(0), np.log(np.finfo(float).tiny))
     num = len(values)
-    num_tail = int(np.ceil(min(num / 5, 3 * np.sqrt(num))))
+    num_tail = _num_tail(num)
     if num_tail < 5:
         return _normalise(values), np.full(values.shape[1], np.inf)
     order = np.argsort(values, 0, kind="stable")
@@ -111,6 +116,17 @@ def smooth_weights(log_weights):
     smoothed, k_hat = _smooth_tail(ordered[-num_tail:], ordered[-num_tail - 1])
     np.put_along_axis(values, order[-num_tail:], smoothed, 0)
     return _normalise(values), np.where(empty, np.inf, k_hat)
+
+
+def k_hat_error(k_hat, num):
+    """Standard error [batch] of the shape of a tail that is told from so many draws, about: that of
+    the maximum of the likelihood of a generalised Pareto distribution (Smith 1987).
+    """
+    return (1 + np.maximum(k_hat, 0)) / np.sqrt(_num_tail(num))
+
+
+def _num_tail(num):
+    return int(np.ceil(min(num / 5, 3 * np.sqrt(num))))
 
 
 def effective_sample_size(log_weights):

@@ -137,6 +137,13 @@ def member_seeds(seed, batch):
 
 @any_size
 @tf.function(autograph=False)
+def fold(seeds, index):
+    """Seeds [batch, 2] that differ from those given, and for each index."""
+    return tf.map_fn(lambda seed: tf.random.experimental.stateless_fold_in(seed, index), seeds)
+
+
+@any_size
+@tf.function(autograph=False)
 def member_normals(seeds, num, size):
     """Standard normals [num, batch, size], each object's own from its own seed."""
     noise = tf.map_fn(

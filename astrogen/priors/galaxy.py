@@ -13,6 +13,7 @@ more fine structure than simulated ones.
 
 from abc import ABC, abstractmethod
 from functools import cached_property
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -100,6 +101,18 @@ class ImagePrior(ABC):
     @abstractmethod
     def guess(self, coefficients: Tensor) -> Tensor:
         """The encoder's latent [batch, d] for coefficients [batch, k] of a unit-norm galaxy."""
+
+    @property
+    def latent(self):
+        """The latent's distribution, N(0, I), one of TensorFlow Probability's."""
+        return _distributions().standard_normals(self.latent_size)
+
+    def coefficients(self, latent, *, log_amplitude=0.0):
+        """The distribution of the coefficients [batch, k] of a unit-norm galaxy given its latent
+        [batch, d] and the log of its residual's variance factor.
+        """
+        mean, scale = self.components(latent)
+        return _distributions().normals(mean, tf.exp(0.5 * log_amplitude) * self.roughness * scale)
 
     @cached_property
     def basis_transform(self) -> np.ndarray:
@@ -265,6 +278,10 @@ def basis_prior(card: dict[str, Any], arrays: dict[str, dict[str, np.ndarray]]) 
         floor=card["floor"],
         card=card,
     )
+
+
+def _distributions():
+    return import_module("astrogen.priors.distributions")
 
 
 def squash(white: Tensor) -> Tensor:

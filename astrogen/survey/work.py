@@ -30,7 +30,7 @@ class Fit(NamedTuple):
     size: int = 48
     prior: str = "galaxy"
     prior_scale: float | None = None
-    method: str = "laplace"
+    method: str = "auto"
     num_draws: int = 200
     num_kept: int = 3
     num_chains: int = 4

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from astrogen.priors import load_prior
 from astrogen.priors.convolutional import make_networks
+from astrogen.priors.distributions import normals
 from astrogen.priors.galaxy import residual_scale
 from astrogen.priors.networks import ResidualMLP
 from astrogen.priors.storage import write_weights
@@ -30,7 +31,7 @@ from astrogen.training.galaxy import (
 )
 from astrogen.training.records import load_images, read_manifest
 from astrogen.training.run import open_logs, write_scalars
-from astrogen.training.vae import normal_divergence, normal_log_density
+from astrogen.training.vae import divergence_of
 
 SHAPE = {
     "latent": 32,
@@ -152,17 +153,16 @@ def encode(encoder, images):
     return mean, tf.exp(tf.clip_by_value(log_sigma, -8.0, 3.0))
 
 
-def evidence_terms(networks, noise, images, normals):
-    """Log-likelihood and KL divergence, each [batch] in nats, of images; normals [batch, d] are
-    those of the reparametrised latent.
+def evidence_terms(networks, noise, images, wild):
+    """Log-likelihood and KL divergence, each [batch] in nats, of images; wild [batch, d] are the
+    standard normals of the reparametrised latent.
     """
     mean, sigma = encode(networks["encoder"], images)
-    latent = mean + sigma * normals
+    latent = mean + sigma * wild
     painted, scale = networks["decoder"](latent), noise(latent)
     pixels = images.shape[1] * images.shape[2]
-    return normal_log_density(
-        *(tf.reshape(x, [-1, pixels]) for x in (images, painted, scale))
-    ), normal_divergence(mean, sigma)
+    images, painted, scale = (tf.reshape(x, [-1, pixels]) for x in (images, painted, scale))
+    return normals(painted, scale).log_prob(images), divergence_of(mean, sigma)
 
 
 def train_pixels(networks, noise, basis, flat, run, *, validation):
@@ -282,9 +282,7 @@ def fit_spread(spread, latent, residual, *, held_out, seed):
     optimizer.build(spread.trainable_variables)
 
     def log_density(latent, white):
-        return normal_log_density(
-            white, tf.zeros_like(white), residual_scale(spread(latent), floor)
-        )
+        return normals(tf.zeros_like(white), residual_scale(spread(latent), floor)).log_prob(white)
 
     @tf.function(jit_compile=True)
     def train_step(latent, white):

@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
+from astrogen.priors.distributions import divergence, normals, standard_normals
 from astrogen.priors.galaxy import residual_scale, squash
 from astrogen.priors.networks import ResidualMLP
 from astrogen.training.checkpoints import keep_checkpoints
@@ -68,21 +69,13 @@ def evidence_terms(networks, white, floor, noise):
     """
     mean, sigma = encode(networks.encoder, white)
     centre, raw = tf.split(networks.decoder(mean + sigma * noise), 2, -1)
-    return normal_log_density(white, centre, residual_scale(raw, floor)), normal_divergence(
-        mean, sigma
-    )
+    likelihood = normals(centre, residual_scale(raw, floor)).log_prob(white)
+    return likelihood, divergence_of(mean, sigma)
 
 
-def normal_log_density(value, mean, scale):
-    """Log-density [batch] of independent normals, summed over the last axis."""
-    return -tf.reduce_sum(
-        tf.math.log(scale) + 0.5 * ((value - mean) / scale) ** 2 + 0.5 * np.log(2 * np.pi), -1
-    )
-
-
-def normal_divergence(mean, sigma):
-    """KL divergence [batch] of N(mean, sigma^2) from N(0, I), in nats."""
-    return 0.5 * tf.reduce_sum(mean**2 + sigma**2 - 1 - 2 * tf.math.log(sigma), -1)
+def divergence_of(mean, sigma):
+    """KL divergence [batch] of N(mean, sigma^2) from the latent's N(0, I), in nats."""
+    return divergence(normals(mean, sigma), standard_normals(mean.shape[-1], mean.dtype))
 
 
 def real_evidence_terms(networks, basis, stamps, floor, noise):
@@ -95,7 +88,7 @@ def real_evidence_terms(networks, basis, stamps, floor, noise):
     likelihood = real_log_likelihood(
         basis.mean + basis.std * centre, basis.std * residual_scale(raw, floor), stamps
     )
-    return likelihood, normal_divergence(mean, sigma)
+    return likelihood, divergence_of(mean, sigma)
 
 
 def train_vae(networks, basis, white, run, *, validation, real=None):
