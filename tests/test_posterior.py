@@ -10,7 +10,8 @@ import tensorflow as tf
 from oracles import PixelPosterior, telescope_matrix, tiny_prior
 
 from astrogen.galaxies import posterior
-from astrogen.inference import find_map, laplace
+from astrogen.inference import find_map
+from astrogen.inference.laplace import laplace
 from astrogen.instruments import telescope
 
 SHAPE, PIXEL_SCALE, PRIOR_SCALE, CENTRE = (13, 14), 0.2, 0.1, (0.03, -0.05)
