@@ -211,7 +211,7 @@ def test_log_prior_is_a_product_of_normals(case):
 
 def test_the_public_distributions_make_up_the_density(case):
     """Likelihood and latent as distributions, against the density that inference sees."""
-    parameters = tf.constant(places(case), tf.float32)
+    parameters = tf.constant(places(case, num=3), tf.float32)
     latent, flux, shift, amplitude = posterior.split(parameters, case.prior.latent_size)
     likelihood = posterior.likelihood(case.prior, case.compressed, parameters)
     others = -0.5 * (
