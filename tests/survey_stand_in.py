@@ -15,9 +15,13 @@ from astropy.io import fits
 from astropy.table import Table
 from astropy.wcs import WCS
 
-from astrogen.galaxies.conclude import Drawn, Grid, make_exposure, make_result, make_source
-from astrogen.galaxies.quantities import QUANTITIES, Quantities
-from astrogen.survey import run, store, work
+from astrogen.quiet import keep_tensorflow_quiet
+
+keep_tensorflow_quiet()  # before the modules that load it, as the command line does
+
+from astrogen.galaxies.conclude import Drawn, Grid, make_exposure, make_result, make_source  # noqa: E402
+from astrogen.galaxies.quantities import QUANTITIES, Quantities  # noqa: E402
+from astrogen.survey import run, store, work  # noqa: E402
 
 NUM, CHUNK, SIZE, SCALE = 12, 2, 16, 0.2
 

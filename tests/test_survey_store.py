@@ -60,11 +60,9 @@ def whole(folder, tmp_path_factory):
 def _started(folder, out, *options, prefix=(), **environment):
     """The run as a process that leads its own group."""
     script = Path(stand_in.__file__)
-    # The stand-in loads TensorFlow before the command line can keep it quiet.
-    quiet = {"TF_CPP_MIN_LOG_LEVEL": "3"}
     return subprocess.Popen(
         [*prefix, sys.executable, script, *stand_in.arguments(folder, out), *options],
-        env={**os.environ, "PYTHONPATH": str(ROOT), **quiet, **environment},
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
