@@ -237,7 +237,6 @@ MOST_LINES, MOST_PARAMETERS = 60, 8
 LONG = {  # functions that are waited for
     "astrogen.galaxies.blend.make_blend",
     "astrogen.galaxies.deblend._result",
-    "astrogen.inference.hmc._run",
 }
 DOOR = "a public door: what users give by name"
 INNER = "of the inference that is being rewritten"
@@ -256,9 +255,7 @@ MANY = {  # functions with more parameters than that, and why
     "astrogen.galaxies.deblend._fit": INNER,
     "astrogen.galaxies.deconvolve.deconvolve_each": INNER,
     "astrogen.galaxies.posterior.compress": INNER,
-    "astrogen.inference.hmc.sample_hmc": INNER,
-    "astrogen.inference.hmc._run": INNER,
-    "astrogen.inference.rotation.sample_rotating": INNER,
+    "astrogen.inference.hmc._run": "what one graph of chains is given",
 }
 
 

@@ -211,20 +211,21 @@ def _by_galaxy(groups, parameters):
     return [apart[number] for number in sorted(apart)]
 
 
+def _chains_of(prior, group, rng):
+    return blending.Chains(
+        prior,
+        group.blend,
+        group.climb,
+        rng,
+        num_chains=NUM_CHAINS,
+        num_hops=NUM_BURNIN * NUM_HOPS,
+    )
+
+
 def draw_together(scene, galaxies, groups, seeds, *, num_draws):
     """Draws of several galaxies from chains of each blend given the images of the others."""
     rng, prior, alone = _generator(seeds), scene.prior, len(groups) == 1
-    chains = [
-        blending.Chains(
-            prior,
-            group.blend,
-            group.climb,
-            rng,
-            num_chains=NUM_CHAINS,
-            num_hops=NUM_BURNIN * NUM_HOPS,
-        )
-        for group in groups
-    ]
+    chains = [_chains_of(prior, group, rng) for group in groups]
     images = [np.repeat(galaxy.coefficients, NUM_CHAINS, 1) for galaxy in galaxies]
     lights = [
         light_of(scene, galaxy, image) for galaxy, image in zip(galaxies, images, strict=True)

@@ -146,12 +146,10 @@ def _run(
         Hamiltonian(
             density,
             begin.step_size[:, None],
-            path=settings.path,
-            max_steps=settings.max_steps,
+            settings,
             floor=floor,
             seeds=seeds,
             first=begin.count,
-            num_burnin=settings.num_burnin,
         ),
         num_steps=settings.num_burnin,
         target_accept=begin.target_accept,

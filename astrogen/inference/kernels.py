@@ -18,6 +18,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from astrogen.inference.climb import value_and_gradient
+from astrogen.inference.contracts import Sampling
 from astrogen.inference.laplace import fold
 
 DIVERGENCE = 1000.0  # nats of energy error beyond which a trajectory has diverged (as in Stan)
@@ -54,10 +55,10 @@ class Hamiltonian(tfp.mcmc.TransitionKernel):
     ----------
     target_log_prob_fn : callable of positions [..., p] -> [...]
     step_size : float or Tensor that broadcasts against [..., 1]
-    path : float, mean length of a trajectory. At pi / 2 a standard normal forgets its start; a
-        little more makes successive draws lie on opposite sides, which halves the error of means
-        for the same cost
-    max_steps : int, of the longest trajectory
+    settings : Sampling, of which path, max_steps and num_burnin count. At a path of pi / 2 a
+        standard normal forgets its start; a little more makes successive draws lie on opposite
+        sides, which halves the error of means for the same cost. During burn-in divergences are not
+        counted
     rotating : bool, the standard normal part of the energy is solved exactly
     floor : None or Tensor that broadcasts against [...]. Where the log-density falls below it, so
         far down that no mass is there, or is not finite, a trajectory ends and is refused. This
@@ -66,20 +67,17 @@ class Hamiltonian(tfp.mcmc.TransitionKernel):
     seeds : None, or int Tensor [batch, 2]: one pair for each object of positions
         [chain, batch, p], of which all that is random about it comes, whatever the seed of a step
     first : int, number of the first trajectory: seeds and lengths go on where another run ended
-    num_burnin : int, of the first trajectories divergences are not counted
     """
 
     def __init__(
         self,
         target_log_prob_fn,
         step_size,
-        path=2.2,
-        max_steps=8,
+        settings=Sampling(num_burnin=0),
         rotating=False,
         floor=None,
         seeds=None,
         first=0,
-        num_burnin=0,
         name="hamiltonian",
     ):
         self._parameters = {
@@ -118,7 +116,9 @@ class Hamiltonian(tfp.mcmc.TransitionKernel):
         turn = 0.5 + tf.math.floormod(GOLDEN * tf.cast(before.count, tf.float32), 1.0)
         # the same turn for all, so that none waits for the others
         num_steps = tf.clip_by_value(
-            tf.math.round(told["path"] * turn / step), 1.0, float(told["max_steps"])
+            tf.math.round(told["settings"].path * turn / step),
+            1.0,
+            float(told["settings"].max_steps),
         )
         start = Place(current_state, before.target_log_prob, before.grads_target_log_prob)
         end, error, num_leapfrogs = fly(
@@ -131,7 +131,7 @@ class Hamiltonian(tfp.mcmc.TransitionKernel):
             rotating=told["rotating"],
         )
         accepted = log_uniform < -error
-        counted = before.count >= told["first"] + told["num_burnin"]
+        counted = before.count >= told["first"] + told["settings"].num_burnin
         return tf.where(accepted[..., None], end.position, current_state), HamiltonianResults(
             tf.where(accepted, end.value, start.value),
             tf.where(accepted[..., None], end.gradient, start.gradient),
@@ -281,10 +281,8 @@ def stepper(log_density_fn, settings, *, rotating=False):
         hamiltonian = Hamiltonian(
             lambda positions: log_density_fn(positions, evidence),
             step_size,
-            path=settings.path,
-            max_steps=settings.max_steps,
+            settings,
             rotating=rotating,
-            num_burnin=settings.num_burnin,
         )
         return adapted(
             hamiltonian, num_steps=settings.num_burnin, target_accept=settings.target_accept

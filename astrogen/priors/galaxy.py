@@ -103,11 +103,11 @@ class ImagePrior(ABC):
         """The encoder's latent [batch, d] for coefficients [batch, k] of a unit-norm galaxy."""
 
     @property
-    def latent(self):
+    def latent(self) -> Any:
         """The latent's distribution, N(0, I), one of TensorFlow Probability's."""
         return _distributions().standard_normals(self.latent_size)
 
-    def coefficients(self, latent, *, log_amplitude=0.0):
+    def coefficients(self, latent: Tensor, *, log_amplitude: float = 0.0) -> Any:
         """The distribution of the coefficients [batch, k] of a unit-norm galaxy given its latent
         [batch, d] and the log of its residual's variance factor.
         """
