@@ -236,7 +236,6 @@ def test_the_wheel_says_that_it_has_types():
 MOST_LINES, MOST_PARAMETERS = 60, 8
 LONG = {  # functions that are waited for
     "astrogen.galaxies.blend.make_blend",
-    "astrogen.galaxies.deblend._result",
 }
 DOOR = "a public door: what users give by name"
 INNER = "of the inference that is being rewritten"
