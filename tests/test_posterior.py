@@ -51,7 +51,7 @@ def compressed_of(
     num = len(images)
     basis = posterior.telescope_basis(kernel, prior, signal_to_noise=signal_to_noise)
     return posterior.compress(
-        *basis,
+        basis,
         prior,
         whitened=images * inverse_sigma,
         inverse_sigma=inverse_sigma,

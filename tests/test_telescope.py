@@ -342,9 +342,7 @@ def test_an_exposure_seen_through_a_jacobian_agrees_with_galsim(name, psf_name):
     image = at_target(galaxy, side=telescope.GRID)
     seen = telescope.see_affine(
         np.fft.rfft2(image)[None],
-        psf.image,
-        psf_scale=psf.pixel_scale,
-        pixel_response=psf.pixel_response,
+        psf,
         pixel_scale=pixel_scale,
         prior_scale=0.1,
         target_fwhm=0.2,
@@ -373,9 +371,7 @@ def test_an_affine_view_ends_where_the_padded_grid_does():
     sheet = np.ones((1, telescope.GRID, telescope.GRID))
     seen = telescope.see_affine(
         np.fft.rfft2(sheet),
-        np.ones((1, 1)),
-        psf_scale=0.2,
-        pixel_response=0.2,
+        make_psf(np.ones((1, 1)), pixel_scale=0.2),
         pixel_scale=0.2,
         prior_scale=0.1,
         target_fwhm=0.2,
@@ -429,9 +425,7 @@ def test_the_padded_grid_ends_where_the_galaxy_has_moved_it():
     """A uniform sheet of light, moved by 2 and -1 arcsec: pixels see it whole or not at all."""
     shape, shift = (81, 90), (2.0, -1.0)
     kernel = telescope.kernel_transform(
-        np.ones((1, 1)),
-        psf_scale=0.2,
-        pixel_response=0.2,
+        make_psf(np.ones((1, 1)), pixel_scale=0.2),
         pixel_scale=0.2,
         prior_scale=0.1,
         target_fwhm=1e-9,

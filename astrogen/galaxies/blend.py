@@ -88,40 +88,10 @@ def make_blend(ties, shapes, colours, seen_fns, *, deviations, prior_scales):
     prior_scales : sequence of float, arcsec per prior pixel
     """
     fluxes = np.linalg.norm(shapes, axis=1)
-    bands = []
-    for index, seen_fn in enumerate(seen_fns):
-        scales = np.array([tie.scales[index] for tie in ties])
-        widths = fluxes[:, None] * scales[:, None] * deviations
-        parts = [_loud(tie.grams[index], width) for tie, width in zip(ties, widths, strict=True)]
-        forward, project, _ = _compress(
-            seen_fn([width[:, None] * part for width, part in zip(widths, parts, strict=True)]),
-            parts,
-            widths,
-        )
-        roots = np.stack(
-            [
-                (
-                    np.zeros((len(deviations),) * 2)
-                    if index == tie.reference
-                    else scale * tying.prior_root(shape, colour * flux * deviations)
-                )
-                for tie, shape, colour, flux, scale in zip(
-                    ties, shapes, colours, fluxes, scales, strict=True
-                )
-            ]
-        )
-        seen_roots = forward @ roots
-        free = np.concatenate(seen_roots, 1)
-        bands.append(
-            _Band(
-                forward,
-                project,
-                scales,
-                roots,
-                seen_roots,
-                np.linalg.cholesky(np.eye(len(free)) + free @ free.T),
-            )
-        )
+    bands = [
+        _make_band(index, seen_fn, ties, shapes, colours, deviations)
+        for index, seen_fn in enumerate(seen_fns)
+    ]
     whitened = [
         solve_triangular(
             band.factor, np.concatenate(band.forward * band.scales[:, None, None], 1), lower=True
@@ -162,6 +132,35 @@ def make_blend(ties, shapes, colours, seen_fns, *, deviations, prior_scales):
         prior_scale=tensor(prior_scales),
     )
     return Blend(field, bands, gathers)
+
+
+def _make_band(index, seen_fn, ties, shapes, colours, deviations):
+    """What one band shows of all galaxies, as _Band; the rest as of `make_blend`."""
+    fluxes = np.linalg.norm(shapes, axis=1)
+    scales = np.array([tie.scales[index] for tie in ties])
+    widths = fluxes[:, None] * scales[:, None] * deviations
+    parts = [_loud(tie.grams[index], width) for tie, width in zip(ties, widths, strict=True)]
+    forward, project, _ = _compress(
+        seen_fn([width[:, None] * part for width, part in zip(widths, parts, strict=True)]),
+        parts,
+        widths,
+    )
+    roots = np.stack(
+        [
+            (
+                np.zeros((len(deviations),) * 2)
+                if index == tie.reference
+                else scale * tying.prior_root(shape, colour * flux * deviations)
+            )
+            for tie, shape, colour, flux, scale in zip(
+                ties, shapes, colours, fluxes, scales, strict=True
+            )
+        ]
+    )
+    seen_roots = forward @ roots
+    free = np.concatenate(seen_roots, 1)
+    factor = np.linalg.cholesky(np.eye(len(free)) + free @ free.T)
+    return _Band(forward, project, scales, roots, seen_roots, factor)
 
 
 def _loud(gram, width):

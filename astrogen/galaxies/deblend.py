@@ -21,7 +21,7 @@ from astrogen.galaxies.conclude import Colours, Drawn, Grid, make_exposure, make
 from astrogen.galaxies.deconvolve import check_options, provenance_of
 from astrogen.galaxies.draws import climb_together, draw_alone, draw_mode, draw_together
 from astrogen.galaxies.mode import begin, climb_in_turn
-from astrogen.galaxies.plans import check_overlap, plan_alone, plan_several, seeds_of
+from astrogen.galaxies.plans import How, check_overlap, plan_alone, plan_several, seeds_of
 from astrogen.galaxies.scene import Scene, light_of, make_galaxy, tensor, whole_light
 from astrogen.priors import load_prior
 from astrogen.processes import refuse_fork
@@ -68,19 +68,8 @@ def deconvolve_jointly(
     ValueError : an option is wrong, exposures do not overlap, lack a WCS, or have units of which
         one cannot be converted to the other.
     """
-    return _fit(
-        "deconvolve_jointly",
-        observations,
-        bands,
-        aligned,
-        None,
-        prior,
-        method,
-        num_draws,
-        seed,
-        prior_scale,
-        background,
-    )
+    how = How(method, num_draws, seed, prior_scale, background)
+    return _fit("deconvolve_jointly", observations, bands, aligned, None, prior, how)
 
 
 def deblend(
@@ -117,6 +106,7 @@ def deblend(
         `deconvolve_jointly` refuses.
     """
     observations = [observations] if hasattr(observations, "psf") else observations
+    how = How(method, num_draws, seed, prior_scale, background)
     return _fit(
         "deblend",
         observations,
@@ -124,59 +114,43 @@ def deblend(
         aligned,
         "detect" if sources is None else sources,
         prior,
-        method,
-        num_draws,
-        seed,
-        prior_scale,
-        background,
+        how,
     )
 
 
-def _fit(
-    caller,
-    observations,
-    bands,
-    aligned,
-    sources,
-    prior,
-    method,
-    num_draws,
-    seed,
-    prior_scale,
-    background,
-):
+def _fit(caller, observations, bands, aligned, sources, prior, how):
     refuse_fork(caller)
-    check_options(caller, method, background, num_draws)
+    check_options(caller, how)
     observations = list(observations)
     bands = _check_exposures(caller, observations, bands)
     observations = [to_unit(observation, observations[0].unit) for observation in observations]
     prior = load_prior(prior) if not hasattr(prior, "components") else prior
     scene = Scene(
-        observations, bands, find_frames(observations, aligned=aligned), prior, background
+        observations, bands, find_frames(observations, aligned=aligned), prior, how.background
     )
-    seeds = seeds_of(observations[:1], seed)[0]
+    seeds = seeds_of(observations[:1], how.seed)[0]
     if sources is None:
-        plans = [plan_alone(scene, seeds, prior_scale)]
+        plans = [plan_alone(scene, seeds, how.prior_scale)]
     else:
         positions = (
             detect(observations, aligned=aligned)
             if isinstance(sources, str)
             else read_positions(observations[0], sources)
         )
-        plans = plan_several(scene, positions, seeds, prior_scale)
+        plans = plan_several(scene, positions, seeds, how.prior_scale)
     check_overlap(scene, plans)
     galaxies = [make_galaxy(scene, plan) for plan in plans]
     begin(scene, galaxies)
     settled = climb_in_turn(scene, galaxies)
     if len(galaxies) == 1:
-        draws = draw_alone(scene, galaxies[0], seeds, method=method, num_draws=num_draws)
+        draws = draw_alone(scene, galaxies[0], seeds, method=how.method, num_draws=how.num_draws)
     else:
         groups, settled = climb_together(scene, galaxies)
-        draws = (draw_mode if method == "map" else draw_together)(
-            scene, galaxies, groups, seeds, num_draws=num_draws
+        draws = (draw_mode if how.method == "map" else draw_together)(
+            scene, galaxies, groups, seeds, num_draws=how.num_draws
         )
     draws.told["map_converged"] = min(draws.told["map_converged"], float(settled))
-    provenance = provenance_of(prior, draws.method, num_draws, seed, background)
+    provenance = provenance_of(prior, how._replace(method=draws.method))
     return _result(scene, galaxies, draws, provenance | {"bands": list(dict.fromkeys(bands))})
 
 

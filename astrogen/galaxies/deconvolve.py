@@ -21,7 +21,7 @@ from astrogen.data.sky import judge_sky, level_off
 from astrogen.errors import InputError
 from astrogen.galaxies import conditional, posterior
 from astrogen.galaxies.conclude import Drawn, Grid, make_exposure, make_result, make_source
-from astrogen.galaxies.plans import plan_of, seeds_of
+from astrogen.galaxies.plans import How, plan_of, seeds_of
 from astrogen.graphs import any_size
 from astrogen.inference import find_map
 from astrogen.inference.contracts import Sampling, Settings
@@ -91,40 +91,29 @@ def deconvolve(
     ValueError : an option is wrong, or a PSF is sharper than the resolution that is asked for.
     """
     refuse_fork("deconvolve")
-    check_options("deconvolve", method, background, num_draws, batch_size)
+    how = How(method, num_draws, seed, prior_scale, background, num_chains)
+    check_options("deconvolve", how, batch_size)
     observations, single = as_observations(observations, psf=psf, pixel_scale=pixel_scale)
     prior = load_prior(prior) if not hasattr(prior, "components") else prior
     batch_size = batch_size or min(LARGEST_BATCH, max(len(observations), 1))
     results = [None] * len(observations)
     with tqdm(total=len(observations), unit=" galaxies", disable=not progress) as bar:
-        for index, result in deconvolve_each(
-            observations,
-            prior=prior,
-            method=method,
-            num_draws=num_draws,
-            seed=seed,
-            prior_scale=prior_scale,
-            background=background,
-            num_chains=num_chains,
-            batch_size=batch_size,
-        ):
+        for index, result in deconvolve_each(observations, prior, how, batch_size=batch_size):
             results[index] = result
             bar.update()
     return results[0] if single else results
 
 
-def deconvolve_each(
-    observations, *, prior, method, num_draws, seed, prior_scale, background, num_chains, batch_size
-):
+def deconvolve_each(observations, prior, how, *, batch_size):
     """(index, Result) of Observations, batch by batch: who keeps little of each result needs the
-    memory of one batch. Options as of `deconvolve`, not checked here.
+    memory of one batch. `how`, a How, is not checked here.
     """
-    stamps = [level_off(observation, background=background) for observation in observations]
+    stamps = [level_off(observation, background=how.background) for observation in observations]
     plans = [
-        plan_of(stamp.observation, word, prior, prior_scale)
-        for stamp, word in zip(stamps, seeds_of(observations, seed), strict=True)
+        plan_of(stamp.observation, word, prior, how.prior_scale)
+        for stamp, word in zip(stamps, seeds_of(observations, how.seed), strict=True)
     ]
-    provenance = provenance_of(prior, method, num_draws, seed, background)
+    provenance = provenance_of(prior, how)
     telescopes = {}
     # By seed too, so that neighbours, and with them the last bits, do not depend on the order of
     # the input.
@@ -135,14 +124,7 @@ def deconvolve_each(
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
         batch = _infer(
-            [plans[index] for index in chosen],
-            prior,
-            telescopes,
-            method=method,
-            num_draws=num_draws,
-            background=background,
-            num_chains=num_chains,
-            batch_size=batch_size,
+            [plans[index] for index in chosen], prior, telescopes, how, batch_size=batch_size
         )
         yield from zip(
             chosen,
@@ -152,24 +134,23 @@ def deconvolve_each(
                 batch,
                 prior,
                 telescopes,
-                method,
                 provenance,
             ),
             strict=True,
         )
     for index in sorted(set(range(len(plans))) - set(order)):
-        yield index, _no_data(plans[index], prior, method, provenance)
+        yield index, _no_data(plans[index], prior, provenance)
 
 
-def check_options(caller, method, background, num_draws, batch_size=None):
+def check_options(caller, how, batch_size=None):
     """A ValueError in the name of `caller` where an option is wrong."""
-    check_method(caller, method)
-    if background not in ("fit", "fixed"):
+    check_method(caller, how.method)
+    if how.background not in ("fit", "fixed"):
         raise InputError(
-            f"{caller}: background must be one of ('fit', 'fixed'), got {background!r}"
+            f"{caller}: background must be one of ('fit', 'fixed'), got {how.background!r}"
         )
     for name, value, least in (
-        ("num_draws", num_draws, 8),
+        ("num_draws", how.num_draws, 8),
         ("batch_size", 1 if batch_size is None else batch_size, 1),
     ):
         if value < least:
@@ -193,8 +174,8 @@ class _Batch(NamedTuple):
     methods: np.ndarray
 
 
-def _infer(plans, prior, telescopes, *, method, num_draws, background, num_chains, batch_size):
-    compressed = _compress(plans, prior, telescopes, background)
+def _infer(plans, prior, telescopes, how, *, batch_size):
+    compressed = _compress(plans, prior, telescopes, how.background)
     # The last batch is filled up with its first object: a new shape would cost a new trace.
     rows = np.r_[np.arange(len(plans)), np.zeros(max(batch_size - len(plans), 0), int)]
     compressed = tf.nest.map_structure(lambda tensor: tf.gather(tensor, rows), compressed)
@@ -204,8 +185,8 @@ def _infer(plans, prior, telescopes, *, method, num_draws, background, num_chain
         log_density_fn, curvature_fn, compressed, posterior.start(prior, compressed)
     )
     target = conditional.make_target(prior, compressed, climb.parameters)
-    settings = Settings(num_draws, Sampling(num_chains=num_chains))
-    drawn = draw(method, target, climb, seeds, settings)
+    settings = Settings(how.num_draws, Sampling(num_chains=how.num_chains))
+    drawn = draw(how.method, target, climb, seeds, settings)
     coefficients, level, num_fitted = (
         tensor.numpy()
         for tensor in conditional.draw_galaxies(
@@ -292,7 +273,7 @@ def _compress_group(group, prior, basis, background):
     inverse = np.where(good, 1 / sigma, 0).astype(np.float32)
     image = np.stack([plan.observation.image for plan in filled])
     compressed = posterior.compress(
-        *basis,
+        basis,
         prior,
         whitened=image * inverse,
         inverse_sigma=inverse,
@@ -307,7 +288,7 @@ def _compress_group(group, prior, basis, background):
 # Results
 
 
-def _results(plans, stamps, batch, prior, telescopes, method, provenance):
+def _results(plans, stamps, batch, prior, telescopes, provenance):
     for row, (plan, stamp) in enumerate(zip(plans, stamps, strict=True)):
         observation, scale, parameters = (
             plan.observation,
@@ -358,7 +339,7 @@ def _results(plans, stamps, batch, prior, telescopes, method, provenance):
             status=judge_sky(
                 stamp, light, provenance["background"], error=background.std() / stamp.unit
             )
-            + (MODE_ONLY if method == "map" else ()),
+            + (MODE_ONLY if provenance["method"] == "map" else ()),
         )
 
 
@@ -380,7 +361,7 @@ def _develop(prior, coefficients, kernel, centre, pixel_scale, prior_scale, shap
     return telescope.move(centred, centre, prior_scale), tf.reduce_sum(centred, [1, 2]), light[0]
 
 
-def _no_data(plan, prior, method, provenance):
+def _no_data(plan, prior, provenance):
     observation = plan.observation
     source = make_source(
         observation,
@@ -395,11 +376,15 @@ def _no_data(plan, prior, method, provenance):
         observation, light=np.zeros_like(observation.image), background_draws=np.zeros(0)
     )
     return make_result(
-        [source], [exposure], method=name_of(method), diagnostics={}, provenance=provenance
+        [source],
+        [exposure],
+        method=provenance["method"],
+        diagnostics={},
+        provenance=provenance,
     )
 
 
-def provenance_of(prior, method, num_draws, seed, background):
+def provenance_of(prior, how):
     """What made a result, as JSON types."""
     versions = {name: importlib.metadata.version(name) for name in ("tensorflow", "numpy")}
     return {
@@ -407,8 +392,8 @@ def provenance_of(prior, method, num_draws, seed, background):
         **versions,
         "prior": prior.name,
         "weights": weights_hash(prior.card),
-        "method": name_of(method),
-        "num_draws": num_draws,
-        "seed": seed,
-        "background": background,
+        "method": name_of(how.method),
+        "num_draws": how.num_draws,
+        "seed": how.seed,
+        "background": how.background,
     }

@@ -22,6 +22,17 @@ LARGEST_RADIUS = 8.0  # prior pixels, half-light radius: the largest of the trai
 CENTRE_SIGMA = 2.5  # prior pixels, of the weight that centred the training population
 
 
+class How(NamedTuple):
+    """How galaxies are fitted; what it means stands in `astrogen.deconvolve`."""
+
+    method: object
+    num_draws: int
+    seed: int
+    prior_scale: float | None
+    background: str
+    num_chains: int = 4
+
+
 # One stamp
 
 

@@ -199,9 +199,7 @@ def _factorise(gram, moment, rotation, visible, mean_white, std):
 
 
 def compress(
-    images,
-    rotation,
-    visible,
+    basis,
     prior,
     *,
     whitened,
@@ -215,7 +213,7 @@ def compress(
 
     Parameters
     ----------
-    images, rotation, visible : from `telescope_basis`
+    basis : images, rotation and visible of `telescope_basis`
     whitened, inverse_sigma : arrays [batch, height, width]: data over sigma, and 1 / sigma; both 0
         at masked pixels
     centre : array [batch, 2], arcsec, (x, y) of the galaxy from the stamp's centre
@@ -227,6 +225,7 @@ def compress(
     -------
     Compressed
     """
+    images, rotation, visible = basis
     tensors = [
         tf.constant(x, tf.float32)
         for x in (whitened, inverse_sigma, centre, pixel_scale, prior_scale, background_precision)

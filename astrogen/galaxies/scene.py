@@ -120,12 +120,9 @@ def make_galaxy(scene, plan):
     for observation, frame, good, inverse in zip(
         scene.observations, scene.frames, scene.good, scene.inverse, strict=True
     ):
-        psf = observation.psf
         seen = telescope.see_affine(
             spectrum,
-            psf.image,
-            psf_scale=psf.pixel_scale,
-            pixel_response=psf.pixel_response,
+            observation.psf,
             pixel_scale=observation.pixel_scale,
             prior_scale=plan.prior_scale,
             target_fwhm=ratio * plan.prior_scale,
@@ -234,12 +231,9 @@ def whole_light(scene, galaxy, coefficients, exposure):
     before = (telescope.GRID - image.shape[1]) // 2
     after = telescope.GRID - image.shape[1] - before
     spectrum = np.fft.rfft2(np.pad(image, [(0, 0), (before, after), (before, after)]))
-    psf = observation.psf
     seen = telescope.see_affine(
         spectrum,
-        psf.image,
-        psf_scale=psf.pixel_scale,
-        pixel_response=psf.pixel_response,
+        observation.psf,
         pixel_scale=observation.pixel_scale,
         prior_scale=scale,
         target_fwhm=scene.prior.target_fwhm / scene.prior.pixel_scale * scale,

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from astrogen.data.psf import PSF
 from astrogen.types import Place, Tensor
 
 # side of the padded grid, in prior pixels: twice the prior's stamp, so that nothing wraps around
@@ -302,10 +303,8 @@ def _seen(shape, moved, ratio):
 
 def see_affine(
     spectrum: np.ndarray,
-    psf_image: np.ndarray,
+    psf: PSF,
     *,
-    psf_scale: float,
-    pixel_response: float,
     pixel_scale: float,
     prior_scale: float,
     target_fwhm: float,
@@ -323,8 +322,8 @@ def see_affine(
     Parameters
     ----------
     spectrum : array [k, GRID, GRID // 2 + 1], complex, transforms of images on the padded grid
-    psf_image, psf_scale, pixel_response, pixel_scale, prior_scale, target_fwhm : as in
-        `kernel_transform`; the PSF lies along the pixels of the exposure
+    psf : PSF, which lies along the pixels of the exposure
+    pixel_scale, prior_scale, target_fwhm : as in `kernel_transform`
     matrix : array [2, 2], takes (x, y) arcsec along the axes of the images to arcsec along the axes
         of the exposure
     centre : (x, y), arcsec of the images' centre from the stamp's, along the axes of the exposure
@@ -341,11 +340,11 @@ def see_affine(
     kx, ky, weight = (np.broadcast_to(part, (GRID, len(kx))) for part in (kx, ky[:, None], weight))
     inverse = np.linalg.inv(matrix)
     seen_x, seen_y = (inverse.T @ np.stack([kx.ravel(), ky.ravel()])).reshape(2, *kx.shape)
-    kernel = _psf_at(psf_image, psf_scale, seen_x.ravel(), seen_y.ravel()).reshape(kx.shape)
+    kernel = _psf_at(psf.image, psf.pixel_scale, seen_x.ravel(), seen_y.ravel()).reshape(kx.shape)
     kernel = (
         kernel
-        * _box_ratio(seen_x, pixel_scale, pixel_response)
-        * _box_ratio(seen_y, pixel_scale, pixel_response)
+        * _box_ratio(seen_x, pixel_scale, psf.pixel_response)
+        * _box_ratio(seen_y, pixel_scale, psf.pixel_response)
     )
     kernel = kernel * weight / target_transform(np.hypot(kx, ky), target_fwhm)
     power = np.abs(kernel) ** 2 * (np.abs(spectrum) ** 2).max(0)

@@ -171,7 +171,7 @@ def _end(out, num_chunks, lost, words_fn):
 def _check_fit(fit, exposures):
     from astrogen.galaxies.deconvolve import check_options
 
-    check_options("run_survey", fit.method, fit.background, fit.num_draws)
+    check_options("run_survey", fit)
     bands = {exposure.band for exposure in exposures}
     if fit.joint and "" in bands and len(bands) > 1:
         raise InputError(

@@ -249,17 +249,13 @@ def _halving(fit_fn, keep_fn, cuts, failures, reason_fn):
 def _fit_each(fit, cuts):
     """(place, Result) of each cut, batch by batch."""
     from astrogen.galaxies.deconvolve import deconvolve_each
+    from astrogen.galaxies.plans import How
     from astrogen.priors import load_prior
 
     return deconvolve_each(
         [cut.stamps[0] for cut in cuts],
-        prior=load_prior(fit.prior),
-        method=fit.method,
-        num_draws=fit.num_draws,
-        seed=fit.seed,
-        prior_scale=fit.prior_scale,
-        background=fit.background,
-        num_chains=fit.num_chains,
+        load_prior(fit.prior),
+        How(*(getattr(fit, name) for name in How._fields)),
         batch_size=BATCH,
     )
 
