@@ -425,7 +425,9 @@ def test_the_padded_grid_ends_where_the_galaxy_has_moved_it():
     """A uniform sheet of light, moved by 2 and -1 arcsec: pixels see it whole or not at all."""
     shape, shift = (81, 90), (2.0, -1.0)
     kernel = telescope.kernel_transform(
-        make_psf(np.ones((1, 1)), pixel_scale=0.2),
+        np.ones((1, 1)),
+        psf_scale=0.2,
+        pixel_response=0.2,
         pixel_scale=0.2,
         prior_scale=0.1,
         target_fwhm=1e-9,
