@@ -17,13 +17,13 @@ from astrogen.inference import (
     find_map_multi,
     gaussian_log_density,
     kernels,
-    laplace,
     resample,
     sample_hmc,
 )
 from astrogen.inference import hmc as hmc_module
 from astrogen.inference.climb import Climb, value_and_gradient
 from astrogen.inference.contracts import Sampling
+from astrogen.inference.laplace import laplace
 
 SEED = [20240229, 7]
 

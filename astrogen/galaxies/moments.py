@@ -1,4 +1,4 @@
-"""What a catalogue reports of a galaxy, from its coefficients: flux, place, size and ellipticity."""
+"""What a catalogue reports of a galaxy, from its coefficients: flux, place, size, ellipticity."""
 
 from functools import lru_cache
 

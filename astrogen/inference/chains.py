@@ -1,8 +1,8 @@
 """Draws by Markov chains that go on until they agree on what a catalogue reports.
 
 A round keeps a few hundred draws of each chain. Where the chains disagree, they go on from where
-they ended, twice as far, and what was before counts as burn-in; the time between draws that are kept
-doubles too, so that memory does not grow.
+they ended, twice as far, and what was before counts as burn-in; the time between draws that are
+kept doubles too, so that memory does not grow.
 """
 
 import numpy as np

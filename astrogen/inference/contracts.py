@@ -38,8 +38,8 @@ class Target(NamedTuple):
 
     log_density_fn : (parameters [chain, batch, p], evidence) -> [chain, batch], up to a constant
         for each object
-    weigh_fn : (parameters [draw, batch, p], evidence) -> the same for many draws, [draw, batch], and
-        what it made on the way, arrays [draw, batch, ...] in a tuple
+    weigh_fn : (parameters [draw, batch, p], evidence) -> the same for many draws, [draw, batch],
+        and what it made on the way, arrays [draw, batch, ...] in a tuple
     report_fn : (parameters [draw, batch, p], evidence, seeds [batch, 2]) -> array [draw, batch,
         quantity], what a catalogue would say of each draw: that on which chains must agree
     evidence : nested tensors [batch, ...]

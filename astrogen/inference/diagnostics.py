@@ -2,7 +2,8 @@
 
 NumPy, vectorised over objects.
 
-Agrees with ArviZ to rounding, also for antithetic chains, and with the closed form of an autoregressive chain (tests/test_inference.py).
+Agrees with ArviZ to rounding, also for antithetic chains, and with the closed form of an
+autoregressive chain (tests/test_inference.py).
 """
 
 import numpy as np

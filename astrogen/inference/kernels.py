@@ -245,9 +245,9 @@ def fly(density_fn, start, momentum, step, num_steps, *, floor=None, rotating=Fa
 
 
 def adapted(kernel, *, num_steps, target_accept):
-    """A kernel whose step size is adapted during its first `num_steps` steps, by dual averaging over
-    its chains (Hoffman & Gelman 2014, eq. 6; their constants), about the step that it has; as it is
-    where there are none.
+    """A kernel whose step size is adapted during its first `num_steps` steps, by dual averaging
+    over its chains (Hoffman & Gelman 2014, eq. 6; their constants), about the step that it has; as
+    it is where there are none.
     """
     if not num_steps:
         return kernel
