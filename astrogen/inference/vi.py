@@ -4,7 +4,8 @@ importance weights.
 It starts at the Laplace approximation and climbs the evidence lower bound; what it gains is that
 its width and place are those of the whole posterior, not of its top. It stays a normal: a ridge
 that is curved remains one that no normal fits, and k-hat, told from 1500 proposals, says so. Of
-50 bright galaxies at a signal-to-noise of 100 it leaves about as many above the limit as it mends.
+50 bright galaxies at a signal-to-noise of 100 the Laplace approximation leaves 27 above the limit,
+the fit 13, at two thirds of the cost of chains, for which there is no limit to miss.
 """
 
 import tensorflow as tf
