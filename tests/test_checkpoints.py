@@ -1,6 +1,7 @@
 """Training goes on from its last checkpoint, or says why it cannot."""
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from astrogen.training.checkpoints import (
     restore_last,
 )
 from astrogen.training.galaxy import basis_of_run, write_basis
+from astrogen.training.run import Run
 
 
 def _checkpoint(value, size=3):
@@ -101,14 +103,15 @@ def test_coefficients_that_were_changed_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("astrogen.training.galaxy.read_manifest", lambda path: {"sha256": "0"})
     basis = Basis(np.ones((2, 4, 4)), np.zeros(2), np.ones(2), 0.1)
     write_basis(tmp_path, basis, np.ones((8, 5, 2), np.float16), "0 seed 1")
-    _, white = basis_of_run(tmp_path, tmp_path, 1, True)
+    run = Run(tmp_path, 1, 1, resume_from=tmp_path)
+    _, white = basis_of_run(tmp_path, run)
     np.testing.assert_array_equal(white, np.ones((8, 5, 2)))
     with pytest.raises(RecordsError, match="must be those of the run"):
-        basis_of_run(tmp_path, tmp_path, 2, True)
+        basis_of_run(tmp_path, replace(run, seed=2))
     path = tmp_path / "coefficients.npy"
     path.write_bytes(path.read_bytes()[:-2] + b"\0\0")
     with pytest.raises(InputFileError, match="coefficients must be as they were written"):
-        basis_of_run(tmp_path, tmp_path, 1, True)
+        basis_of_run(tmp_path, run)
 
 
 def test_two_trainings_do_not_share_a_folder(tmp_path):
