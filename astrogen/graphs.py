@@ -1,6 +1,6 @@
-"""Graphs that are traced once, whatever the sizes of what they are given."""
+"""Graphs that are traced once for any size of what they are given, or once for each."""
 
-from functools import wraps
+from functools import lru_cache, wraps
 
 import numpy as np
 import tensorflow as tf
@@ -31,3 +31,31 @@ def _unsized(value):
     if not isinstance(value, (tf.Tensor, np.ndarray)):
         return value
     return tf.TensorSpec([None] * len(value.shape), value.dtype)
+
+
+def each_size(function, *, most=24):
+    """A function as a graph of its own for each set of shapes, for loops that need them static.
+
+    Each is traced once; beyond `most` of them the one that was not used for longest is forgotten,
+    so that a run over stamps of many sizes does not grow for ever.
+    """
+
+    @lru_cache(maxsize=most)
+    def graph_of(sizes):
+        return tf.function(function, autograph=False)
+
+    @wraps(function)
+    def call(*arguments, **options):
+        leaves = tf.nest.flatten((arguments, tuple(options.values())))
+        graph = graph_of(tuple(map(_size, leaves)))
+        return graph(*arguments, **options)
+
+    call.graph_of = graph_of
+    return call
+
+
+def _size(value):
+    """What tells one graph from another: shape and type of an array, or the value itself."""
+    if isinstance(value, (tf.Tensor, np.ndarray)):
+        return tuple(value.shape), value.dtype
+    return value

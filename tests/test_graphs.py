@@ -3,7 +3,7 @@
 import numpy as np
 import tensorflow as tf
 
-from astrogen.graphs import any_size
+from astrogen.graphs import any_size, each_size
 
 runs = []
 
@@ -34,3 +34,20 @@ def test_step_by_step_nothing_is_traced():
     finally:
         tf.config.run_functions_eagerly(False)
     assert outer.num_traces() == before
+
+
+def test_each_size_is_traced_once_and_the_oldest_is_forgotten():
+    traced = []
+
+    def doubled(array, *, times):
+        traced.append((array.shape[0], times))  # static inside
+        return array * times
+
+    graph = each_size(doubled, most=2)
+    for num in (3, 4, 3, 4, 3):
+        found = graph(tf.ones([num]), times=2.0)
+        np.testing.assert_array_equal(found, np.full(num, 2.0))
+    assert traced == [(3, 2.0), (4, 2.0)]
+    graph(tf.ones([3]), times=5.0)
+    graph(tf.ones([4]), times=2.0)
+    assert traced == [(3, 2.0), (4, 2.0), (3, 5.0), (4, 2.0)]

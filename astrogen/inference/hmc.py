@@ -12,6 +12,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from astrogen.errors import InputError
+from astrogen.graphs import each_size
 from astrogen.inference import diagnostics
 from astrogen.inference.climb import value_and_gradient
 from astrogen.inference.contracts import Sampling
@@ -119,7 +120,7 @@ def _check(settings):
         )
 
 
-@tf.function(autograph=False)
+@each_size
 def _run(
     log_density_fn,
     mode,
@@ -212,7 +213,7 @@ def sample_by_kernel(kernel_fn, target, climb, *, seeds, settings):
     return np.stack(draws, 2), np.array(accept)
 
 
-@tf.function(autograph=False)
+@each_size
 def _run_kernel(kernel_fn, log_density_fn, mode, to_parameters, evidence, seed, *, settings):
     def place(white):
         return mode + tf.linalg.matvec(to_parameters, white)

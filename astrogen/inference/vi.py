@@ -11,6 +11,7 @@ the fit 13, at two thirds of the cost of chains, for which there is no limit to 
 import tensorflow as tf
 from tensorflow_probability import distributions as tfd
 
+from astrogen.graphs import each_size
 from astrogen.inference.climb import value_and_gradient
 from astrogen.inference.laplace import fold, member_normals, member_seeds, whitening
 from astrogen.inference.methods import PROPOSALS, STABLE, weighted
@@ -49,7 +50,7 @@ def fit_normal(log_density_fn, climb, evidence, *, seed, num_steps=NUM_STEPS):
     )
 
 
-@tf.function(autograph=False)
+@each_size
 def _fit(log_density_fn, mode, to_parameters, evidence, seeds, num_steps):
     batch, size = mode.shape
 
