@@ -24,6 +24,7 @@ from astrogen.inference.laplace import fold, member_normals
 
 NUM_FOLLOWED = 24  # directions in which the covariance is followed whole
 NUM_STEPS = 2  # of conjugate gradients
+WHOLE = 64  # directions: their number in chains, which are traced for each, is a multiple
 CHUNK = 50  # draws at a time: memory against the efficiency of matrix products
 
 
@@ -279,7 +280,24 @@ class Evidence(NamedTuple):
 
 def make_target(prior, compressed, mode):
     """The posterior of stamps as methods of inference see it, near parameters [batch, p]."""
-    return Target(*_target_functions(prior), Evidence(compressed, focus(prior, compressed, mode)))
+    evidence = Evidence(compressed, focus(prior, compressed, mode))
+    return Target(*_target_functions(prior), evidence, _lean)
+
+
+def _lean(evidence):
+    """The Focus alone, its directions filled up to a multiple of WHOLE with such as say nothing."""
+    here = evidence.here
+    missing = -here.data.shape[1] % WHOLE
+    more = [[0, 0], [0, missing], [0, 0]]
+    return Evidence(
+        None,
+        here._replace(
+            directions=None,
+            forward=tf.pad(here.forward, more),
+            squared=tf.pad(here.squared, more),
+            data=tf.pad(here.data, more[:2]),
+        ),
+    )
 
 
 @lru_cache
@@ -313,7 +331,6 @@ def draw_galaxies(prior, evidence, parameters, seeds, decoded=None):
     return draw_coefficients(prior, compressed, here, parameters, normals, decoded)
 
 
-@tf.function(autograph=False)
 def standard_normals(seeds, num_draws, num_coefficients, num_directions):
     """Standard normals [draw, batch, num_coefficients + num_directions + 1] for
     `draw_coefficients`.

@@ -42,7 +42,7 @@ def draw_hmc(target, climb, seeds, settings):
         chains = sample_hmc(
             target.log_density_fn,
             take(climb, rows),
-            some.evidence,
+            some.lean,
             seed=seeds[rows],
             settings=chosen._replace(thinning=2**index),
             begin=end,

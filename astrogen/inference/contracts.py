@@ -43,12 +43,20 @@ class Target(NamedTuple):
     report_fn : (parameters [draw, batch, p], evidence, seeds [batch, 2]) -> array [draw, batch,
         quantity], what a catalogue would say of each draw: that on which chains must agree
     evidence : nested tensors [batch, ...]
+    lean_fn : evidence -> what `log_density_fn` needs of it, in one of few shapes, for loops that
+        are traced anew for each; None: the evidence itself
     """
 
     log_density_fn: Callable
     weigh_fn: Callable
     report_fn: Callable
     evidence: object
+    lean_fn: Callable | None = None
+
+    @property
+    def lean(self):
+        """The evidence for `log_density_fn` alone."""
+        return self.lean_fn(self.evidence) if self.lean_fn else self.evidence
 
 
 class Drawn(NamedTuple):

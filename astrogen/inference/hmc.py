@@ -203,7 +203,7 @@ def sample_by_kernel(kernel_fn, target, climb, *, seeds, settings):
             target.log_density_fn,
             climb.parameters[row],
             matrices[row],
-            tf.nest.map_structure(lambda x, row=row: x[row : row + 1], target.evidence),
+            tf.nest.map_structure(lambda x, row=row: x[row : row + 1], target.lean),
             tf.constant(seed, tf.int32),
             settings=settings,
         )

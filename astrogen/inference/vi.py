@@ -105,7 +105,7 @@ def draw_vi(target, climb, seeds, settings):
     -------
     Drawn; diagnostics k_hat, k_hat_error, ess
     """
-    mean, factor = fit_normal(target.log_density_fn, climb, target.evidence, seed=seeds)
+    mean, factor = fit_normal(target.log_density_fn, climb, target.lean, seed=seeds)
     num = max(int(PROPOSALS * settings.num_draws), STABLE)
     noise = member_normals(fold(tf.constant(seeds), PROPOSAL), num, mean.shape[1])
     normal = tfd.MultivariateNormalDiag(tf.zeros([mean.shape[1]]))
