@@ -56,7 +56,7 @@ API = {  # function: its parameters, in their order
     "write_report": "results directory title failures max_figures picture caption",
     "run_survey": (
         "catalogue images out fit psf variance sigma weight mask band chunk num_workers scheduler"
-        " shard resume force progress"
+        " shard resume force progress words_fn"
     ),
     "read_survey": "out",
     "read_object": "out ident image",
