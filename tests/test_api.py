@@ -89,6 +89,13 @@ CLASSES = {  # class: what a user reads of it
 }
 
 
+def test_scripts_find_results_under_one_name():
+    from astrogen import result
+
+    assert result.Result is astrogen.Result and result.read_result is astrogen.read_result
+    assert all(hasattr(result, name) for name in result.__all__)
+
+
 def test_these_are_all_public_names():
     assert set(astrogen.__all__) == {"__version__", *API, *CLASSES}
 
