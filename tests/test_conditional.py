@@ -77,6 +77,7 @@ def test_equations_are_solved_as_scipy_does_where_few_directions_are_followed(mo
     case = make_case(np.random.default_rng(5), num=14, latent=4, flux=30.0)
     followed = 3
     monkeypatch.setattr(conditional, "NUM_FOLLOWED", followed)
+    monkeypatch.setattr(conditional, "NUM_STEPS", 2)
     parameters, _ = at_places(case, 2)
     here = conditional.focus(case.prior, case.compressed, parameters[0])
     batch, rows, size = here.forward.shape

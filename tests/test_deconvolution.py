@@ -3,6 +3,7 @@ galaxies that the prior itself draws.
 """
 
 import dataclasses
+from dataclasses import replace
 
 import galsim
 import numpy as np
@@ -474,3 +475,15 @@ def test_a_loop_over_the_stamps_of_an_exposure_sees_the_basis_through_its_psf_on
     assert (told.misses, told.hits) == (1, 1)
     run([stamps[2]], prior)
     assert deconvolution._see_through.cache_info().misses == 2
+
+
+@pytest.mark.parametrize("method", ["laplace", "hmc"])
+def test_a_variance_that_is_too_small_makes_the_residual_rougher_and_no_other_fit(prior, method):
+    """The residual then rises far above the noise in every direction; what is drawn still fits the
+    image: chi-square grows by the factor, about, by which the variance was made too small.
+    """
+    (sound,), _ = observed(prior, 1, 1, signal_to_noise=60.0)
+    wrong = replace(sound, variance=sound.variance / 10)
+    right, rough = (run([one], prior, method=method)[0] for one in (sound, wrong))
+    assert rough.chi2 == pytest.approx(10 * right.chi2, rel=0.25)
+    assert rough.residual_amplitude > 3 * right.residual_amplitude
