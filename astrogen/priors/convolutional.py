@@ -15,7 +15,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from astrogen.priors.galaxy import RAW_ONE, ImagePrior, Population, residual_scale, squash
+from astrogen.priors.galaxy import (
+    RAW_ONE,
+    ImagePrior,
+    Population,
+    population_of,
+    residual_scale,
+    squash,
+)
 from astrogen.priors.networks import ResidualMLP, gelu_and_rate
 from astrogen.types import Tensor
 
@@ -225,15 +232,7 @@ def convolutional_prior(
         )
     return ConvPrior(
         name=card["name"],
-        population=Population(
-            basis=basis["images"],
-            coefficient_mean=basis["mean"],
-            coefficient_std=basis["std"],
-            log_amplitude=card["log_amplitude"],
-            tilt=card["tilt"],
-            pixel_scale=card["pixel_scale"],
-            target_fwhm=card["target_fwhm"],
-        ),
+        population=population_of(card, basis),
         networks=networks,
         residual_std=residual["std"],
         whitening=(residual["whitening_mean"], residual["whitening_factor"]),

@@ -251,6 +251,19 @@ class BasisPrior(ImagePrior):
         return self._whiten(self.encoder(white)[:, : self.latent_size])
 
 
+def population_of(card: dict[str, Any], basis: dict[str, np.ndarray]) -> Population:
+    """The population that a card and the arrays of its basis describe."""
+    return Population(
+        basis=basis["images"],
+        coefficient_mean=basis["mean"],
+        coefficient_std=basis["std"],
+        log_amplitude=card["log_amplitude"],
+        tilt=card["tilt"],
+        pixel_scale=card["pixel_scale"],
+        target_fwhm=card["target_fwhm"],
+    )
+
+
 def basis_prior(card: dict[str, Any], arrays: dict[str, dict[str, np.ndarray]]) -> BasisPrior:
     """The prior that a card and its arrays describe (see `astrogen.priors.storage`)."""
     basis, whitening = arrays["basis"], arrays["decoder"]
@@ -263,15 +276,7 @@ def basis_prior(card: dict[str, Any], arrays: dict[str, dict[str, np.ndarray]]) 
         )
     return BasisPrior(
         name=card["name"],
-        population=Population(
-            basis=basis["images"],
-            coefficient_mean=basis["mean"],
-            coefficient_std=basis["std"],
-            log_amplitude=card["log_amplitude"],
-            tilt=card["tilt"],
-            pixel_scale=card["pixel_scale"],
-            target_fwhm=card["target_fwhm"],
-        ),
+        population=population_of(card, basis),
         encoder=encoder,
         decoder=decoder,
         whitening=(whitening["whitening_mean"], whitening["whitening_factor"]),
